@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where superblock, activity log, bitmap and data lie, internal and flexible external, and the
+// bitmap's interleaved bytes. Same arithmetic as DRBD 9 and drbdmeta; docs/on-disk.md has it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "engine/base/result.hpp"
+#include "engine/base/units.hpp"
+#include "engine/format/superblock.hpp"
+
+namespace replica {
+
+enum class MetadataPlace : std::uint8_t { internal, external };
+
+// All positions in bytes from the start of the metadata device, which for internal metadata is the
+// data device itself.
+struct MetadataLayout {
+    MetadataPlace place = MetadataPlace::internal;
+    std::uint64_t superblock_offset = 0;
+    std::uint64_t al_offset = 0;
+    std::uint64_t al_bytes = 0;
+    std::uint64_t bitmap_offset = 0;
+    std::uint64_t bitmap_bytes = 0;       // all slots, rounded up to 4 KiB
+    std::uint64_t data_bytes_max = 0;     // the largest volume that fits
+    std::uint32_t max_peers = 1;
+};
+
+// For a superblock that is to be made. `metadata_bytes` is the size of the metadata device (ignored
+// for internal). Fills md_size_sectors, al_offset_sectors and bm_offset_sectors of `superblock` from
+// its al_stripes, al_stripe_blocks and max_peers. Errors: no_space, invalid (a field out of range).
+Result<MetadataLayout> plan_layout(MetadataPlace place, std::uint64_t data_device_bytes,
+                                   std::uint64_t metadata_bytes, Superblock& superblock);
+
+// For a superblock that was read: recomputes the layout and refuses what differs, as DRBD does.
+// Errors: corrupt (offsets differ or overlap), no_space (the device shrank below what is recorded).
+Result<MetadataLayout> check_layout(MetadataPlace place, std::uint64_t data_device_bytes,
+                                    std::uint64_t metadata_bytes, const Superblock& superblock);
+
+// Offset of the superblock on a device of this size.
+std::uint64_t superblock_position(MetadataPlace place, std::uint64_t device_bytes);
+
+// The on-disk bitmap is little-endian 32-bit words, interleaved over the slots: word w of slot s
+// lies at word index w * max_peers + s.
+inline std::uint64_t bitmap_disk_word(std::uint64_t bit, std::uint32_t slot, std::uint32_t max_peers) {
+    return (bit >> 5) * max_peers + slot;
+}
+
+}  // namespace replica

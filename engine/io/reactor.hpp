@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+// The io_uring loop that owns a thread. It turns system calls into completions and decides nothing.
+// One io_uring_enter a turn: submit everything that was queued and wait for the next completion.
+#pragma once
+
+#include <sys/socket.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+
+#include "engine/base/result.hpp"
+#include "engine/base/units.hpp"
+
+namespace replica {
+
+// One operation in the kernel. Owned by the caller, who keeps it (and its buffers) in place until
+// `callback` has run; every started operation calls back exactly once, also when cancelled
+// (-ECANCELED). `result` is the io_uring result: >= 0, or -errno. The callback may start operations,
+// this one included. An Op must not be destroyed in flight (asserted).
+struct Op {
+    void (*callback)(Op& op, std::int32_t result) = nullptr;
+    void* context = nullptr;  // the caller's own
+    bool in_flight = false;   // kept by the reactor
+
+    ~Op();
+};
+
+struct ReactorOptions {
+    std::uint32_t entries = 1024;             // submission queue; the completion queue has 4 times as many
+    std::size_t arena_bytes = 64U << 20;      // registered buffer memory, page-aligned, pre-touched
+};
+
+class Reactor {
+  public:
+    // Errors: unsupported (io_uring is missing or forbidden; the message names the sysctl or seccomp
+    // profile to look at), no_space (locked-memory limit).
+    static Result<std::unique_ptr<Reactor>> create(const ReactorOptions& options);
+    virtual ~Reactor() = default;
+
+    // Runs until stop(). Must be called from one thread only, which becomes the owner; all other
+    // members but post() and stop() are for that thread (or before run()).
+    virtual void run() = 0;
+    virtual void stop() = 0;                            // any thread
+    virtual void post(std::function<void()> task) = 0;  // any thread; runs on the owner, in order
+    // Called on each turn after all completions were handled and before sleeping, in order of
+    // registration; the place to flush gathered effects. Returns nothing; may start operations.
+    virtual void add_turn_hook(void (*hook)(void* context), void* context) = 0;
+    virtual void remove_turn_hook(void* context) = 0;
+
+    virtual Instant now() const = 0;  // CLOCK_MONOTONIC, read once a turn
+
+    // Files. Buffers inside the arena use the registered-buffer opcodes. `dsync` adds RWF_DSYNC.
+    virtual void read(Op& op, int fd, std::span<std::byte> into, std::uint64_t offset) = 0;
+    virtual void write(Op& op, int fd, std::span<const std::byte> from, std::uint64_t offset,
+                       bool dsync) = 0;
+    virtual void fdatasync(Op& op, int fd) = 0;
+    virtual void fallocate(Op& op, int fd, int mode, std::uint64_t offset, std::uint64_t length) = 0;
+
+    // Sockets.
+    virtual void accept(Op& op, int fd) = 0;  // result: the new descriptor, close-on-exec
+    virtual void connect(Op& op, int fd, const sockaddr* address, socklen_t length) = 0;
+    virtual void recv(Op& op, int fd, std::span<std::byte> into, int flags) = 0;
+    virtual void send(Op& op, int fd, std::span<const std::byte> from, int flags) = 0;
+    virtual void sendmsg(Op& op, int fd, const msghdr* message, int flags) = 0;
+    virtual void poll(Op& op, int fd, short events) = 0;
+
+    virtual void timeout(Op& op, Instant at) = 0;  // result: -ETIME when due
+    virtual void cancel(Op& op) = 0;               // asks; op still calls back
+
+    // The arena: `count` buffers of `bytes` each can be carved from it at start (never freed).
+    virtual std::span<std::byte> carve(std::size_t bytes) = 0;  // page-aligned; empty when used up
+};
+
+}  // namespace replica
