@@ -3,8 +3,9 @@
 // embedded node of libreplica drive; JSON, sockets for control and files of configuration are above
 // it (control/).
 //
-// Threads: every member may be called from any thread and blocks until the reactor has answered; none
-// may be called from a reactor thread. Errors carry a message that says what would make it work.
+// Threads: every member may be called from any thread and blocks until the reactor has answered;
+// none may be called from a reactor thread. Errors carry a message that says what would make it
+// work.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +25,13 @@ enum class Protocol : std::uint8_t { a = 'A', b = 'B', c = 'C' };
 enum class OnIoError : std::uint8_t { detach, pass_on };
 // DRBD's automatic split-brain policies, for 0, 1 and 2 primaries at the moment of the handshake.
 enum class AfterSb0Pri : std::uint8_t {
-    disconnect, discard_younger_primary, discard_older_primary, discard_zero_changes,
-    discard_least_changes, discard_local, discard_remote,
+    disconnect,
+    discard_younger_primary,
+    discard_older_primary,
+    discard_zero_changes,
+    discard_least_changes,
+    discard_local,
+    discard_remote,
 };
 enum class AfterSb1Pri : std::uint8_t { disconnect, consensus, violently_as0p, discard_secondary };
 enum class AfterSb2Pri : std::uint8_t { disconnect, violently_as0p };
@@ -36,25 +42,25 @@ struct ResourceOptions {
     AfterSb0Pri after_sb_0pri = AfterSb0Pri::disconnect;
     AfterSb1Pri after_sb_1pri = AfterSb1Pri::disconnect;
     AfterSb2Pri after_sb_2pri = AfterSb2Pri::disconnect;
-    std::uint32_t al_extents = 1237;               // 67..6433
-    std::uint64_t resync_rate_max = 0;             // bytes a second, 0: no limit
-    std::uint32_t ping_interval_ms = 2'000;        // 100..120000
-    std::uint32_t ping_timeout_ms = 1'000;         // 50..30000: no answer to a ping
-    std::uint32_t request_timeout_ms = 10'000;     // 500..600000: no answer to a write or flush
-    std::uint32_t connect_interval_ms = 1'000;     // 50..120000: first retry; doubles up to 8 times
+    std::uint32_t al_extents = 1237;            // 67..6433
+    std::uint64_t resync_rate_max = 0;          // bytes a second, 0: no limit
+    std::uint32_t ping_interval_ms = 2'000;     // 100..120000
+    std::uint32_t ping_timeout_ms = 1'000;      // 50..30000: no answer to a ping
+    std::uint32_t request_timeout_ms = 10'000;  // 500..600000: no answer to a write or flush
+    std::uint32_t connect_interval_ms = 1'000;  // 50..120000: first retry; doubles up to 8 times
     friend bool operator==(const ResourceOptions&, const ResourceOptions&) = default;
 };
 
 struct PeerConfig {
-    std::string name;      // node name, [A-Za-z0-9][A-Za-z0-9._-]{0,63}
+    std::string name;  // node name, [A-Za-z0-9][A-Za-z0-9._-]{0,63}
     NodeId node_id = 0;
-    std::string address;   // HOST:PORT of the peer's replicad; IPv6 in brackets
+    std::string address;  // HOST:PORT of the peer's replicad; IPv6 in brackets
     friend bool operator==(const PeerConfig&, const PeerConfig&) = default;
 };
 
 struct ResourceConfig {
-    std::string name;      // as node names
-    NodeId node_id = 0;    // of this node
+    std::string name;    // as node names
+    NodeId node_id = 0;  // of this node
     std::uint16_t volume = 0;
     std::string disk;      // file or block device, absolute path
     std::string metadata;  // empty: internal; else an absolute path (flexible external)
@@ -65,28 +71,28 @@ struct ResourceConfig {
 
 // What `create` does to the disk.
 struct CreateOptions {
-    bool force = false;             // overwrite data or metadata that is found
-    std::uint32_t max_peers = 0;    // bitmap slots, 0: one for each configured peer, at least 1
-    std::uint64_t size_bytes = 0;   // of the volume, 0: all that fits
+    bool force = false;            // overwrite data or metadata that is found
+    std::uint32_t max_peers = 0;   // bitmap slots, 0: one for each configured peer, at least 1
+    std::uint64_t size_bytes = 0;  // of the volume, 0: all that fits
 };
 
 struct PeerStatus {
     std::string name;
     NodeId node_id = 0;
-    std::string connection;         // DRBD's names: StandAlone, Connecting, Connected, ...
-    std::string role;               // Primary, Secondary, Unknown
-    std::string disk;               // DRBD's disk states, DUnknown when not connected
-    std::string replication;        // Off, Established, SyncSource, SyncTarget, ...
-    std::string why;                // why it is StandAlone or what it waits for; empty: nothing to say
+    std::string connection;   // DRBD's names: StandAlone, Connecting, Connected, ...
+    std::string role;         // Primary, Secondary, Unknown
+    std::string disk;         // DRBD's disk states, DUnknown when not connected
+    std::string replication;  // Off, Established, SyncSource, SyncTarget, ...
+    std::string why;          // why it is StandAlone or what it waits for; empty: nothing to say
     std::uint64_t out_of_sync_bytes = 0;
-    std::uint64_t resync_total_bytes = 0;   // at the start of the resync, 0: none
+    std::uint64_t resync_total_bytes = 0;  // at the start of the resync, 0: none
     std::uint64_t resync_done_bytes = 0;
     std::uint64_t resync_bytes_per_s = 0;
-    std::uint64_t sent_bytes = 0;           // payload of application writes
+    std::uint64_t sent_bytes = 0;  // payload of application writes
     std::uint64_t received_bytes = 0;
-    std::uint64_t resync_sent_bytes = 0;    // payload of resync
+    std::uint64_t resync_sent_bytes = 0;  // payload of resync
     std::uint64_t resync_received_bytes = 0;
-    std::uint64_t pending = 0;              // requests sent and not answered
+    std::uint64_t pending = 0;  // requests sent and not answered
 };
 
 struct ResourceStatus {
@@ -96,25 +102,25 @@ struct ResourceStatus {
     bool up = false;
     std::string role;
     std::string disk;
-    bool suspended = false;                 // writes wait for a generation to be recorded, or an operator
-    std::string why;                        // why not attached, not promotable...; empty: nothing to say
+    bool suspended = false;  // writes wait for a generation to be recorded, or an operator
+    std::string why;         // why not attached, not promotable...; empty: nothing to say
     std::uint64_t size_bytes = 0;
     std::uint64_t read_bytes = 0, written_bytes = 0;  // by the doors
     std::uint64_t al_writes = 0, bm_writes = 0, md_writes = 0;
-    std::uint64_t al_used = 0;              // extents active now
-    std::string current_uuid;               // 16 hex digits
+    std::uint64_t al_used = 0;  // extents active now
+    std::string current_uuid;   // 16 hex digits
     std::uint64_t generation_seq = 0;
-    std::vector<std::string> doors;         // "unix:PATH", "tcp:HOST:PORT"
+    std::vector<std::string> doors;  // "unix:PATH", "tcp:HOST:PORT"
     std::vector<PeerStatus> peers;
 };
 
 struct Event {
-    std::uint64_t seq = 0;      // +1 each; a gap means that the listener was too slow
+    std::uint64_t seq = 0;  // +1 each; a gap means that the listener was too slow
     std::string resource;
-    std::string kind;           // "resource", "device", "connection", "peer-device", "door", "split-brain"
-    std::string action;         // "create", "change", "destroy"
-    std::string peer;           // empty if not about a peer
-    std::string detail;         // for people
+    std::string kind;    // "resource", "device", "connection", "peer-device", "door", "split-brain"
+    std::string action;  // "create", "change", "destroy"
+    std::string peer;    // empty if not about a peer
+    std::string detail;  // for people
 };
 
 // latency in nanoseconds of one part of a write; counts[i] counts [2^i, 2^(i+1)) ns
@@ -133,11 +139,11 @@ struct ResourceStats {
 };
 
 struct NodeOptions {
-    std::string name;           // this node's name
-    std::string state_dir;      // absolute; holds superblock copies; made with mode 0700
-    std::string listen;         // HOST:PORT for peers; empty: nowhere (a lone node)
-    unsigned reactors = 1;      // 1..64 threads; resources are spread over them
-    bool lock_memory = true;    // mlockall and PR_SET_IO_FLUSHER; falls back with a warning
+    std::string name;         // this node's name
+    std::string state_dir;    // absolute; holds superblock copies; made with mode 0700
+    std::string listen;       // HOST:PORT for peers; empty: nowhere (a lone node)
+    unsigned reactors = 1;    // 1..64 threads; resources are spread over them
+    bool lock_memory = true;  // mlockall and PR_SET_IO_FLUSHER; falls back with a warning
     std::function<void(int level, const std::string& line)> log;  // syslog levels; any thread
 };
 
@@ -146,20 +152,24 @@ class Node {
     static Result<std::unique_ptr<Node>> create(const NodeOptions& options);
     virtual ~Node() = default;  // downs every resource cleanly, like down_all()
 
-    // Writes fresh metadata; the resource is then configured but down. Errors: exists (the disk holds
-    // data or metadata and force is off), busy, no_space, not_found, invalid.
+    // Writes fresh metadata; the resource is then configured but down. Errors: exists (the disk
+    // holds data or metadata and force is off), busy, no_space, not_found, invalid.
     virtual Status create_resource(const ResourceConfig& config, const CreateOptions& options) = 0;
     // Makes a resource known whose metadata is on its disk already.
     virtual Status add_resource(const ResourceConfig& config) = 0;
-    virtual Status remove_resource(const std::string& name) = 0;  // must be down; the disk is not touched
+    // The resource must be down; the disk is not touched.
+    virtual Status remove_resource(const std::string& name) = 0;
     virtual Status change_options(const std::string& name, const ResourceOptions& options) = 0;
 
-    virtual Status up(const std::string& name) = 0;      // attach and connect
-    virtual Status down(const std::string& name) = 0;    // closes doors, demotes, disconnects, detaches
+    virtual Status up(const std::string& name) = 0;  // attach and connect
+    // Closes doors, demotes, disconnects, detaches.
+    virtual Status down(const std::string& name) = 0;
     virtual Status attach(const std::string& name) = 0;
     virtual Status detach(const std::string& name) = 0;
-    virtual Status connect(const std::string& name, const std::string& peer, bool discard_my_data) = 0;
-    virtual Status disconnect(const std::string& name, const std::string& peer) = 0;  // "" : all peers
+    virtual Status connect(const std::string& name, const std::string& peer,
+                           bool discard_my_data) = 0;
+    // peer "": all of them.
+    virtual Status disconnect(const std::string& name, const std::string& peer) = 0;
     virtual Status promote(const std::string& name, bool force) = 0;
     virtual Status demote(const std::string& name) = 0;  // Errors: busy (a door is in use)
     virtual Status invalidate(const std::string& name) = 0;
@@ -183,12 +193,14 @@ class Node {
 
     // In-process door, for the embedded node. Blocking calls of any length and sector alignment.
     // Errors: state (not primary, for writes), invalid (beyond the end), io.
-    virtual Status read(const std::string& name, std::uint64_t offset, std::span<std::byte> into) = 0;
+    virtual Status read(const std::string& name, std::uint64_t offset,
+                        std::span<std::byte> into) = 0;
     virtual Status write(const std::string& name, std::uint64_t offset,
                          std::span<const std::byte> from, bool fua) = 0;
     virtual Status flush(const std::string& name) = 0;
     virtual Status discard(const std::string& name, std::uint64_t offset, std::uint64_t length) = 0;
-    virtual Status write_zeroes(const std::string& name, std::uint64_t offset, std::uint64_t length) = 0;
+    virtual Status write_zeroes(const std::string& name, std::uint64_t offset,
+                                std::uint64_t length) = 0;
     // The same without blocking; `done` is called on the reactor thread with 0 or a positive errno.
     virtual Status submit(const std::string& name, IoKind kind, bool fua, std::uint64_t offset,
                           std::span<std::byte> bytes, std::uint64_t length,

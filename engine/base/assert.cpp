@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+// The failing half of ASSERT: one line on standard error, then SIGABRT, so that a core is left and
+// the kernel completes nothing on the daemon's behalf.
 #include "engine/base/assert.hpp"
 
 #include <cstdio>

@@ -11,9 +11,9 @@ namespace replica {
 
 }  // namespace replica
 
-#define ASSERT(condition)                                                     \
-    (__builtin_expect(static_cast<bool>(condition), 1)                        \
-         ? static_cast<void>(0)                                               \
+#define ASSERT(condition)                              \
+    (__builtin_expect(static_cast<bool>(condition), 1) \
+         ? static_cast<void>(0)                        \
          : ::replica::assert_failed(#condition, __FILE__, __LINE__))
 
 // For checks whose cost grows with the state. On in debug, sanitizer and simulator builds.

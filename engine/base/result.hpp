@@ -16,19 +16,19 @@ namespace replica {
 // What kind of thing went wrong; the numbers are part of the control protocol and of exit codes.
 enum class Errc : std::uint16_t {
     ok = 0,
-    invalid = 1,        // the request itself is malformed or contradictory
-    not_found = 2,      // no such resource, peer, file
-    exists = 3,         // would overwrite something; --force may be what is wanted
-    busy = 4,           // in use, or another operation of the kind is under way
-    io = 5,             // a disk or socket failed; os_errno says how
-    corrupt = 6,        // bytes that fail their checksum, magic or bounds
-    unsupported = 7,    // a version or feature that this build does not know
-    state = 8,          // refused in the present role, disk or connection state
-    no_space = 9,       // the device is too small or full
-    permission = 10,    // the caller may not
-    timeout = 11,       // did not happen in the time given
-    cancelled = 12,     // ended by a shutdown or by the caller
-    limit = 13,         // a compiled-in or configured limit
+    invalid = 1,      // the request itself is malformed or contradictory
+    not_found = 2,    // no such resource, peer, file
+    exists = 3,       // would overwrite something; --force may be what is wanted
+    busy = 4,         // in use, or another operation of the kind is under way
+    io = 5,           // a disk or socket failed; os_errno says how
+    corrupt = 6,      // bytes that fail their checksum, magic or bounds
+    unsupported = 7,  // a version or feature that this build does not know
+    state = 8,        // refused in the present role, disk or connection state
+    no_space = 9,     // the device is too small or full
+    permission = 10,  // the caller may not
+    timeout = 11,     // did not happen in the time given
+    cancelled = 12,   // ended by a shutdown or by the caller
+    limit = 13,       // a compiled-in or configured limit
 };
 
 // `message` names what was refused, why, and what would make it work.
@@ -83,7 +83,7 @@ inline Status ok_status() { return Status(std::monostate{}); }
     declaration = std::move(tmp).value()
 #define TRY(declaration, expression) \
     REPLICA_TRY_IMPL(REPLICA_CAT(try_, __LINE__), declaration, expression)
-#define TRY_STATUS(expression)                                     \
-    do {                                                           \
+#define TRY_STATUS(expression)                                                      \
+    do {                                                                            \
         if (auto try_status = (expression); !try_status) return try_status.error(); \
     } while (false)

@@ -14,9 +14,9 @@ namespace replica {
 enum class IoKind : std::uint8_t { read, write, flush, discard, write_zeroes };
 
 // One request of at most io_bytes_max that does not cross an activity-log extent (extent_bytes);
-// discard and write_zeroes may be as long as one extent. frontend/splitter cuts longer ones. Owned by
-// the door; it must stay where it is until `done` was called. `done` is called exactly once, never
-// from inside submit().
+// discard and write_zeroes may be as long as one extent. frontend/splitter cuts longer ones. Owned
+// by the door; it must stay where it is until `done` was called. `done` is called exactly once,
+// never from inside submit().
 struct IoRequest {
     IoKind kind = IoKind::read;
     bool fua = false;             // write, discard, write_zeroes: stable on every in-sync replica
@@ -26,10 +26,10 @@ struct IoRequest {
     // error: 0, or a positive errno: EIO, EROFS (not primary), ENOSPC or EINVAL (beyond the end),
     // ESHUTDOWN (the resource goes down).
     void (*done)(IoRequest& request, int error) = nullptr;
-    void* context = nullptr;      // the door's own
+    void* context = nullptr;  // the door's own
 
-    IoRequest* next = nullptr;    // the engine's own while submitted: a queue link
-    std::uint32_t slot = 0;       // the engine's own while submitted
+    IoRequest* next = nullptr;  // the engine's own while submitted: a queue link
+    std::uint32_t slot = 0;     // the engine's own while submitted
 };
 
 struct VolumeInfo {
