@@ -50,8 +50,8 @@ function(replica_test name)
     endif()
 endfunction()
 
-# replica_script_test(NAME COMMAND... [LABEL integration] [TIMEOUT s] [LOCKS...]): a test that is not
-# a Catch2 program. Exit code 77 means skipped, and the script has to say loudly why.
+# replica_script_test(NAME COMMAND... [LABEL integration] [TIMEOUT s] [LOCKS...]): a test that is
+# not a Catch2 program. Exit code 77 means skipped, and the script has to say loudly why.
 function(replica_script_test name)
     cmake_parse_arguments(arg "" "LABEL;TIMEOUT" "COMMAND;LOCKS" ${ARGN})
     if(NOT arg_LABEL)

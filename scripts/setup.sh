@@ -12,7 +12,7 @@ build=(g++ cmake ninja-build ccache pkg-config liburing-dev libnl-3-dev libnl-ge
     libnl-route-3-dev libdevmapper-dev libfmt-dev libspdlog-dev libcli11-dev nlohmann-json3-dev
     libssl-dev libblkid-dev catch2 libbenchmark-dev)
 demo=(fio qemu-utils libnbd-bin e2fsprogs iproute2 jq python3 procps util-linux)
-test=(drbd-utils python3-libnbd clang clang-format mandoc valgrind libnbd-dev)
+test=(drbd-utils python3-libnbd clang clang-format mandoc valgrind libnbd-dev shellcheck)
 }
 # Better, but not in every release: taken where the archive has it.
 test_if_offered=(clang-format-14)
@@ -25,7 +25,10 @@ for argument in "$@"; do
     case "$argument" in
         --list) list_only=1 ;;
         build | demo | test) groups+=("$argument") ;;
-        *) say "unknown argument '$argument'; usage: scripts/setup.sh [--list] [build] [demo] [test]"; exit 2 ;;
+        *)
+            say "unknown argument '$argument'; usage: scripts/setup.sh [--list] [build] [demo] [test]"
+            exit 2
+            ;;
     esac
 done
 [ ${#groups[@]} -gt 0 ] || groups=(build demo test)
