@@ -26,7 +26,8 @@ for argument in "$@"; do
         --list) list_only=1 ;;
         build | demo | test) groups+=("$argument") ;;
         *)
-            say "unknown argument '$argument'; usage: scripts/setup.sh [--list] [build] [demo] [test]"
+            say "unknown argument '$argument'"
+            say "usage: scripts/setup.sh [--list] [build] [demo] [test]"
             exit 2
             ;;
     esac

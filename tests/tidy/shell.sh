@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# shellcheck on every shell script of the tree.
+# Runs shellcheck on every shell script of the tree.
 set -eu
 cd "${1:-.}"
 if ! command -v shellcheck >/dev/null; then

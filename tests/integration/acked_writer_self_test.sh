@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Shows acked_writer, against an NBD server that is not ours, that it passes a server that keeps what
+# it acknowledged, also one that is killed in the middle, and sees one lost block.
+#   acked_writer_self_test.sh PATH_OF_ACKED_WRITER
+set -euo pipefail
+writer=$1
+command -v qemu-nbd >/dev/null || { echo "SKIPPED: qemu-nbd is missing (qemu-utils)"; exit 77; }
+
+dir=$(mktemp -d /var/tmp/replica-acked.XXXXXX)
+server=
+finish() {
+    [ -z "$server" ] || kill "$server" 2>/dev/null || true
+    rm -rf "$dir"
+}
+trap finish EXIT
+socket=$dir/socket
+
+serve() {
+    rm -f "$socket"
+    qemu-nbd --persistent --shared=8 --socket="$socket" --format=raw --cache=writeback "$dir/disk" &
+    server=$!
+    for _ in $(seq 100); do
+        [ -S "$socket" ] && return
+        sleep 0.05
+    done
+    echo "qemu-nbd did not come up"
+    exit 1
+}
+
+truncate -s 16M "$dir/disk"
+serve
+"$writer" write "$socket" "" "$dir/state" 256 512 16 1
+"$writer" verify "$socket" "" "$dir/state"
+
+echo "== the server is killed in the middle"
+"$writer" write "$socket" "" "$dir/state" 256 512 16 10 >"$dir/out" &
+writing=$!
+sleep 0.5
+kill -9 "$server"
+wait "$server" 2>/dev/null || true
+wait "$writing"
+cat "$dir/out"
+grep -q ' lost=1 ' "$dir/out"
+serve
+"$writer" verify "$socket" "" "$dir/state"
+
+echo "== an acknowledged block is lost"
+cp "$dir/state" "$dir/state.kept"
+dd if=/dev/zero of="$dir/disk" bs=4096 seek=300 count=1 conv=notrunc status=none
+if "$writer" verify "$socket" "" "$dir/state" >"$dir/out"; then
+    echo "the lost block was not seen"
+    exit 1
+fi
+cat "$dir/out"
+grep -q 'wrong=1$' "$dir/out"
