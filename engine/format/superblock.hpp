@@ -28,11 +28,11 @@ constexpr bool uuid_equal(Uuid a, Uuid b) { return uuid_identity(a) == uuid_iden
 
 // v09 device flags (offset 56).
 namespace md_flag {
-inline constexpr std::uint32_t consistent = 1U << 0;        // clear: Inconsistent
-inline constexpr std::uint32_t primary_ind = 1U << 1;       // a primary may have writes in flight
-inline constexpr std::uint32_t was_up_to_date = 1U << 4;    // clear with consistent set: Outdated
-inline constexpr std::uint32_t crashed_primary = 1U << 6;   // crashed as primary, not reconciled yet
-inline constexpr std::uint32_t al_clean = 1U << 7;          // the activity log has been applied
+inline constexpr std::uint32_t consistent = 1U << 0;       // clear: Inconsistent
+inline constexpr std::uint32_t primary_ind = 1U << 1;      // a primary may have writes in flight
+inline constexpr std::uint32_t was_up_to_date = 1U << 4;   // clear with consistent set: Outdated
+inline constexpr std::uint32_t crashed_primary = 1U << 6;  // crashed as primary, not reconciled yet
+inline constexpr std::uint32_t al_clean = 1U << 7;         // the activity log has been applied
 inline constexpr std::uint32_t al_disabled = 1U << 8;
 inline constexpr std::uint32_t primary_lost_quorum = 1U << 9;
 inline constexpr std::uint32_t have_quorum = 1U << 10;
@@ -49,7 +49,7 @@ inline constexpr std::uint32_t node_exists = 1U << 16;
 }  // namespace md_peer_flag
 
 struct PeerMetadata {
-    Uuid bitmap_uuid = uuid_none;    // the generation that the set bits toward this peer start from
+    Uuid bitmap_uuid = uuid_none;  // the generation that the set bits toward this peer start from
     std::uint64_t bitmap_dagtag = 0;
     std::uint32_t flags = 0;         // md_peer_flag
     std::int32_t bitmap_index = -1;  // slot, -1: none
@@ -57,6 +57,8 @@ struct PeerMetadata {
     // Extension. A second base for the same bits: the generation this peer may already carry if it
     // was being admitted to the in-sync set when the connection broke. uuid_none: none.
     Uuid admitting_uuid = uuid_none;
+
+    friend bool operator==(const PeerMetadata&, const PeerMetadata&) = default;
 };
 
 // What v09 has no room for. Valid only if `present`; absent over a valid v09 superblock means that
@@ -70,8 +72,10 @@ struct SuperblockExtension {
     std::int32_t primary_node = -1;    // who was primary in current_uuid, -1: nobody
     std::array<std::uint8_t, 16> volume_id{};  // names the volume; equal on all replicas, 0: unset
     std::array<std::uint8_t, 16> boot_id{};    // the machine's boot during which it was last in use
-    std::uint64_t vote_ballot = 0;     // place of the quorum register (design D6); 0 with quorum off
+    std::uint64_t vote_ballot = 0;  // place of the quorum register (design D6); 0 with quorum off
     std::uint64_t vote_accepted = 0;
+
+    friend bool operator==(const SuperblockExtension&, const SuperblockExtension&) = default;
 };
 
 // A superblock as values, not bytes.
@@ -80,31 +84,64 @@ struct Superblock {
     Uuid current_uuid = uuid_just_created;
     std::uint64_t members = 0;
     std::uint64_t device_uuid = 0;
-    std::uint32_t flags = md_flag::al_clean;   // md_flag
+    std::uint32_t flags = md_flag::al_clean;  // md_flag
     std::uint32_t md_size_sectors = 0;
-    std::int32_t al_offset_sectors = 0;        // relative to the superblock
-    std::int32_t bm_offset_sectors = 0;        // relative to the superblock
-    std::uint32_t al_extents = 1237;           // slots of the activity log in use
+    std::int32_t al_offset_sectors = 0;  // relative to the superblock
+    std::int32_t bm_offset_sectors = 0;  // relative to the superblock
+    std::uint32_t al_extents = 1237;     // slots of the activity log in use
     std::uint32_t bytes_per_bit = block_bytes;
     std::uint32_t max_bio_bytes = io_bytes_max;
-    std::uint32_t max_peers = 1;               // bitmap slots
+    std::uint32_t max_peers = 1;  // bitmap slots
     std::int32_t node_id = -1;
     std::uint32_t al_stripes = 1;
-    std::uint32_t al_stripe_blocks = 8;        // 4 KiB blocks a stripe
+    std::uint32_t al_stripe_blocks = 8;  // 4 KiB blocks a stripe
     std::array<PeerMetadata, nodes_max> peers{};
     std::array<Uuid, history_uuids_max> history{};  // newest first
     SuperblockExtension extension;
+
+    friend bool operator==(const Superblock&, const Superblock&) = default;
 };
 
-// Writes all 4096 bytes, the extension with its checksum included if extension.present.
+// The largest number of activity-log slots whose whole table stays in a ring of this many blocks.
+std::uint32_t al_extents_limit(std::uint64_t al_blocks);
+
+// Whether every field is in its range: al_stripes 1..1024, stripes * al_stripe_blocks 8..4194304,
+// al_extents 1..65534, bytes_per_bit a power of two 4096..1048576, max_peers 1..31, node_id and
+// primary_node -1..31, bitmap_index -1..max_peers-1 and no slot given twice, effective_size_sectors
+// up to 2^41 (1 PiB). Errors: corrupt, naming the field, its value and its range. Positions are for
+// check_layout() (layout.hpp).
+Status check_superblock(const Superblock& superblock);
+
+// Writes all 4096 bytes, the extension with its checksum included if extension.present (without it
+// the peers' admitting_uuid have no place and are dropped). Asserts check_superblock().
+// The encoding is canonical: equal values give equal bytes, and decode(encode(x)) == x.
 void encode_superblock(const Superblock& superblock, std::span<std::byte, superblock_bytes> out);
 
 // Errors: corrupt (no v09 magic; a field out of its range; an extension whose checksum is wrong: a
-// torn or damaged block), unsupported (another metadata version, an extension from a newer Replica).
+// torn or damaged block), unsupported (another metadata version, reserved fields in use, an
+// extension from a newer Replica).
 Result<Superblock> decode_superblock(std::span<const std::byte, superblock_bytes> bytes);
+
+// Offline tools, which do not touch the node's copy, add this to write_seq: the disk is then newer
+// than any copy.
+inline constexpr std::uint64_t write_seq_offline_step = 16;
+
+// How far the copy may be ahead of the disk: one write, and one more for each crash in a row
+// between the two writes. Further ahead, the disk is an old copy of itself (a restored snapshot).
+inline constexpr std::uint64_t copy_lead_max = 8;
+static_assert(copy_lead_max < write_seq_offline_step);
 
 // Picks from the block on the disk and the copy in the node's state directory (may be empty: no
 // copy) what the node was last promised. Rules and their reasons: docs/on-disk.md, "Two copies".
+// The caller's part:
+//  - each update is written to the copy, fdatasync, then to the disk with DSYNC, one at a time;
+//  - if the choice, encoded, differs from `on_disk`, it goes to the disk before the copy is touched
+//    again, because a torn disk and a torn copy together are lost;
+//  - if the choice has no extension (DRBD wrote last), the first update adds the extension and
+//  leaves
+//    every v09 field as it is, because a mix of two v09 parts has no checksum to give it away.
+// Errors: corrupt (nothing valid is left, the disk is a stale copy of itself, or disk and copy
+// claim the same write_seq with different contents), unsupported (as decode_superblock).
 Result<Superblock> choose_superblock(std::span<const std::byte, superblock_bytes> on_disk,
                                      std::span<const std::byte> copy);
 
