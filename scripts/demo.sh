@@ -1,0 +1,237 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Builds Replica and shows it at work on this machine: two nodes mirror a volume, each of them is
+# killed with kill -9 under load, and nothing that was acknowledged is lost.
+#   scripts/demo.sh [--keep] [--rootless] [--no-setup]
+#     --keep      leaves the volume up at the end and says how to reach and stop it
+#     --rootless  loopback addresses instead of network namespaces, also as root
+#     --no-setup  installs nothing
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/cluster.sh
+. scripts/cluster.sh
+
+resource=r0
+disk_size=640M
+rate=48M # of the resync, so that there is something to watch
+build_dir=${REPLICA_BUILD_DIR:-build/release}
+mib=$((1024 * 1024))
+keep=0
+mode=
+setup=1
+for argument in "$@"; do
+    case "$argument" in
+        --keep) keep=1 ;;
+        --rootless) mode=rootless ;;
+        --no-setup) setup=0 ;;
+        -h | --help) sed -n '3,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        *) echo "demo.sh: unknown option '$argument' (try --help)" >&2; exit 2 ;;
+    esac
+done
+
+step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+seen() { printf '  \033[32mok\033[0m %s\n' "$*"; }
+writer=
+finish() {
+    local code=$?
+    trap - EXIT INT TERM
+    [ -z "$writer" ] || kill "$writer" 2>/dev/null || true
+    if [ "$code" != 0 ] && [ -n "$CLUSTER_DIR" ]; then
+        cluster_logs 30
+        mkdir -p build/demo-logs
+        cp "$CLUSTER_DIR"/*/log build/demo-logs/ --backup=numbered 2>/dev/null || true
+        printf '\nThe demo failed. Logs are in build/demo-logs.\n' >&2
+        cluster_end
+    elif [ "$keep" = 0 ]; then
+        cluster_end
+    fi
+    exit "$code"
+}
+trap finish EXIT
+trap 'exit 130' INT TERM
+
+prepare() {
+    step "Build"
+    [ "$setup" = 0 ] || scripts/setup.sh build demo
+    if [ -z "${REPLICA_BUILD_DIR:-}" ]; then
+        cmake --preset release >/dev/null
+        cmake --build --preset release --target replicad replicactl acked_writer |
+            tail -n 1
+    fi
+    cluster_begin "$build_dir" "$mode"
+    export QEMU_AUDIO_DRV=none
+    if [ "$CLUSTER_MODE" = namespaces ]; then
+        seen "two hosts: network namespaces ${NETNS[alpha]} and ${NETNS[beta]}, joined by veth"
+    else
+        seen "two hosts: ${ADDRESS[alpha]} and ${ADDRESS[beta]}"
+        echo "     (left out without root: network namespaces; the nodes share the loopback device)"
+    fi
+}
+
+make_mirror() {
+    step "Two nodes, one mirrored volume, protocol C"
+    cluster_start alpha
+    cluster_start beta
+    local node
+    for node in alpha beta; do
+        truncate -s "$disk_size" "$(disk_of "$node")"
+        show_ctl "$node" create $resource --node-id "${NODE_ID[$node]}" \
+            --disk "$(disk_of "$node")" --peer "$(peer_argument "$(peer_of "$node")")" \
+            --protocol C --resync-rate-max "$rate"
+        show_ctl "$node" up $resource
+    done
+    show_ctl alpha wait $resource --until connected --timeout 30
+    echo "  (both disks are blank, hence equal: the first sync can be skipped)"
+    show_ctl alpha new-current-uuid $resource --clear-bitmap
+    show_ctl alpha promote $resource
+    show_ctl alpha export $resource --nbd "unix:$(door_of alpha)"
+    show_ctl alpha status $resource | sed 's/^/    /'
+    size=$(status_field alpha $resource '.devices[0]."size-bytes"')
+    seen "$((size / mib)) MiB, UpToDate on both"
+}
+
+# The volume: [0, 256 MiB) the file system, [256, 448) what fio writes, [448, 576) the acked writer.
+write_file_system() {
+    step "A real file system goes through the export"
+    local image=$CLUSTER_DIR/image
+    truncate -s 256M "$image"
+    mke2fs -q -t ext4 -d . -E root_owner=0:0 "$image" 2>/dev/null ||
+        mke2fs -q -t ext4 -d docs "$image"
+    qemu-img convert -n -f raw -O raw "$image" "$(uri_of alpha $resource)"
+    seen "ext4 image of this source tree written with qemu-img convert"
+    check_file_system alpha
+}
+
+check_file_system() {
+    local image=$CLUSTER_DIR/image back=$CLUSTER_DIR/back
+    nbdcopy "$(uri_of "$1" $resource)" "$back"
+    cmp --bytes=$((256 * mib)) "$image" "$back" || cluster_fail "the image reads back differently"
+    truncate -s 256M "$back"
+    e2fsck -fn "$back" >"$CLUSTER_DIR/fsck" 2>&1 || cluster_fail "$(cat "$CLUSTER_DIR/fsck")"
+    rm "$back"
+    seen "read back through $1 with nbdcopy: identical, e2fsck finds nothing"
+}
+
+fio_job() {  # fio_job NODE [OPTIONS...]
+    local node=$1
+    shift
+    timeout 120 fio --name=mirror --ioengine=nbd --uri="$(uri_of "$node" $resource)" \
+        --rw=randwrite --bs=16k --iodepth=16 --offset=256M --size=192M --verify=crc32c \
+        --randseed=7 --minimal "$@" >"$CLUSTER_DIR/fio" 2>&1
+}
+
+lose_secondary() {
+    step "beta is killed (kill -9) while fio writes with checksums"
+    fio_job alpha --rate=,24M --do_verify=1 &
+    writer=$!
+    sleep 3
+    cluster_crash beta
+    seen "beta is dead"
+    sleep 1
+    ctl alpha status $resource | sed 's/^/    /'
+    wait "$writer" || cluster_fail "fio: $(cat "$CLUSTER_DIR/fio")"
+    writer=
+    seen "fio went on: 192 MiB written, read back, no error"
+    outage=$(peer_field alpha $resource '."out-of-sync-bytes"')
+    seen "while beta is away, alpha keeps track: $((outage / mib)) MiB are out of sync"
+}
+
+# Shows the resync of RESOURCE as NODE sees it until both are in sync again.
+watch_sync() {
+    ctl "$1" status $resource --watch &
+    writer=$!
+    ctl "$1" wait $resource --until synced --timeout 110 >/dev/null || cluster_fail "no resync"
+    sleep 0.6
+    kill "$writer" 2>/dev/null || true
+    wait "$writer" 2>/dev/null || true
+    writer=
+    echo
+}
+
+return_of_secondary() {
+    step "beta returns, and only what changed is resynced"
+    cluster_start beta
+    watch_sync alpha
+    local moved
+    moved=$(peer_field alpha $resource '."resync-sent-bytes"')
+    seen "in sync again; moved $((moved / mib)) MiB of a volume of $((size / mib)) MiB"
+    [ "$moved" -le $((outage + 64 * mib)) ] || cluster_fail "the resync moved more than changed"
+}
+
+lose_primary() {
+    step "alpha, the primary, is killed (kill -9) in the middle of writes"
+    "$build_dir/tests/integration/acked_writer" write "$(door_of alpha)" $resource \
+        "$CLUSTER_DIR/acked" $((448 * 256)) $((128 * 256)) 16 30 >"$CLUSTER_DIR/writer" &
+    writer=$!
+    sleep 4
+    cluster_crash alpha
+    wait "$writer" || cluster_fail "the writer: $(cat "$CLUSTER_DIR/writer")"
+    writer=
+    seen "alpha is dead; the application saw: $(cat "$CLUSTER_DIR/writer")"
+    show_ctl beta promote $resource
+    show_ctl beta export $resource --nbd "unix:$(door_of beta)"
+    "$build_dir/tests/integration/acked_writer" verify "$(door_of beta)" $resource \
+        "$CLUSTER_DIR/acked" >"$CLUSTER_DIR/writer" ||
+        cluster_fail "acknowledged writes are lost: $(cat "$CLUSTER_DIR/writer")"
+    seen "every acknowledged block is on beta: $(cat "$CLUSTER_DIR/writer")"
+    check_file_system beta
+    fio_job beta --verify_only || cluster_fail "fio: $(cat "$CLUSTER_DIR/fio")"
+    seen "fio's blocks verify on beta"
+}
+
+return_of_primary() {
+    step "alpha returns, as a secondary"
+    cluster_start alpha
+    watch_sync beta
+    local role
+    role=$(status_field alpha $resource .role)
+    [ "$role" = Secondary ] || cluster_fail "alpha came back as $role"
+    seen "alpha is Secondary and UpToDate"
+}
+
+compare() {
+    step "Both go down, and the two disks are compared byte for byte"
+    cluster_compare $resource "$size"
+    seen "$size bytes are identical"
+}
+
+leave_it_up() {
+    local node
+    for node in alpha beta; do
+        ctl "$node" up $resource
+    done
+    ctl alpha wait $resource --until connected --timeout 30
+    cluster_primary alpha $resource
+    cat >"$CLUSTER_DIR/stop.sh" <<STOP
+#!/bin/sh
+kill -TERM ${PID[alpha]} ${PID[beta]}
+for try in 1 2 3 4 5 6 7 8 9 10; do
+    kill -0 ${PID[alpha]} 2>/dev/null || kill -0 ${PID[beta]} 2>/dev/null || break
+    sleep 1
+done
+for name in ${NETNS[*]:-}; do ip netns delete "\$name"; done
+rm -rf $CLUSTER_DIR
+STOP
+    chmod +x "$CLUSTER_DIR/stop.sh"
+    step "The volume stays up"
+    cat <<HELP
+  look:   $build_dir/tools/replicactl --control $(control_socket alpha) status --watch
+          $build_dir/tools/replicactl --control $(control_socket beta) status
+  use:    nbdinfo '$(uri_of alpha $resource)'
+          as root: nbd-client -unix $(door_of alpha) -N $resource /dev/nbd0   (package nbd-client)
+  logs:   $CLUSTER_DIR/alpha/log  $CLUSTER_DIR/beta/log
+  kill:   kill -9 ${PID[alpha]} (alpha) or ${PID[beta]} (beta)
+  stop:   $CLUSTER_DIR/stop.sh   ends both nodes and removes everything
+HELP
+}
+
+prepare
+make_mirror
+write_file_system
+lose_secondary
+return_of_secondary
+lose_primary
+return_of_primary
+compare
+[ "$keep" = 0 ] || leave_it_up
+printf '\n\033[1mDone in %d s: two kill -9, nothing lost, both replicas equal.\033[0m\n' "$SECONDS"
