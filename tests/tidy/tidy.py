@@ -26,7 +26,7 @@ LAYERS = {
     "engine/format/": ("engine/base/",),
     "engine/core/": ("engine/base/", "engine/format/"),
     "engine/io/": ("engine/base/", "engine/format/", "engine/core/"),
-    "engine/frontend/": ("engine/base/", "engine/io/"),
+    "engine/frontend/": ("engine/base/", "engine/core/", "engine/io/"),
     "engine/mapper/": ("engine/base/", "engine/io/"),
     "engine/node": ("engine/",),
     "netlink/": ("engine/base/",),
