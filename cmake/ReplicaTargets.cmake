@@ -12,8 +12,8 @@ if(REPLICA_EXPENSIVE_ASSERT)
     target_compile_definitions(replica_options INTERFACE REPLICA_EXPENSIVE_ASSERT=1)
 endif()
 if(REPLICA_SANITIZE)
-    # The vptr check needs the RTTI that engine/ does without, and g++ 12 sees uninitialised variables
-    # in its own instrumentation of library headers.
+    # The vptr check needs the RTTI that engine/ does without, and g++ 12 sees uninitialised
+    # variables in its own instrumentation of library headers.
     target_compile_options(replica_options INTERFACE
         -fsanitize=${REPLICA_SANITIZE} -fno-sanitize=vptr -fno-sanitize-recover=all
         -fno-omit-frame-pointer $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)

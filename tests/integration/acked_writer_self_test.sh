@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Shows, against an NBD server that is not ours, that acked_writer passes a server that keeps what it
-# acknowledged, also one that is killed in the middle, and sees one lost block.
+# Shows, against an NBD server that is not ours, that acked_writer passes a server that keeps what
+# it acknowledged, also one that is killed in the middle, and sees one lost block.
 #   acked_writer_self_test.sh PATH_OF_ACKED_WRITER
 set -euo pipefail
 writer=$1

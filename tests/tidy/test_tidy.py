@@ -75,6 +75,12 @@ class Files(unittest.TestCase):
         self.assertEqual(len(found(tidy.check_header_comment, ("a.hpp", bare))), 1)
         self.assertEqual(len(found(tidy.check_header_comment, ("a.sh", "#!/bin/sh\nls\n"))), 1)
 
+    def test_a_source_beside_its_header_leaves_the_description_to_it(self):
+        bare = "// SPDX-License-Identifier: Apache-2.0\n#include <x>\n"
+        self.assertEqual(len(found(tidy.check_header_comment, ("a.cpp", bare))), 1)
+        header = ("a.hpp", HEAD)
+        self.assertEqual(found(tidy.check_header_comment, ("a.cpp", bare), header), [])
+
     def test_good_heads_pass(self):
         script = "#!/bin/sh\n# SPDX-License-Identifier: Apache-2.0\n# Does it.\n"
         for sample in (("a.cpp", HEAD), ("a.sh", script), ("a.md", "words\n")):
