@@ -170,6 +170,13 @@ std::uint32_t al_block_index(std::uint32_t number, std::uint32_t stripes,
     return position % stripes * stripe_blocks + position / stripes;
 }
 
+std::uint32_t al_next_number(std::uint32_t number, std::uint32_t stripes,
+                             std::uint32_t stripe_blocks) {
+    ASSERT(stripes > 0 && stripe_blocks > 0);
+    const std::uint32_t next = number + 1;
+    return next != 0 ? next : (number % (stripes * stripe_blocks) + 1) % (stripes * stripe_blocks);
+}
+
 Result<AlReplay> replay_activity_log(std::span<const std::byte> log, std::uint32_t stripes,
                                      std::uint32_t stripe_blocks) {
     const std::uint32_t blocks = stripes * stripe_blocks;
@@ -206,7 +213,7 @@ Result<AlReplay> replay_activity_log(std::span<const std::byte> log, std::uint32
         table.apply(block_at(transaction.block));
     }
     replay.extents = table.hot_extents();
-    replay.next_number = transactions.back().number + 1;
+    replay.next_number = al_next_number(transactions.back().number, stripes, stripe_blocks);
     replay.slots_ignored = table.ignored();
     return replay;
 }

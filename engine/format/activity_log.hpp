@@ -45,6 +45,13 @@ void encode_al_initialised(std::span<std::byte, al_block_bytes> out);  // type 0
 std::uint32_t al_block_index(std::uint32_t number, std::uint32_t stripes,
                              std::uint32_t stripe_blocks);
 
+// The number of the transaction after `number`: one more, except where the numbers wrap and the
+// ring's size is no power of two. There the plain successor would jump back in the ring and
+// overwrite transactions that replay still needs; numbers are skipped until it is the next block's
+// turn.
+std::uint32_t al_next_number(std::uint32_t number, std::uint32_t stripes,
+                             std::uint32_t stripe_blocks);
+
 // Result of reading a whole log.
 struct AlReplay {
     std::vector<std::uint32_t> extents;  // distinct hot extents, ascending

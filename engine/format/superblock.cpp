@@ -75,7 +75,8 @@ constexpr std::size_t boot_id = 1456;
 constexpr std::size_t vote_ballot = 1472;
 constexpr std::size_t vote_accepted = 1480;
 constexpr std::size_t admitting_uuids = 1488;  // 32 u64, by node id
-constexpr std::size_t reserved = 1744;         // zero up to the end
+constexpr std::size_t promoted_at = 1744;
+constexpr std::size_t reserved = 1752;  // zero up to the end
 }  // namespace ext_at
 
 static_assert(ext_at::magic + 8 == ext_at::version && ext_at::version + 4 == ext_at::checksum);
@@ -84,7 +85,8 @@ static_assert(ext_at::write_seq + 3 * 8 == ext_at::in_sync);
 static_assert(ext_at::primary_node + 4 == ext_at::volume_id);
 static_assert(ext_at::volume_id + 16 == ext_at::boot_id && ext_at::boot_id + 16 == 1472);
 static_assert(ext_at::vote_accepted + 8 == ext_at::admitting_uuids);
-static_assert(ext_at::admitting_uuids + nodes_max * 8 == ext_at::reserved);
+static_assert(ext_at::admitting_uuids + nodes_max * 8 == ext_at::promoted_at);
+static_assert(ext_at::promoted_at + 8 == ext_at::reserved);
 static_assert(ext_at::reserved < superblock_bytes);
 // What tells a torn block's two halves apart (magic to vote) must not tear itself.
 static_assert(ext_at::magic / 512 == (ext_at::admitting_uuids - 1) / 512);
@@ -212,6 +214,7 @@ void decode_extension(const Reader& in, Superblock& superblock) {
     extension.boot_id = in.id(ext_at::boot_id);
     extension.vote_ballot = in.u64(ext_at::vote_ballot);
     extension.vote_accepted = in.u64(ext_at::vote_accepted);
+    extension.promoted_at_s = in.u64(ext_at::promoted_at);
     for (std::size_t n = 0; n < nodes_max; ++n) {
         superblock.peers[n].admitting_uuid = in.u64(ext_at::admitting_uuids + 8 * n);
     }
@@ -239,6 +242,7 @@ void encode_extension(const Superblock& superblock, Writer out) {
     out.id(ext_at::boot_id, extension.boot_id);
     out.u64(ext_at::vote_ballot, extension.vote_ballot);
     out.u64(ext_at::vote_accepted, extension.vote_accepted);
+    out.u64(ext_at::promoted_at, extension.promoted_at_s);
     for (std::size_t n = 0; n < nodes_max; ++n) {
         out.u64(ext_at::admitting_uuids + 8 * n, superblock.peers[n].admitting_uuid);
     }

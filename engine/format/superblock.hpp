@@ -74,6 +74,7 @@ struct SuperblockExtension {
     std::array<std::uint8_t, 16> boot_id{};    // the machine's boot during which it was last in use
     std::uint64_t vote_ballot = 0;  // place of the quorum register (design D6); 0 with quorum off
     std::uint64_t vote_accepted = 0;
+    std::uint64_t promoted_at_s = 0;  // wall clock of this node's last promotion, 0: never
 
     friend bool operator==(const SuperblockExtension&, const SuperblockExtension&) = default;
 };
