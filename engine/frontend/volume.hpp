@@ -8,10 +8,9 @@
 #include <span>
 
 #include "engine/base/units.hpp"
+#include "engine/core/io_kind.hpp"
 
 namespace replica {
-
-enum class IoKind : std::uint8_t { read, write, flush, discard, write_zeroes };
 
 // One request of at most io_bytes_max that does not cross an activity-log extent (extent_bytes);
 // discard and write_zeroes may be as long as one extent. frontend/splitter cuts longer ones. Owned
@@ -36,6 +35,9 @@ struct VolumeInfo {
     std::uint64_t size_bytes = 0;
     std::uint32_t logical_block_bytes = sector_bytes;  // 512 or 4096; requests are multiples of it
     bool writable = false;                             // this node is primary
+    // write_zeroes moves no data, here and on the peers: as fast as a discard. What an NBD client
+    // learns when it asks for zeroes that are fast or fail.
+    bool fast_zeroes = false;
 };
 
 class Volume {
@@ -47,9 +49,17 @@ class Volume {
     // A page-aligned buffer of io_bytes_max bytes from registered, locked memory, or nullptr when
     // all are in use: the door then stops reading its socket until one is released.
     virtual std::byte* acquire_buffer() = 0;
+    // The same for a payload of at most `bytes`, 1..io_bytes_max: from a smaller size class where
+    // the engine has one.
+    virtual std::byte* acquire_buffer_for(std::uint32_t bytes) {
+        static_cast<void>(bytes);
+        return acquire_buffer();
+    }
     virtual void release_buffer(std::byte* buffer) = 0;
     // For NBD's block status: is [offset, offset+length) allocated below? Returns the length of the
-    // leading run with one answer and sets `hole` (reads as zeroes, no space used).
+    // leading run with one answer, 1..length, and sets `hole` (reads as zeroes, no space used). A
+    // door answers reads from it: "hole" only where a read now would give zeroes, so never while
+    // the local disk is not UpToDate. Quick: no scan of more than one run.
     virtual std::uint64_t extent_status(std::uint64_t offset, std::uint64_t length, bool& hole) = 0;
     // The same for the out-of-sync bitmap toward any peer: `dirty` says whether a bit is set.
     virtual std::uint64_t dirty_status(std::uint64_t offset, std::uint64_t length, bool& dirty) = 0;

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// A Volume that is nothing but a file: what the doors are tested with before and beside the engine.
+// It reads and writes through the reactor, and can be told to fail, to be slow and to be short of
+// buffers.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/base/result.hpp"
+#include "engine/frontend/volume.hpp"
+#include "engine/io/reactor.hpp"
+
+namespace replica {
+
+struct FileVolumeOptions {
+    bool writable = true;
+    std::uint32_t logical_block_bytes = 512;
+    std::uint32_t buffers = 32;
+    // A range on which every request fails with EIO; length 0: none.
+    std::uint64_t fail_offset = 0, fail_length = 0;
+    // The range that dirty_status() reports.
+    std::uint64_t dirty_offset = 0, dirty_length = 0;
+    std::uint64_t delay_ns = 0;  // before each request
+};
+
+class FileVolume final : public Volume {
+  public:
+    static Result<std::unique_ptr<FileVolume>> open(Reactor& reactor, const std::string& path,
+                                                    const FileVolumeOptions& options);
+    ~FileVolume() override;
+
+    VolumeInfo info() const override;
+    void submit(IoRequest& request) override;
+    std::byte* acquire_buffer() override;
+    void release_buffer(std::byte* buffer) override;
+    std::uint64_t extent_status(std::uint64_t offset, std::uint64_t length, bool& hole) override;
+    std::uint64_t dirty_status(std::uint64_t offset, std::uint64_t length, bool& dirty) override;
+
+    std::uint32_t buffers_used() const {
+        return options_.buffers - static_cast<std::uint32_t>(free_buffers_.size());
+    }
+    std::uint32_t requests_in_flight() const { return in_flight_; }
+    std::uint64_t requests_of(IoKind kind) const { return counts_[static_cast<unsigned>(kind)]; }
+
+  private:
+    struct Slot {
+        FileVolume* volume = nullptr;
+        IoRequest* request = nullptr;
+        Op op;
+        Timer timer;
+    };
+    FileVolume(Reactor& reactor, int fd, std::uint64_t size_bytes,
+               const FileVolumeOptions& options);
+    void start(Slot& slot, IoRequest& request);
+    void issue(Slot& slot);
+    void complete(Slot& slot, std::int32_t result);
+
+    Reactor& reactor_;
+    const int fd_;
+    const std::uint64_t size_bytes_;
+    const FileVolumeOptions options_;
+    std::vector<std::byte*> free_buffers_;
+    std::vector<Slot> slots_;
+    std::vector<Slot*> free_slots_;
+    IoRequest* waiting_ = nullptr;
+    IoRequest** waiting_tail_ = &waiting_;
+    std::uint32_t in_flight_ = 0;
+    std::uint64_t counts_[5] = {};
+};
+
+}  // namespace replica
