@@ -17,7 +17,7 @@ listed=$(cd "$prefix" && find . \( -type f -o -type l \) -printf "%P\n" |
     sed -E 's#^lib(64)?/([a-z0-9_]+-linux-gnu[a-z0-9]*/)?(lib|pkgconfig|cmake)#LIB/\3#
             s#\.so(\.[0-9]+)+$#.so.VERSION#' | sort -u)
 if ! diff -u --label wanted "$here/installed_files.txt" --label installed - <<<"$listed"; then
-    echo "the list above differs; if the change is wanted, mend tests/integration/installed_files.txt"
+    echo "the list differs; if that is wanted, mend tests/integration/installed_files.txt"
     exit 1
 fi
 

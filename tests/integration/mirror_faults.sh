@@ -37,8 +37,8 @@ fio_load() {
         pass=$((pass + 1))
         timeout 180 fio --name=load --ioengine=nbd --uri="$(uri_of alpha $resource)" \
             --rw=randwrite --bs=4k-64k --iodepth=16 --size=48M --rate=,16M --verify=crc32c \
-            --randseed=$((pass + RANDOM)) --verify_state_save=0 --minimal >"$CLUSTER_DIR/fio" 2>&1 ||
-            { touch "$CLUSTER_DIR/fio_failed"; return 1; }
+            --randseed=$((pass + RANDOM)) --verify_state_save=0 --minimal \
+            >"$CLUSTER_DIR/fio" 2>&1 || { touch "$CLUSTER_DIR/fio_failed"; return 1; }
         echo "$pass" >"$CLUSTER_DIR/passes"
     done
 }

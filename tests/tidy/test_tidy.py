@@ -99,8 +99,15 @@ class Files(unittest.TestCase):
         used = ("engine/used.cpp", '#include "engine/used.hpp"\n')
         good = (makefile, used, ("engine/used.hpp", ""))
         self.assertEqual(found(tidy.check_dead_files, *good), [])
-        for dead in ("engine/unused.cpp", "engine/unused.hpp", "tests/integration/unused.sh"):
+        for dead in ("engine/z.cpp", "engine/z.hpp", "tests/integration/z.sh", "man/z.8"):
             self.assertEqual(len(found(tidy.check_dead_files, *good, (dead, ""))), 1, dead)
+
+    def test_a_link_that_leads_nowhere_is_seen(self):
+        files = (("docs/a.md", ""), ("examples/a/b.c", ""))
+        good = ("README.md", "[a](docs/a.md) [b](docs/a.md#b) [c](examples/a) [d](https://x.org)\n")
+        self.assertEqual(found(tidy.check_doc_links, good, *files), [])
+        bad = ("docs/b.md", "[a](docs/a.md)\n")
+        self.assertEqual(len(found(tidy.check_doc_links, bad, *files)), 1)
 
 
 class Lines(unittest.TestCase):

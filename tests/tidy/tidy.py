@@ -259,11 +259,27 @@ def check_dead_files(sources):
         if source.path.endswith((".hpp", ".h")) and name not in included:
             if not source.path.startswith("include/"):
                 yield Finding(source.path, 1, "is included by nobody: a dead file")
+        if re.fullmatch(r"man/[\w.-]+\.\d", source.path) and name not in makefiles:
+            yield Finding(source.path, 1, "is in no CMakeLists.txt: it would not be installed")
         if source.path.startswith("tests/") and source.is_script:
             stem = re.escape(os.path.splitext(name)[0])
             users = (s.text for s in sources if s.path != source.path and not s.is_cpp)
             if not any(re.search(rf"\b{stem}\b", text) for text in users):
                 yield Finding(source.path, 1, "is run by nobody: a dead file")
+
+
+def check_doc_links(sources):
+    """Relative links in the documents lead to files or folders of the tree."""
+    known = {source.path for source in sources}
+    folders = {os.path.dirname(path) for path in known}
+    for source in sources:
+        if not source.path.endswith(".md"):
+            continue
+        for number, line in enumerate(source.lines, 1):
+            for target in re.findall(r"\]\(([^)#\s]+)", line):
+                path = os.path.normpath(os.path.join(os.path.dirname(source.path), target))
+                if "://" not in target and path not in known and path not in folders:
+                    yield Finding(source.path, number, f"a link to {target}, which is not there")
 
 
 CHECKS = (
@@ -278,6 +294,7 @@ CHECKS = (
     check_marks,
     check_public_comments,
     check_dead_files,
+    check_doc_links,
 )
 
 
