@@ -93,6 +93,7 @@ struct PeerStatus {
     std::uint64_t resync_sent_bytes = 0;  // payload of resync
     std::uint64_t resync_received_bytes = 0;
     std::uint64_t pending = 0;  // requests sent and not answered
+    std::uint64_t unacked = 0;  // requests received and not yet answered
 };
 
 struct ResourceStatus {

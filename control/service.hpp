@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// The methods of the control protocol, mapped to a Node and to the configuration that it remembers.
+// Used by replicad behind a socket and by the embedded node of libreplica behind a call.
+// The list of methods with their parameters: docs/operations.md, "Control protocol".
+#pragma once
+
+#include <sys/types.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "control/codec.hpp"
+#include "control/config_store.hpp"
+#include "engine/node.hpp"
+
+namespace replica::control {
+
+// Who asks. `gone` is polled by calls that wait; true ends them.
+struct Caller {
+    std::string who;             // for the log: "uid 0 pid 4711"
+    std::function<bool()> gone;  // may be empty
+};
+
+struct ServiceOptions {
+    std::string node_name;
+    std::string listen;                                           // as NodeOptions
+    std::function<void(int level, const std::string& line)> log;  // syslog levels; any thread
+};
+
+class Service {
+  public:
+    // Both must outlive the service.
+    Service(Node& node, ConfigStore& store, ServiceOptions options);
+
+    // Makes the stored resources known to the node and brings up those that were up, as Secondary.
+    // What fails is logged and told by status, and does not stop the others. Once, before call().
+    // Errors: the store can not be read at all.
+    Status restore();
+
+    // One request. Any thread; blocks until it is done. Errors: as Node, and invalid (parameters),
+    // unsupported (no such method), cancelled (stop() or caller.gone).
+    Result<Json> call(const std::string& method, const Json& params, const Caller& caller);
+    bool has_method(const std::string& method) const;
+
+    // Ends calls that wait (resource.wait) with cancelled, and refuses new ones.
+    void stop();
+
+    Node& node() { return node_; }
+    void log(int level, const std::string& line) const;
+
+  private:
+    struct Entry {
+        std::mutex changing;  // held over node and store by calls that change either
+        StoredResource stored;
+        std::string problem;  // why the node does not know it; empty: it does
+        bool removed = false;
+    };
+    using EntryPtr = std::shared_ptr<Entry>;
+    struct Method {
+        Json (Service::*handler)(Params& params, const Caller& caller);
+        bool changes;  // goes into the log
+    };
+    static const std::map<std::string, Method, std::less<>>& methods();
+
+    // Handlers: take parameters, params.finish(), act. They throw Refused.
+    Json node_info(Params& params, const Caller& caller);
+    Json list_status(Params& params, const Caller& caller);
+    Json resource_stats(Params& params, const Caller& caller);
+    Json resource_get(Params& params, const Caller& caller);
+    Json resource_wait(Params& params, const Caller& caller);
+    Json resource_create(Params& params, const Caller& caller);
+    Json resource_add(Params& params, const Caller& caller);
+    Json resource_remove(Params& params, const Caller& caller);
+    Json resource_options(Params& params, const Caller& caller);
+    Json resource_up(Params& params, const Caller& caller);
+    Json resource_down(Params& params, const Caller& caller);
+    Json resource_promote(Params& params, const Caller& caller);
+    Json resource_invalidate_remote(Params& params, const Caller& caller);
+    Json resource_connect(Params& params, const Caller& caller);
+    Json resource_new_current_uuid(Params& params, const Caller& caller);
+    Json resource_export(Params& params, const Caller& caller);
+    Json resource_unexport(Params& params, const Caller& caller);
+    template <Status (Node::*Call)(const std::string&)>
+    Json plain(Params& params, const Caller& caller);
+    template <Status (Node::*Call)(const std::string&, const std::string&)>
+    Json with_peer(Params& params, const Caller& caller);
+
+    Json for_peers(const std::string& name, const std::string& peer,
+                   const std::function<Status(const std::string&)>& act);
+    Json make_resource(const ResourceConfig& config, const std::function<Status()>& make);
+    EntryPtr find(const std::string& name);
+    std::string take_name(Params& params);
+    void check_peer(const std::string& name, const std::string& peer);
+    void ensure_known(Entry& entry);
+    Json status_of(const std::string& name);
+
+    Node& node_;
+    ConfigStore& store_;
+    ServiceOptions options_;
+
+    std::mutex mutex_;  // guards entries_ and problems_
+    std::map<std::string, EntryPtr> entries_;
+    std::vector<ConfigProblem> problems_;
+
+    std::atomic<bool> stopping_ = false;
+};
+
+}  // namespace replica::control

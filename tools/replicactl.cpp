@@ -1,0 +1,542 @@
+// SPDX-License-Identifier: Apache-2.0
+// The command line of a node: each command is one request on the control socket, except `status
+// --watch` and `events`, which stay. Results go to standard output (as text, or with --json as the
+// protocol's JSON), errors to standard error with an exit code for each kind: man/replicactl.8.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <filesystem>
+#include <functional>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "control/client.hpp"
+#include "control/codec.hpp"
+#include "control/protocol.hpp"
+#include "control/text.hpp"
+#include "tools/replicactl_text.hpp"
+
+namespace {
+
+using namespace replica;
+using control::Client;
+using control::Json;
+using control::Refused;
+
+constexpr int exit_usage = 64;
+constexpr int exit_unreachable = 69;
+
+// What the parsed command line is about; each command uses its part of it.
+struct Arguments {
+    std::string control = control::default_control_path;
+    bool json = false;
+    std::string resource;
+    std::string peer;
+    // create, adopt
+    unsigned node_id = 0;
+    unsigned volume = 0;
+    std::string disk;
+    std::string metadata;
+    std::vector<std::string> peers;
+    std::string size;
+    unsigned max_peers = 0;
+    bool force = false;
+    std::map<std::string, std::string> options;
+    // others
+    bool discard_my_data = false;
+    bool clear_bitmap = false;
+    std::vector<std::string> doors;
+    bool watch = false;
+    bool verbose = false;
+    bool statistics = false;
+    double interval_s = 0.5;
+    std::string until;
+    double timeout_s = 0;
+    bool now = false;
+};
+
+using Command = std::function<void(const Arguments&)>;
+
+struct Unreachable : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+void print(const std::string& text) {
+    std::cout << text << std::flush;
+    if (!std::cout) std::exit(0);  // nobody reads any more
+}
+
+void print_json(const Json& json) {
+    print(json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+void demand(const Status& status) {
+    if (!status) throw Refused(status.error());
+}
+
+std::unique_ptr<Client> reach(const Arguments& arguments) {
+    auto client = Client::connect(std::filesystem::absolute(arguments.control).string());
+    if (!client) throw Unreachable(client.error().message);
+    return std::move(client).value();
+}
+
+Json ask(Client& client, const std::string& method, const Json& params) {
+    auto result = client.call(method, params);
+    if (!result) throw Refused(result.error());
+    return std::move(result).value();
+}
+
+Json named(const Arguments& arguments) {
+    Json params = Json::object();
+    if (!arguments.resource.empty()) params["name"] = arguments.resource;
+    if (!arguments.peer.empty()) params["peer"] = arguments.peer;
+    return params;
+}
+
+// Sends one request; prints its result only for --json.
+void simple(const Arguments& arguments, const std::string& method, const Json& params) {
+    const auto client = reach(arguments);
+    const Json result = ask(*client, method, params);
+    if (arguments.json) print_json(result);
+}
+
+std::string absolute_path(const std::string& path) {
+    return std::filesystem::absolute(path).lexically_normal().string();
+}
+
+// NAME,ID,HOST:PORT
+Json parse_peer(const std::string& text) {
+    const auto first = text.find(',');
+    const auto second = first == std::string::npos ? first : text.find(',', first + 1);
+    if (second == std::string::npos) {
+        throw Refused(fmt::format("--peer {}: write NAME,ID,HOST:PORT", text));
+    }
+    return {{"name", text.substr(0, first)},
+            {"node-id", text.substr(first + 1, second - first - 1)},
+            {"address", text.substr(second + 1)}};
+}
+
+// PATH or PATH:META, where META begins with a slash or a dot. Names under /dev/disk/by-path hold
+// colons, but none that is followed by either.
+Json parse_config(const Arguments& arguments) {
+    std::string disk = arguments.disk;
+    std::string metadata = arguments.metadata;
+    const auto split = disk.find(':');
+    for (auto at = split; at != std::string::npos; at = disk.find(':', at + 1)) {
+        if (at + 1 >= disk.size() || (disk[at + 1] != '/' && disk[at + 1] != '.')) continue;
+        if (!metadata.empty())
+            throw Refused("give the metadata once: --disk PATH:META or --metadata");
+        metadata = disk.substr(at + 1);
+        disk.resize(at);
+        break;
+    }
+    Json peers = Json::array();
+    for (const auto& peer : arguments.peers)
+        peers.push_back(parse_peer(peer));
+    Json config = {{"name", arguments.resource}, {"node-id", arguments.node_id},
+                   {"volume", arguments.volume}, {"disk", absolute_path(disk)},
+                   {"peers", std::move(peers)},  {"options", arguments.options}};
+    if (!metadata.empty()) config["metadata"] = absolute_path(metadata);
+    control::config_from_json(config);  // refuse here what the node would refuse
+    return config;
+}
+
+void create(const Arguments& arguments) {
+    Json params = {{"config", parse_config(arguments)}, {"force", arguments.force}};
+    if (!arguments.size.empty()) params["size-bytes"] = arguments.size;
+    if (arguments.max_peers > 0) params["max-peers"] = arguments.max_peers;
+    simple(arguments, "resource.create", params);
+}
+
+void adopt(const Arguments& arguments) {
+    simple(arguments, "resource.add", {{"config", parse_config(arguments)}});
+}
+
+void connect(const Arguments& arguments) {
+    Json params = named(arguments);
+    params["discard-my-data"] = arguments.discard_my_data;
+    simple(arguments, "resource.connect", params);
+}
+
+void promote(const Arguments& arguments) {
+    Json params = named(arguments);
+    params["force"] = arguments.force;
+    simple(arguments, "resource.promote", params);
+}
+
+void new_current_uuid(const Arguments& arguments) {
+    Json params = named(arguments);
+    params["clear-bitmap"] = arguments.clear_bitmap;
+    simple(arguments, "resource.new-current-uuid", params);
+}
+
+std::string absolute_door(const std::string& door) {
+    std::string whole = door.starts_with("unix:") ? "unix:" + absolute_path(door.substr(5)) : door;
+    demand(control::check_door(whole));
+    return whole;
+}
+
+void export_doors(const Arguments& arguments) {
+    for (const auto& door : arguments.doors) {
+        Json params = named(arguments);
+        params["door"] = absolute_door(door);
+        simple(arguments, "resource.export", params);
+    }
+}
+
+void unexport_doors(const Arguments& arguments) {
+    if (arguments.doors.empty()) simple(arguments, "resource.unexport", named(arguments));
+    for (const auto& door : arguments.doors) {
+        Json params = named(arguments);
+        params["door"] = absolute_door(door);
+        simple(arguments, "resource.unexport", params);
+    }
+}
+
+void options(const Arguments& arguments) {
+    const auto client = reach(arguments);
+    Json params = named(arguments);
+    params["options"] = arguments.options;
+    const Json result = ask(*client, "resource.options", params);
+    if (arguments.json) return print_json(result);
+    if (arguments.options.empty()) print(replicactl::plain_text(result));
+}
+
+void show(const Arguments& arguments) {
+    const auto client = reach(arguments);
+    const Json result = ask(*client, "resource.get", named(arguments));
+    arguments.json ? print_json(result) : print(replicactl::plain_text(result));
+}
+
+void list(const Arguments& arguments) {
+    const auto client = reach(arguments);
+    const Json names = ask(*client, "node.info", Json::object())["resources"];
+    if (arguments.json) return print_json(names);
+    for (const auto& name : names)
+        print(name.get<std::string>() + "\n");
+}
+
+void stats(const Arguments& arguments) {
+    const auto client = reach(arguments);
+    const Json result = ask(*client, "stats", named(arguments));
+    arguments.json ? print_json(result) : print(replicactl::stats_text(result));
+}
+
+void version(const Arguments& arguments) {
+    Json result = {{"replicactl", REPLICA_VERSION_TEXT}, {"protocol", control::protocol_version}};
+    if (auto client = Client::connect(absolute_path(arguments.control))) {
+        result["node"] = ask(*client.value(), "node.info", Json::object());
+    }
+    if (arguments.json) return print_json(result);
+    print(fmt::format("replicactl {}\n", REPLICA_VERSION_TEXT));
+    if (result.contains("node")) {
+        print("node\n" + replicactl::plain_text(result["node"], "  "));
+    } else {
+        print(fmt::format("# no node answers at {}\n", arguments.control));
+    }
+}
+
+std::uint64_t milliseconds(double seconds) {
+    return static_cast<std::uint64_t>(std::llround(std::max(seconds, 0.0) * 1000));
+}
+
+void wait(const Arguments& arguments) {
+    Json params = named(arguments);
+    params["until"] = arguments.until;
+    if (arguments.timeout_s > 0) {
+        params["timeout-ms"] = std::max<std::uint64_t>(milliseconds(arguments.timeout_s), 1);
+    }
+    simple(arguments, "resource.wait", params);
+}
+
+// Shows each new text: over the old one on a terminal, below it elsewhere.
+class Screen {
+  public:
+    void show(const std::string& text) {
+        if (text == last_) return;
+        if (terminal_ && lines_ > 0) print(fmt::format("\x1b[{}A\x1b[J", lines_));
+        print(text);
+        lines_ = static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n'));
+        last_ = text;
+    }
+
+  private:
+    bool terminal_ = ::isatty(STDOUT_FILENO) == 1;
+    std::size_t lines_ = 0;
+    std::string last_;
+};
+
+// Pauses for an interval; with --until true as soon as that is reached.
+bool pause_until(Client& client, const Arguments& arguments) {
+    const auto interval_ms = std::max<std::uint64_t>(milliseconds(arguments.interval_s), 20);
+    if (arguments.until.empty()) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(interval_ms));
+        return false;
+    }
+    Json params = named(arguments);
+    params["until"] = arguments.until;
+    params["timeout-ms"] = interval_ms;
+    const auto reached = client.call("resource.wait", params);
+    if (!reached && reached.error().code != Errc::timeout) throw Refused(reached.error());
+    return static_cast<bool>(reached);
+}
+
+void warn_of_problems(Client& client) {
+    for (const auto& problem : ask(client, "node.info", Json::object())["problems"]) {
+        fmt::print(stderr, "replicactl: warning: configuration {} is not used: {}\n",
+                   problem.value("file", ""), problem.value("reason", ""));
+    }
+}
+
+void status(const Arguments& arguments) {
+    if (!arguments.until.empty() && arguments.resource.empty()) {
+        throw Refused("--until needs the name of a resource");
+    }
+    const auto client = reach(arguments);
+    const replicactl::StatusStyle style{arguments.verbose, arguments.statistics, arguments.watch};
+    Screen screen;
+    if (!arguments.json && arguments.resource.empty()) warn_of_problems(*client);
+    for (bool last = !arguments.watch;; last = pause_until(*client, arguments)) {
+        const Json result = ask(*client, "status", named(arguments));
+        if (arguments.json && !arguments.watch) return print_json(result);
+        screen.show(arguments.json ? control::dump_line(result) + "\n"
+                                   : replicactl::status_text(result, style));
+        if (last) return;
+    }
+}
+
+void events(const Arguments& arguments) {
+    const auto client = reach(arguments);
+    const Json start = ask(*client, "events.subscribe", named(arguments))["status"];
+    if (arguments.json) {
+        print(control::dump_line({{"action", "exists"}, {"status", start}}) + "\n");
+    } else {
+        print(replicactl::exists_text(start));
+    }
+    while (!arguments.now) {
+        auto next = client->next_notification(-1);
+        if (!next) throw Refused(next.error());
+        if (!next.value()) continue;
+        const Json& message = *next.value();
+        const Json params = message.value("params", Json::object());
+        if (message.value("method", "") == "events.gap") {
+            const auto missed = control::dump_line(params.value("missed", Json(0)));
+            print(arguments.json
+                      ? control::dump_line({{"action", "gap"}, {"params", params}}) + "\n"
+                      : "gap missed:" + missed + "\n");
+        } else {
+            print((arguments.json ? control::dump_line(params) : replicactl::event_text(params)) +
+                  "\n");
+        }
+    }
+}
+
+class CommandLine {
+  public:
+    CommandLine() {
+        app_.set_version_flag("--version", std::string("replicactl ") + REPLICA_VERSION_TEXT);
+        app_.add_option("--control", arguments_.control, "control socket of the node")
+            ->envname("REPLICA_CONTROL")
+            ->capture_default_str();
+        app_.add_flag("--json", arguments_.json, "print JSON");
+        app_.require_subcommand(1);
+        app_.fallthrough();
+        app_.get_formatter()->column_width(34);
+        add_creation();
+        add_resource_commands();
+        add_peer_commands();
+        add_views();
+    }
+
+    int run(int argc, char** argv) {
+        try {
+            app_.parse(argc, argv);
+        } catch (const CLI::RequiredError& error) {
+            const auto unknown = app_.get_subcommands().empty() ? app_.remaining(true)
+                                                                : std::vector<std::string>();
+            if (unknown.empty()) return app_.exit(error), exit_usage;
+            fmt::print(stderr, "replicactl: there is no command {}; see replicactl --help\n",
+                       unknown.front());
+            return exit_usage;
+        } catch (const CLI::ParseError& error) {
+            return app_.exit(error) == 0 ? 0 : exit_usage;
+        }
+        try {
+            for (const auto* chosen : app_.get_subcommands())
+                commands_.at(chosen->get_name())(arguments_);
+            return 0;
+        } catch (const Unreachable& error) {
+            return fail(Error{Errc::io, 0, error.what()}, exit_unreachable);
+        } catch (const Refused& refused) {
+            return fail(refused.error(), static_cast<int>(refused.error().code));
+        } catch (const std::exception& error) {
+            return fail(Error{Errc::invalid, 0, error.what()}, static_cast<int>(Errc::invalid));
+        }
+    }
+
+  private:
+    int fail(const Error& error, int code) const {
+        if (arguments_.json) {
+            print_json({{"error",
+                         {{"kind", control::errc_name(error.code)},
+                          {"message", error.message},
+                          {"errno", error.os_errno}}}});
+        }
+        fmt::print(stderr, "replicactl: {}\n", error.message);
+        return code;
+    }
+
+    CLI::App* add(const char* name, const char* help, Command command) {
+        commands_[name] = std::move(command);
+        return app_.add_subcommand(name, help);
+    }
+    CLI::App* add_for_resource(const char* name, const char* help, Command command) {
+        auto* const sub = add(name, help, std::move(command));
+        sub->add_option("RES", arguments_.resource, "resource")->required();
+        return sub;
+    }
+    void add_option_fields(CLI::App& sub) {
+        for (const auto& field : control::option_fields()) {
+            const std::string key = field.key;
+            sub.add_option_function<std::string>(
+                   "--" + key, [this, key](const auto& text) { arguments_.options[key] = text; },
+                   field.help)
+                ->group("Resource options");
+        }
+    }
+    void add_config(CLI::App& sub) {
+        sub.add_option("--node-id", arguments_.node_id, "id of this node in the resource, 0..31")
+            ->required()
+            ->check(CLI::Range(0U, nodes_max - 1));
+        sub.add_option("--disk", arguments_.disk, "PATH[:META], file or block device")->required();
+        sub.add_option("--metadata", arguments_.metadata, "external metadata; default: internal");
+        sub.add_option("--volume", arguments_.volume, "volume number")->check(CLI::Range(0, 65534));
+        sub.add_option("--peer", arguments_.peers, "NAME,ID,HOST:PORT; once for each peer")
+            ->allow_extra_args(false);
+        add_option_fields(sub);
+    }
+
+    void add_creation() {
+        auto* sub = add_for_resource(
+            "create", "write metadata and configuration; the resource is then down", create);
+        add_config(*sub);
+        sub->add_option("--size", arguments_.size, "size of the volume (K, M, G, T); default: all");
+        sub->add_option("--max-peers", arguments_.max_peers, "room for so many peers, 1..31")
+            ->check(CLI::Range(1, 31));
+        sub->add_flag("--force", arguments_.force, "overwrite data or metadata on the disk");
+        sub = add_for_resource("adopt",
+                               "configure a resource whose metadata is on its disk already", adopt);
+        add_config(*sub);
+        sub = add_for_resource("options", "show or change the options of a resource", options);
+        add_option_fields(*sub);
+    }
+
+    void add_resource_commands() {
+        struct Simple {
+            const char* name;
+            const char* help;
+        };
+        static constexpr Simple simples[] = {
+            {"up", "attach the disk and connect to the peers, now and after a restart"},
+            {"down", "close the doors, demote, disconnect and detach"},
+            {"attach", "attach the disk"},
+            {"detach", "detach the disk; a primary goes on with its peers' data"},
+            {"demote", "become Secondary"},
+            {"invalidate", "throw the local data away and resync all of it from a peer"},
+            {"remove", "forget a resource that is down; the disk is not touched"},
+        };
+        for (const auto& each : simples) {
+            add_for_resource(each.name, each.help, [name = each.name](const Arguments& arguments) {
+                simple(arguments, fmt::format("resource.{}", name), named(arguments));
+            });
+        }
+        auto* sub = add_for_resource("promote", "become Primary", promote);
+        sub->add_flag("--force", arguments_.force,
+                      "even if the data may be old; peers then resync");
+        sub = add_for_resource("new-current-uuid", "open a new generation", new_current_uuid);
+        sub->add_flag("--clear-bitmap", arguments_.clear_bitmap,
+                      "skip the initial sync of disks that are provably equal");
+        sub = add_for_resource("export", "open an NBD door on a primary", export_doors);
+        sub->add_option("--nbd", arguments_.doors, "unix:PATH or tcp:HOST:PORT")
+            ->required()
+            ->allow_extra_args(false);
+        sub = add_for_resource("unexport", "close the doors", unexport_doors);
+        sub->add_option("--nbd", arguments_.doors, "only this one")->allow_extra_args(false);
+    }
+
+    void add_peer_commands() {
+        struct Simple {
+            const char* name;
+            const char* help;
+        };
+        static constexpr Simple simples[] = {
+            {"disconnect", "end the connection and stay StandAlone"},
+            {"invalidate-remote", "throw the peer's data away and resync all of it from here"},
+            {"pause-sync", "pause the resync"},
+            {"resume-sync", "resume the resync"},
+        };
+        const auto add_peer = [this](CLI::App* sub) {
+            sub->add_option("PEER", arguments_.peer, "node name; default: every peer");
+        };
+        for (const auto& each : simples) {
+            add_peer(add_for_resource(
+                each.name, each.help, [name = each.name](const Arguments& arguments) {
+                    simple(arguments, fmt::format("resource.{}", name), named(arguments));
+                }));
+        }
+        auto* const sub = add_for_resource("connect", "connect to the peer", connect);
+        add_peer(sub);
+        sub->add_flag("--discard-my-data", arguments_.discard_my_data,
+                      "after a split brain: take over the peer's data");
+    }
+
+    void add_until(CLI::App& sub) {
+        sub.add_option("--until", arguments_.until, "connected, synced, uptodate or primary")
+            ->check(CLI::IsMember({"connected", "synced", "uptodate", "primary"}));
+    }
+
+    void add_views() {
+        auto* sub = add("status", "state of one or all resources", status);
+        sub->add_option("RES", arguments_.resource, "resource");
+        sub->add_flag("-w,--watch", arguments_.watch, "redraw, with progress and time left");
+        sub->add_flag("-v,--verbose", arguments_.verbose, "every field");
+        sub->add_flag("-s,--statistics", arguments_.statistics, "counters");
+        sub->add_option("--interval", arguments_.interval_s, "seconds between two looks")
+            ->check(CLI::Range(0.02, 3600.0))
+            ->capture_default_str();
+        add_until(*sub);
+        sub = add_for_resource("wait", "wait for a state", wait);
+        add_until(*sub);
+        sub->get_option("--until")->required();
+        sub->add_option("--peer", arguments_.peer, "look at this peer only");
+        sub->add_option("--timeout", arguments_.timeout_s, "seconds; default: no limit")
+            ->check(CLI::Range(0.0, 1e6));
+        sub = add("events", "print what there is and then each change", events);
+        sub->add_option("RES", arguments_.resource, "resource");
+        sub->add_flag("--now", arguments_.now, "only what there is");
+        add_for_resource("stats", "latency of each part of a write", stats);
+        add_for_resource("show", "the configuration of a resource", show);
+        add("list", "names of the resources", list);
+        add("version", "versions of this program and of the node", version);
+    }
+
+    Arguments arguments_;
+    CLI::App app_{"replicactl: controls a node of Replica"};
+    std::map<std::string, Command> commands_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    std::signal(SIGPIPE, SIG_IGN);
+    CommandLine command_line;
+    return command_line.run(argc, argv);
+}
