@@ -404,6 +404,8 @@ void encode_superblock(const Superblock& superblock, std::span<std::byte, superb
     if (superblock.extension.present) encode_extension(superblock, to);
 }
 
+bool has_metadata_magic(Block bytes) { return kind_of(bytes) != BlockKind::foreign; }
+
 Result<Superblock> decode_superblock(Block bytes) {
     const Reader in{bytes};
     const BlockKind kind = kind_of(bytes);

@@ -118,6 +118,9 @@ Status check_superblock(const Superblock& superblock);
 // The encoding is canonical: equal values give equal bytes, and decode(encode(x)) == x.
 void encode_superblock(const Superblock& superblock, std::span<std::byte, superblock_bytes> out);
 
+// Whether the block carries the magic number of any DRBD metadata version, be it whole or damaged.
+bool has_metadata_magic(std::span<const std::byte, superblock_bytes> bytes);
+
 // Errors: corrupt (no v09 magic; a field out of its range; an extension whose checksum is wrong: a
 // torn or damaged block), unsupported (another metadata version, reserved fields in use, an
 // extension from a newer Replica).

@@ -1,0 +1,418 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the operator asks for. Each command ends in one reply effect, at once or when what it
+// promises is durable.
+#include <algorithm>
+
+#include "engine/core/for_peers.hpp"
+
+namespace replica {
+
+void Core::on_io(Instant now, IoTag tag, int result, bool zeroes) {
+    now_ = now;
+    switch (tag.origin) {
+        case IoOrigin::request:
+        case IoOrigin::epoch_flush:
+            on_request_io(tag.index, result);
+            break;
+        case IoOrigin::peer_request:
+            finish_peer_request(tag.index, result);
+            break;
+        case IoOrigin::resync:
+            on_chunk_read(tag.index, result, zeroes);
+            break;
+        case IoOrigin::peer_read: {
+            PeerRead& read = peer_reads_[tag.index];
+            ASSERT(read.used);
+            --disk_io_;
+            Message m;
+            m.type = MessageType::read_reply;
+            m.id = read.id;
+            m.length = read.length;
+            m.flags = result == 0 ? 0 : 1;
+            m.payload_bytes = result == 0 ? read.length : 0;
+            const BufferRef buffer =
+                result == 0 ? BufferRef{BufferKind::serve, tag.index} : BufferRef{};
+            if (read.link == peers_[read.peer].link) send(read.peer, Stream::bulk, m, buffer);
+            read.used = false;
+            if (result != 0) local_disk_failed("an I/O on the backing disk failed");
+            finish_failed_disk();
+            break;
+        }
+        case IoOrigin::superblock:
+            on_superblock_written(result);
+            break;
+        case IoOrigin::al:
+            on_al_written(result);
+            break;
+        case IoOrigin::al_init:
+            on_al_initialised(result);
+            break;
+        case IoOrigin::bitmap_page:
+            on_bitmap_page_written(tag.index, result);
+            break;
+    }
+    finish_failed_disk();
+    end_step();
+}
+
+std::size_t Core::encode_payload(const Effect& effect, std::span<std::byte> out) const {
+    ASSERT(effect.peer >= 0 && out.size() >= effect.message.payload_bytes);
+    const auto id = static_cast<NodeId>(effect.peer);
+    std::byte* p = out.data();
+    const MessageType type = effect.message.type;
+    if (type == MessageType::hello) {
+        encode_hello(hello_for(id, effect.stream),
+                     std::span<std::byte, hello_payload_bytes>{p, hello_payload_bytes});
+    } else if (type == MessageType::state) {
+        encode_state(peers_[id].sent,
+                     std::span<std::byte, state_payload_bytes>{p, state_payload_bytes});
+    } else if (type == MessageType::generation || type == MessageType::sync_done ||
+               type == MessageType::adopt_generation) {
+        encode_generation(make_generation(), std::span<std::byte, generation_payload_bytes>{
+                                                 p, generation_payload_bytes});
+    } else {
+        ASSERT(type == MessageType::bitmap_page);
+        bitmap_->encode_wire_page(static_cast<unsigned>(peers_[id].slot), effect.message.offset,
+                                  std::span<std::byte, 4096>{p, 4096});
+    }
+    return effect.message.payload_bytes;
+}
+
+void Core::on_command(Instant now, const Command& c) {
+    now_ = now;
+    switch (c.kind) {
+        case CommandKind::promote:
+            command_promote(c);
+            break;
+        case CommandKind::demote:
+            if (role_ != Role::primary) {
+                reply(c.token, Errc::ok, "");
+            } else if (demote_command_ || promotion_ != Promotion::none) {
+                reply(c.token, Errc::busy, "a promotion or demotion is under way");
+            } else {
+                demote_command_ = c;
+            }
+            break;
+        case CommandKind::connect:
+            command_connect(c);
+            break;
+        case CommandKind::disconnect:
+            command_disconnect(c);
+            break;
+        case CommandKind::detach:
+            if (meta_ == MetaPhase::detached) {
+                reply(c.token, Errc::ok, "");
+            } else if (meta_ != MetaPhase::attached || detach_command_) {
+                reply(c.token, Errc::busy, "the disk is being attached or detached");
+            } else {
+                command_detach(c);
+            }
+            break;
+        case CommandKind::invalidate:
+        case CommandKind::invalidate_remote:
+            command_invalidate(c);
+            break;
+        case CommandKind::pause_sync:
+        case CommandKind::resume_sync:
+            command_pause(c);
+            break;
+        case CommandKind::new_current_uuid:
+            command_new_uuid(c);
+            break;
+        case CommandKind::down:
+            if (role_ == Role::primary) {
+                reply(c.token, Errc::state, "the resource is Primary; demote it first");
+            } else {
+                down_command_ = c;
+                command_down();
+            }
+            break;
+    }
+    end_step();
+}
+
+void Core::command_promote(const Command& c) {
+    const auto refuse = [&](Errc code, const char* why) { reply(c.token, code, why); };
+    if (role_ == Role::primary && promotion_ == Promotion::none) return refuse(Errc::ok, "");
+    if (promotion_ != Promotion::none || demote_command_) {
+        return refuse(Errc::busy, "a promotion or demotion is under way");
+    }
+    if (!disk_usable()) return refuse(Errc::state, "the disk is not attached; attach it first");
+    if (sees_primary()) return refuse(Errc::state, "a peer is Primary; demote it first");
+    if (!c.force) {
+        if (disk_ == DiskState::inconsistent) {
+            return refuse(Errc::state,
+                          "the disk is Inconsistent; wait for its resync, or promote with "
+                          "--force if no better data exists anywhere");
+        }
+        if (disk_ == DiskState::outdated) {
+            return refuse(Errc::state,
+                          "the disk is Outdated: a peer has newer data; connect it, or "
+                          "promote with --force and lose that");
+        }
+        if (disk_ == DiskState::consistent) {
+            return refuse(Errc::state,
+                          "the disk is Consistent, but a peer that was not heard since the "
+                          "restart may have newer data; connect it, or promote with --force");
+        }
+    }
+    promotion_ = Promotion::asking;
+    promote_command_ = c;
+    ++promote_attempt_;
+    promote_waiting_ = NodeMask{};
+    for_peers([&](const Peer& peer, NodeId id) {
+        if (peer.phase != LinkPhase::up) return;
+        promote_waiting_.add(id);
+        Message m;
+        m.type = MessageType::promote;
+        m.id = promote_attempt_;
+        send(id, Stream::bulk, m);
+    });
+    touch();
+}
+
+void Core::command_connect(const Command& c) {
+    for_peers([&](Peer& peer, NodeId id) {
+        if (c.peer >= 0 && c.peer != id) return;
+        peer.discard_my_data = c.discard_my_data;
+        if (peer.wanted) return;
+        peer.wanted = true;
+        peer.why = "";
+        peer.retry_ms = config_.options.connect_interval_ms;
+        peer.retry_at = now_;
+        if (dials(id) && peer.phase == LinkPhase::down) start_dial(id);
+    });
+    touch();
+    reply(c.token, Errc::ok, "");
+}
+
+void Core::disconnect_peer(NodeId id) {
+    Peer& peer = peers_[id];
+    peer.wanted = false;
+    if (peer.phase == LinkPhase::up) {
+        // Who leaves a primary is behind from then on, and so is who a primary leaves.
+        if (peer.role == Role::primary && disk_ >= DiskState::consistent)
+            set_disk(DiskState::outdated);
+        Message m;
+        m.type = MessageType::goodbye;
+        m.flags = role_ == Role::primary ? 1 : 0;
+        send(id, Stream::bulk, m);
+    }
+    if (peer.phase != LinkPhase::down) lose_link(id, "disconnected by the operator", true);
+    peer.why = "disconnected by the operator";
+    touch();
+}
+
+void Core::command_disconnect(const Command& c) {
+    for_peers([&](Peer&, NodeId id) {
+        if (c.peer < 0 || c.peer == id) disconnect_peer(id);
+    });
+    on_durable(OnDurable::What::reply_ok, 0, c.token);
+}
+
+void Core::command_detach(const Command& c) {
+    if (role_ == Role::primary) {
+        if (in_sync().without(self()).empty()) {
+            return reply(c.token, Errc::state,
+                         "this disk is the only UpToDate one of a Primary; demote "
+                         "it or bring a peer up to date first");
+        }
+        // The disk keeps the generation that it has; its blocks are tracked by the peers from here
+        // on.
+        local_disk_failed("detached by the operator");
+        why_ = "";
+        return reply(c.token, Errc::ok, "");
+    }
+    detach_command_ = c;
+    begin_clean_detach();
+}
+
+void Core::begin_clean_detach() {
+    for_peers([&](Peer& peer, NodeId id) {
+        if (peer.repl != ReplicationState::off && peer.repl != ReplicationState::established) {
+            abort_resync(id);
+        }
+    });
+    Message m;
+    m.type = MessageType::state_update;
+    m.id = static_cast<std::uint32_t>(role_) | static_cast<std::uint32_t>(DiskState::diskless) << 8;
+    for_peers([&](const Peer& peer, NodeId id) {
+        if (peer.phase == LinkPhase::up) send(id, Stream::bulk, m);
+    });
+    start_detach();
+}
+
+void Core::invalidate_local(NodeId source) {
+    const auto slot = static_cast<unsigned>(peers_[source].slot);
+    set_disk(DiskState::inconsistent);
+    bitmap_->set_all(slot);
+    set_slot_full(source);
+    want_handshake(source);
+}
+
+void Core::on_invalidate(NodeId id) {
+    if (role_ == Role::primary || !disk_usable() || peers_[id].disk != DiskState::up_to_date) {
+        return notice(4, id, "refused to be invalidated by the peer");
+    }
+    invalidate_local(id);
+}
+
+void Core::command_invalidate(const Command& c) {
+    int chosen = -1;
+    for_peers([&](const Peer& peer, NodeId id) {
+        if (c.peer >= 0 && c.peer != id) return;
+        const bool ready =
+            peer.phase == LinkPhase::up && peer.repl == ReplicationState::established;
+        const bool other_good = peer.disk == DiskState::up_to_date;
+        const bool usable = c.kind == CommandKind::invalidate
+                                ? other_good
+                                : disk_ == DiskState::up_to_date && peer.role != Role::primary &&
+                                      peer.disk >= DiskState::inconsistent;
+        if (ready && usable && chosen < 0) chosen = id;
+    });
+    if (chosen < 0 || !disk_usable()) {
+        return reply(c.token, Errc::state,
+                     c.kind == CommandKind::invalidate
+                         ? "no connected peer has an UpToDate disk to take the data from"
+                         : "the peer is not connected, is Primary, or this disk is not UpToDate");
+    }
+    if (c.kind == CommandKind::invalidate) {
+        if (role_ == Role::primary) {
+            return reply(c.token, Errc::state, "the resource is Primary here; demote it first");
+        }
+        invalidate_local(static_cast<NodeId>(chosen));
+        return on_durable(OnDurable::What::reply_ok, 0, c.token);
+    }
+    Message m;
+    m.type = MessageType::invalidate;
+    send(static_cast<NodeId>(chosen), Stream::bulk, m);
+    reply(c.token, Errc::ok, "");
+}
+
+// Opens a generation without a primary: to skip the first resync of disks that are all zeroes, or
+// to start tracking (truck-based seeding).
+void Core::command_new_uuid(const Command& c) {
+    if (role_ == Role::primary || !disk_usable() || promotion_ != Promotion::none) {
+        return reply(c.token, Errc::state,
+                     "only an attached Secondary can open a generation by hand");
+    }
+    const bool fresh = uuid_identity(sb_.current_uuid) == uuid_just_created;
+    bool equal = fresh && all_zero_;
+    for_peers([&](const Peer& peer, NodeId) {
+        equal = equal && peer.phase == LinkPhase::up &&
+                peer.repl == ReplicationState::established &&
+                uuid_identity(peer.received.current_uuid) == uuid_just_created &&
+                (peer.received.flags & state_flag::all_zero) != 0 &&
+                peer.received.size_bytes == volume_bytes_;
+    });
+    if (c.force && !equal) {
+        return reply(c.token, Errc::state,
+                     "the disks are not proven equal: all peers must be connected, "
+                     "just created and known to hold nothing but zeroes");
+    }
+    if (!c.force && (fresh || disk_ != DiskState::up_to_date || sees_primary())) {
+        return reply(c.token, Errc::state, "the disk must be UpToDate and no peer Primary");
+    }
+    const Uuid old = sb_.current_uuid;
+    NodeMask members = self();
+    for_peers([&](Peer& peer, NodeId id) {
+        PeerMetadata& md = sb_.peers[id];
+        if (c.force) {
+            members.add(id);
+            bitmap_->clear_all(static_cast<unsigned>(peer.slot));
+            md.flags &= ~md_peer_flag::full_sync;
+            md.bitmap_uuid = md.admitting_uuid = uuid_none;
+        } else if (uuid_identity(md.bitmap_uuid) == uuid_none) {
+            md.bitmap_uuid = uuid_identity(old);
+        }
+    });
+    push_history(sb_.history, old);
+    sb_.current_uuid = new_id();
+    SuperblockExtension& ext = sb_.extension;
+    const std::array<std::uint8_t, 16> unset{};
+    if (ext.volume_id == unset) {
+        for (std::uint8_t& byte : ext.volume_id)
+            byte = static_cast<std::uint8_t>(entropy_.next());
+    }
+    ext.parent_uuid = old;
+    ext.generation_seq += 1;
+    ext.in_sync = members;
+    if (c.force) {
+        all_zero_ = false;
+        for_peers([&](const Peer&, NodeId id) {
+            Message m;
+            m.type = MessageType::adopt_generation;
+            m.payload_bytes = generation_payload_bytes;
+            send(id, Stream::bulk, m);
+        });
+        set_disk(DiskState::up_to_date);
+    }
+    persist();
+    on_durable(OnDurable::What::reply_ok, 0, c.token);
+    for_peers([&](Peer&, NodeId id) { want_handshake(id); });
+}
+
+// A peer proved that all disks are zeroes and named the first generation.
+void Core::on_adopt_generation(NodeId id, const GenerationPayload& g) {
+    const bool fresh = uuid_identity(sb_.current_uuid) == uuid_just_created;
+    if (!fresh || !all_zero_ || !disk_usable() || role_ == Role::primary) {
+        return protocol_error(id, "a first generation for a disk that is in use");
+    }
+    all_zero_ = false;
+    for_peers([&](Peer& peer, NodeId other) {
+        bitmap_->clear_all(static_cast<unsigned>(peer.slot));
+        sb_.peers[other].flags &= ~md_peer_flag::full_sync;
+    });
+    sb_.current_uuid = g.current_uuid;
+    sb_.history = g.history;
+    SuperblockExtension& ext = sb_.extension;
+    ext.parent_uuid = g.parent_uuid;
+    ext.generation_seq = g.generation_seq;
+    ext.in_sync = NodeMask{g.in_sync};
+    ext.volume_id = g.volume_id;
+    set_disk(DiskState::up_to_date);
+    persist();
+    want_handshake(id);
+}
+
+void Core::command_pause(const Command& c) {
+    for_peers([&](Peer& peer, NodeId id) {
+        if (c.peer >= 0 && c.peer != id) return;
+        peer.paused_here = c.kind == CommandKind::pause_sync;
+        update_pause(id);
+    });
+    reply(c.token, Errc::ok, "");
+}
+
+void Core::command_down() {
+    for_peers([&](Peer& peer, NodeId id) {
+        if (peer.wanted || peer.phase != LinkPhase::down) disconnect_peer(id);
+    });
+    if (meta_ == MetaPhase::attached) begin_clean_detach();
+}
+
+// Commands whose end depends on what the last steps did.
+void Core::finish_commands() {
+    if (promotion_ == Promotion::recording && settled()) {
+        promotion_ = Promotion::none;
+        announce_state();
+        for_peers([&](Peer&, NodeId id) {
+            if (!in_sync().has(id)) want_handshake(id);
+        });
+        notice(5, -1, "promoted to Primary");
+        reply(promote_command_.token, Errc::ok, "");
+    }
+    if (demote_command_) try_demote();
+    if (meta_ == MetaPhase::detach_drain) detach_next();
+    const bool gone = meta_ == MetaPhase::detached && disk_ != DiskState::failed;
+    if (detach_command_ && gone) {
+        reply(detach_command_->token, Errc::ok, "");
+        detach_command_.reset();
+    }
+    if (down_command_ && gone && idle()) {
+        reply(down_command_->token, Errc::ok, "");
+        down_command_.reset();
+    }
+}
+
+}  // namespace replica

@@ -1,0 +1,568 @@
+// SPDX-License-Identifier: Apache-2.0
+// The replication state machine of one resource on one node. Deterministic: no system call, clock,
+// thread, random source or pointer order in it; memory is allocated in the constructor and in
+// prepare_attach() only. A value: it can be copied, and the copy goes its own way.
+//
+// The shell calls one on_...() per input and then performs the effects (take them with effects(),
+// give the list back with clear_effects()) before the next input. docs/architecture.md describes
+// the rules (D4 to D6 of the design) and which file holds which part:
+//   core.cpp        construction, the end of each step, timers, status
+//   metadata.cpp    attach, detach, superblock, activity log and bitmap I/O
+//   requests.cpp    the application's reads, writes, flushes
+//   peer_io.cpp     a peer's writes, flushes and reads on this node
+//   link.cpp        connecting, hello, ping, loss
+//   handshake.cpp   exchange of states, verdicts
+//   membership.cpp  the in-sync set, generations, promote and demote
+//   resync.cpp      bitmap exchange, source and target
+//   commands.cpp    what the operator asks for
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/base/prng.hpp"
+#include "engine/base/units.hpp"
+#include "engine/core/al_cache.hpp"
+#include "engine/core/bitmap.hpp"
+#include "engine/core/effects.hpp"
+#include "engine/core/generation.hpp"
+#include "engine/core/io_kind.hpp"
+#include "engine/core/journal.hpp"
+#include "engine/core/policy.hpp"
+#include "engine/core/types.hpp"
+#include "engine/format/superblock.hpp"
+#include "engine/format/wire.hpp"
+
+namespace replica {
+
+// Deliberate mistakes, to prove that the simulator sees them (tests/sim/mutants). None in
+// production.
+enum class Mutant : std::uint8_t {
+    none,
+    clear_bit_on_completion,  // a marked write clears its bit when the local disk has it
+    ack_before_peer,          // protocol C without waiting for the peer
+    skip_activity_log,        // writes do not wait for their extent
+    no_overlap_hold,          // overlapping writes run together
+    generation_after_ack,     // acknowledge before the new generation is recorded
+    flush_local_only,         // a flush does not reach the peers
+    resync_not_stable,        // resync acks before the target's disk has it stable
+    no_fence,                 // the target is UpToDate before the source counts it in
+    no_unstable_marking,      // a lost peer's unflushed writes are not marked
+    ignore_target_marks,      // a resync target does not mark what it receives toward others
+};
+
+struct CoreLimits {
+    std::uint32_t requests = 256;      // application requests at once
+    std::uint32_t journal = 8192;      // writes not known to be stable everywhere
+    std::uint32_t peer_reads = 256;    // reads of peers being served
+    std::uint32_t resync_chunks = 16;  // resync requests under way
+    std::uint32_t resync_chunk_bytes = 256 * 1024;
+    std::uint32_t bitmap_writes = 4;  // bitmap pages written at once in the background
+    std::uint64_t idle_flush_ns = 500 * ns_per_ms;  // unflushed writes are made stable after this
+};
+
+struct CoreConfig {
+    NodeId node_id = 0;
+    NodeMask peers;        // configured peers, own id not included
+    std::string resource;  // name, at most wire_name_max - 1 bytes
+    ResourceOptions options;
+    CoreLimits limits;
+    std::uint64_t entropy = 0;  // from a true random source; seeds session and generation ids
+    Mutant mutant = Mutant::none;
+};
+
+struct AttachInfo {
+    std::vector<std::uint32_t> hot_extents;  // from the activity log
+    std::array<std::uint8_t, 16> boot_id{};  // of this boot of the machine
+    std::uint64_t data_bytes_max = 0;        // the largest volume that fits the disk
+    bool all_zero = false;                   // the data area is known to read as zeroes
+};
+
+enum class CommandKind : std::uint8_t {
+    promote,
+    demote,
+    connect,
+    disconnect,
+    detach,
+    invalidate,
+    invalidate_remote,
+    pause_sync,
+    resume_sync,
+    new_current_uuid,
+    down,
+};
+struct Command {
+    CommandKind kind = CommandKind::promote;
+    std::uint32_t token = 0;       // comes back in the reply effect
+    int peer = -1;                 // -1: all
+    bool force = false;            // promote; new_current_uuid: clear the bitmap
+    bool discard_my_data = false;  // connect
+    std::uint64_t wall_clock_s = 0;
+};
+
+struct PeerView {
+    ConnectionState connection = ConnectionState::standalone;
+    Role role = Role::unknown;
+    DiskState disk = DiskState::unknown;
+    ReplicationState replication = ReplicationState::off;
+    const char* why = "";
+    std::uint64_t out_of_sync_bits = 0;
+    std::uint64_t resync_total_bits = 0;
+    std::uint64_t resync_done_bits = 0;
+    std::uint64_t sent_bytes = 0, received_bytes = 0;
+    std::uint64_t resync_sent_bytes = 0, resync_received_bytes = 0;
+    std::uint32_t pending = 0;
+    bool in_sync = false;  // member of the in-sync set
+};
+
+class Core {
+  public:
+    explicit Core(const CoreConfig& config);
+
+    // --- Attach. prepare_attach() allocates bitmap and activity log; then every bitmap page is
+    // loaded; then on_attach(). Errors: what the operator must change, e.g. another node's
+    // metadata.
+    Status prepare_attach(const Superblock& superblock);
+    std::uint64_t bitmap_pages() const { return bitmap_ ? bitmap_->pages() : 0; }
+    void load_bitmap_page(std::uint64_t page, std::span<const std::byte, 4096> bytes);
+    void on_attach(Instant now, AttachInfo info);
+
+    // --- Inputs.
+    void on_request(Instant now, std::uint32_t slot, IoKind kind, std::uint64_t offset,
+                    std::uint32_t length, bool fua);
+    // result: 0, or a positive errno. zeroes: a resync read found nothing but zeroes.
+    void on_io(Instant now, IoTag tag, int result, bool zeroes = false);
+    void on_command(Instant now, const Command& command);
+    void on_tick(Instant now);
+    void on_options(Instant now, const ResourceOptions& options);
+    // How much the shell has queued for a peer's bulk stream; a long exchange of bitmaps waits for
+    // it.
+    void on_backlog(NodeId peer, std::uint64_t bytes) { peers_[peer].backlog_bytes = bytes; }
+
+    // --- Links. The shell opens and accepts connections; who talks to whom is decided here.
+    void on_dialled(Instant now, NodeId peer, bool ok);  // both connections are open, or not
+    void on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello);  // accepted side
+    void on_handle_closed(Instant now, std::uint64_t handle);  // before it was adopted
+    void on_link_closed(Instant now, NodeId peer);             // either stream broke
+    // Where the shell puts the payload of a message that is arriving: the door's buffer of a read,
+    // or one of the shell's receive buffers. kind none: the payload is structured, or unexpected.
+    BufferRef destination(NodeId peer, const Message& message) const;
+    // payload: bytes of structured payloads; buffer: where data payloads were put.
+    void on_message(Instant now, NodeId peer, Stream stream, const Message& message,
+                    std::span<const std::byte> payload, BufferRef buffer);
+
+    // --- Outputs.
+    std::vector<Effect>& effects() { return effects_; }
+    void clear_effects() { effects_.clear(); }
+    // Bytes of a metadata effect. Length: superblock 4096, al 4096, bitmap_page 4096.
+    void encode_metadata(IoTag tag, std::span<std::byte> out) const;
+    // Position of the activity-log block of the transaction under way, in blocks.
+    std::uint32_t al_block() const;
+    // Bytes of a structured payload of a send effect; returns how many.
+    std::size_t encode_payload(const Effect& effect, std::span<std::byte> out) const;
+    std::optional<Instant> next_deadline() const;
+
+    // --- Views.
+    Role role() const { return role_; }
+    DiskState disk() const { return disk_; }
+    bool suspended() const { return !settled(); }
+    bool has_good_data() const;
+    std::uint64_t volume_bytes() const { return volume_bytes_; }
+    const Superblock& superblock() const { return sb_; }
+    const Bitmap* bitmap() const { return bitmap_ ? &*bitmap_ : nullptr; }
+    const AlCache* al() const { return al_ ? &*al_ : nullptr; }
+    const Journal& journal() const { return journal_; }
+    PeerView view(NodeId peer) const;
+    NodeMask in_sync() const { return sb_.extension.in_sync; }
+    NodeMask configured_peers() const { return config_.peers; }
+    const char* why() const { return why_; }
+    bool idle() const;  // nothing under way: no request, no I/O
+    struct Counters {
+        std::uint64_t read_bytes = 0, written_bytes = 0;
+        std::uint64_t al_writes = 0, bm_writes = 0, md_writes = 0;
+    };
+    const Counters& counters() const { return counters_; }
+    std::uint64_t state_version() const { return state_version_; }  // changes with any status word
+
+    void check_invariants() const;
+
+  private:
+    enum class Phase : std::uint8_t { free, held, al_wait, active };
+    struct Request {
+        Phase phase = Phase::free;
+        IoKind kind = IoKind::read;
+        bool fua = false;
+        bool local_pending = false;
+        bool local_ok = false;
+        bool remote_read = false;
+        bool retried = false;
+        bool al_held = false;  // while it waits for the activity log
+        int error = 0;
+        int read_peer = -1;
+        std::uint32_t length = 0;
+        std::uint64_t offset = 0;
+        std::uint64_t seq = 0;        // journal entry of a write
+        std::uint64_t flush_seq = 0;  // flush: covers writes up to this one
+        std::uint64_t flush_local_seq = 0;
+        NodeMask waiting;         // peers whose answer is missing
+        NodeMask answered_ok;     // in-sync peers that have it
+        std::uint64_t order = 0;  // arrival
+    };
+    enum class PeerIo : std::uint8_t { write, zero, resync_write, resync_zero, flush };
+    struct PeerRequest {
+        Phase phase = Phase::free;
+        PeerIo kind = PeerIo::write;
+        bool fua = false;
+        bool discard = false;
+        bool al_held = false;
+        NodeId peer = 0;
+        std::uint32_t link = 0;  // which incarnation of the connection it came by
+        std::uint32_t id = 0;
+        std::uint32_t length = 0;
+        std::uint64_t offset = 0;
+        std::uint64_t seq = 0;
+        std::uint64_t order = 0;
+        BufferRef buffer;
+    };
+    struct PeerRead {
+        bool used = false;
+        NodeId peer = 0;
+        std::uint32_t link = 0;
+        std::uint32_t id = 0;
+        std::uint32_t length = 0;
+    };
+    struct Chunk {
+        enum class State : std::uint8_t { free, reading, sent } state = State::free;
+        bool aborted = false;
+        NodeId peer = 0;
+        std::uint64_t offset = 0;
+        std::uint32_t length = 0;
+    };
+    enum class LinkPhase : std::uint8_t { down, dialling, greeting, up };
+    struct Peer {
+        int slot = -1;        // bitmap slot
+        bool wanted = false;  // try to connect
+        LinkPhase phase = LinkPhase::down;
+        std::uint32_t link = 0;  // +1 for each new connection
+        std::uint64_t session = 0;
+        Instant retry_at;
+        std::uint32_t retry_ms = 0;
+        Instant phase_since;
+        std::array<std::uint64_t, 2> pending_handle{};  // accepted, waiting for the other stream
+        std::uint64_t pending_session = 0;
+        Instant pending_since;
+        std::uint64_t incarnation = 0;
+        std::array<bool, 2> greeted{};  // dialling side: hello came back on the stream
+        bool accepting = false;         // accepting side: up at the dialler's first message
+        std::uint32_t ping_id = 0;
+        bool ping_pending = false;
+        Instant ping_at;
+        Instant progress_at;        // last time that a pending answer came
+        std::uint32_t pending = 0;  // writes and flushes without their answer
+        std::uint32_t journal_max = 0;
+        const char* why = "";
+
+        bool want_state = false;  // a handshake round is wanted
+        bool state_sent = false, state_received = false;
+        StatePayload sent, received;
+        bool discard_my_data = false;
+
+        Role role = Role::unknown;
+        DiskState disk = DiskState::unknown;
+        ReplicationState repl = ReplicationState::off;
+        std::uint64_t stable_seq = 0;  // writes up to this one are stable on the peer
+        std::uint64_t trim_told = 0;
+
+        // Resync.
+        bool paused_here = false, paused_there = false, pause_told = false;
+        std::uint64_t backlog_bytes = 0;  // queued in the shell for the bulk stream
+        bool bitmap_sent = false, bitmap_received = false;
+        bool finishing = false;           // sync_done is on its way
+        bool paused_for_other = false;    // target: another source is at work
+        std::uint64_t bitmap_cursor = 0;  // next wire page to send
+        std::uint64_t cursor = 0;         // next bit to look at
+        std::uint64_t total_bits = 0, done_bits = 0;
+        std::uint32_t chunks = 0;
+        std::uint32_t small_chunks = 0;  // so many chunks of one block, after a skipped one
+        std::uint64_t sent_bytes = 0, received_bytes = 0;
+        std::uint64_t resync_sent_bytes = 0, resync_received_bytes = 0;
+    };
+    // Something that happens once the superblock of `version` is durable.
+    struct OnDurable {
+        enum class What : std::uint8_t {
+            generation_ack,
+            sync_done_ack,
+            promote_reply,
+            promoted,
+            demoted,
+            reply_ok,
+            detached,
+        } what = What::reply_ok;
+        std::uint64_t version = 0;
+        NodeId peer = 0;
+        std::uint32_t link = 0;
+        std::uint64_t value = 0;
+    };
+    enum class Promotion : std::uint8_t { none, asking, recording };
+    enum class MetaPhase : std::uint8_t {
+        detached,
+        attach_bitmap,
+        attach_al,
+        attach_superblock,
+        attached,
+        detach_drain,
+        detach_bitmap,
+        detach_al,
+        detach_superblock,
+    };
+
+    // core.cpp
+    void end_step();
+    bool progress();
+    Effect& emit(EffectKind kind);
+    void notice(int level, int peer, const char* text);
+    void reply(std::uint32_t token, Errc code, const char* text);
+    bool configured(NodeId peer) const { return config_.peers.has(peer); }
+    template <class F>
+    void for_peers(F&& f);
+    template <class F>
+    void for_peers(F&& f) const;
+    bool is(Mutant mutant) const { return config_.mutant == mutant; }
+    NodeMask self() const { return NodeMask::of(config_.node_id); }
+    std::uint64_t new_id();
+    void touch() { ++state_version_; }
+    void schedule(Instant at);
+
+    // metadata.cpp
+    bool disk_usable() const;  // can take reads and writes of data
+    bool metadata_usable() const { return meta_ == MetaPhase::attached; }
+    void persist();
+    bool durable() const { return sb_durable_ >= sb_version_ || !metadata_usable(); }
+    void on_durable(OnDurable::What what, NodeId peer, std::uint64_t value);
+    void run_on_durable();
+    void pump_superblock();
+    void pump_activity_log();
+    void pump_bitmap();
+    void on_superblock_written(int result);
+    void on_al_written(int result);
+    void on_al_initialised(int result);
+    void on_bitmap_page_written(std::uint64_t page, int result);
+    void attach_next();
+    void detach_next();
+    void start_detach();
+    void local_disk_failed(const char* why);
+    void finish_failed_disk();
+    void set_disk(DiskState state);
+    void sync_flags();
+    void assign_slots();
+    void mark_journal(std::uint64_t after_seq, NodeMask nodes);
+    void release_journal_entry(JournalEntry& entry);
+    void drop_journal(bool mark);
+    void maybe_clear_crash_marker();
+    void set_slot_full(NodeId peer);
+    void change_volume_size(std::uint64_t bytes);
+
+    // requests.cpp
+    void admit(std::uint32_t slot);
+    bool conflicts(const Request& request) const;
+    void issue_write(std::uint32_t slot);
+    void issue_read(std::uint32_t slot);
+    void issue_flush(std::uint32_t slot);
+    bool replicates_to(const Peer& peer, NodeId id) const;
+    void maybe_complete(std::uint32_t slot);
+    bool request_succeeded(const Request& request) const;
+    void complete(std::uint32_t slot, int error);
+    void complete_waiting();
+    void retry_held();
+    void retry_al_waiters();
+    void on_request_io(std::uint32_t slot, int result);
+    void peer_answered(std::uint64_t seq, NodeId peer, bool written);
+    void flush_answered(std::uint32_t slot, NodeId peer, bool ok);
+    void retry_read(std::uint32_t slot);
+    void advance_trim();
+    void start_epoch_flush();
+    bool write_range_busy(std::uint64_t offset, std::uint64_t length) const;
+    std::uint64_t local_done_seq() const;
+    std::uint64_t journal_limit() const;
+    bool journal_full() const { return journal_.size() >= journal_limit(); }
+    void peer_gone_from_requests(NodeId peer);
+    void send_write(std::uint32_t slot, NodeId peer, NodeMask missing);
+
+    // peer_io.cpp
+    void on_peer_write(NodeId peer, const Message& m, BufferRef buffer);
+    void on_peer_flush(NodeId peer, const Message& m);
+    void on_peer_read(NodeId peer, const Message& m);
+    void on_read_reply(NodeId peer, const Message& m, BufferRef buffer);
+    void on_trim(NodeId peer, std::uint64_t trim_seq);
+    void admit_peer_request(std::uint32_t index);
+    bool peer_conflicts(const PeerRequest& request) const;
+    void issue_peer_request(std::uint32_t index);
+    void finish_peer_request(std::uint32_t index, int result);
+    void answer_peer_request(const PeerRequest& request, bool ok, bool skipped);
+    void free_peer_request(std::uint32_t index);
+    void retry_peer_requests();
+    bool peer_io_pending(NodeId peer) const;
+    std::optional<std::uint32_t> new_peer_request(NodeId peer);
+
+    // link.cpp
+    void send(NodeId peer, Stream stream, Message message, BufferRef buffer = {});
+    void send_control(NodeId peer, MessageType type, std::uint32_t id, std::uint16_t flags = 0);
+    HelloPayload hello_for(NodeId peer, Stream stream) const;
+    void start_dial(NodeId peer);
+    void link_up(NodeId peer);
+    void lose_link(NodeId peer, const char* why, bool graceful = false);
+    void go_standalone(NodeId peer, const char* why);
+    void protocol_error(NodeId peer, const char* why);
+    void tick_link(NodeId peer);
+    void dispatch(NodeId peer, const Message& m, std::span<const std::byte> payload,
+                  BufferRef buffer);
+    void on_write_ack(NodeId peer, const Message& m);
+    void on_goodbye(NodeId peer, const Message& m);
+    bool dials(NodeId peer) const { return config_.node_id < peer; }
+
+    // handshake.cpp
+    void want_handshake(NodeId peer);
+    void maybe_send_state(NodeId peer);
+    StatePayload make_state(NodeId peer) const;
+    void on_state(NodeId peer, const StatePayload& state);
+    void evaluate(NodeId peer);
+    bool agree_on_size(NodeId peer);
+    void apply_no_sync(NodeId peer);
+    void on_state_update(NodeId peer, const Message& m);
+    void announce_state();
+    void maybe_up_to_date(bool peer_is_up_to_date);
+    bool sees_primary() const;
+    void primary_is_gone(NodeId peer);
+
+    // membership.cpp
+    bool settled() const;
+    void evict(NodeMask lost);
+    void open_generation(NodeMask lost);
+    void on_generation(NodeId peer, const Message& m, const GenerationPayload& g);
+    void on_generation_ack(NodeId peer, const Message& m);
+    void on_generation_committed(NodeId peer, const Message& m);
+    void on_in_sync(NodeId peer, const Message& m);
+    void maybe_commit_generation();
+    GenerationPayload make_generation() const;
+    void admit_to_in_sync(NodeId peer);
+    void peer_lost_data(NodeId peer);
+    void try_promote();
+    void become_primary();
+    void try_demote();
+    void on_promote(NodeId peer, const Message& m);
+    void on_promote_reply(NodeId peer, const Message& m);
+    void abandon_promotion(Errc code, const char* why);
+
+    // resync.cpp
+    void start_source(NodeId peer, bool full);
+    void start_target(NodeId peer, bool full);
+    void abort_resync(NodeId peer);
+    void pump_bitmap_exchange(NodeId peer);
+    void on_bitmap_message(NodeId peer, const Message& m, std::span<const std::byte> payload);
+    void pump_resync(NodeId peer);
+    bool start_chunk(NodeId peer);
+    void on_chunk_read(std::uint32_t chunk, int result, bool zeroes);
+    void on_resync_ack(NodeId peer, const Message& m);
+    void maybe_finish_source(NodeId peer);
+    void on_sync_done(NodeId peer, const GenerationPayload& g);
+    void on_sync_done_ack(NodeId peer, const Message& m);
+    void on_sync_pause(NodeId peer, const Message& m);
+    void bitmap_exchanged(NodeId peer);
+    bool written_now(std::uint64_t offset, std::uint64_t length) const;
+    bool chunk_conflicts(std::uint64_t offset, std::uint64_t length) const;
+    void update_pause(NodeId peer);
+    int active_source() const;
+
+    // commands.cpp
+    void command_promote(const Command& c);
+    void command_connect(const Command& c);
+    void command_detach(const Command& c);
+    void begin_clean_detach();
+    void on_adopt_generation(NodeId peer, const GenerationPayload& g);
+    void command_disconnect(const Command& c);
+    void command_invalidate(const Command& c);
+    void on_invalidate(NodeId peer);
+    void invalidate_local(NodeId source);
+    void command_new_uuid(const Command& c);
+    void command_pause(const Command& c);
+    void command_down();
+    void disconnect_peer(NodeId peer);
+    void finish_commands();
+
+    CoreConfig config_;
+    Instant now_;
+    std::vector<Effect> effects_;
+    Prng entropy_;
+
+    Role role_ = Role::secondary;
+    DiskState disk_ = DiskState::diskless;
+    MetaPhase meta_ = MetaPhase::detached;
+    const char* why_ = "";
+    std::uint64_t volume_bytes_ = 0;
+    std::uint64_t data_bytes_max_ = 0;
+    bool all_zero_ = false;
+    bool crashed_ = false;        // writes may have been in flight when it last stopped
+    bool crashed_power_ = false;  // and the drive's cache may be lost
+    bool was_primary_ = false;    // it was the primary of that generation
+
+    Superblock sb_;
+    std::uint64_t sb_version_ = 0, sb_durable_ = 0, sb_flying_ = 0;
+    bool sb_in_flight_ = false;
+    std::vector<OnDurable> on_durable_;
+    std::optional<Bitmap> bitmap_;
+    std::optional<AlCache> al_;
+    std::vector<std::uint32_t> evicted_;   // extents of the transaction being prepared
+    std::vector<std::uint64_t> al_pages_;  // bitmap pages it waits for
+    bool al_preparing_ = false, al_writing_ = false, al_initialising_ = false;
+    std::uint32_t bitmap_in_flight_ = 0;
+    std::vector<std::uint8_t> page_in_flight_;
+    std::uint64_t bitmap_cursor_ = 0;
+    bool flush_bitmap_ = false;      // write all dirty pages in the background
+    bool al_starving_ = false;       // application writes wait for a slot
+    bool peer_al_starving_ = false;  // peers' writes do
+    std::uint32_t disk_io_ = 0;      // data I/O in the kernel
+
+    std::array<Peer, nodes_max> peers_;
+    std::vector<Request> requests_;    // one more than limits.requests: the epoch flush
+    std::vector<std::uint32_t> held_;  // slots, in order of arrival
+    std::vector<std::uint32_t> al_waiting_;
+    std::uint32_t active_writes_ = 0;
+    bool epoch_flush_ = false;
+    std::uint64_t order_ = 0;
+    Journal journal_;
+    int journal_owner_ = -1;  // whose writes it holds; -1: nobody's
+    std::uint64_t local_stable_seq_ = 0;
+    std::uint64_t last_seq_ = 0;
+    std::optional<Instant> idle_flush_at_;
+
+    std::vector<PeerRequest> peer_requests_;
+    std::vector<std::uint32_t> peer_queue_;  // used slots, in order of arrival
+    std::vector<PeerRead> peer_reads_;
+    std::vector<Chunk> chunks_;
+    Instant resync_next_at_;
+
+    // The generation being recorded.
+    NodeMask awaiting_ack_;
+    std::uint64_t barrier_version_ = 0;
+    bool commit_pending_ = false;
+    bool completions_waiting_ = false;
+    std::uint64_t marked_seq_ = 0;  // what the generation message names
+
+    Promotion promotion_ = Promotion::none;
+    std::uint32_t promote_attempt_ = 0;
+    NodeMask promote_waiting_;
+    Command promote_command_;
+    std::optional<Command> demote_command_, detach_command_, down_command_;
+    bool retry_held_ = false, retry_peers_ = false, retry_al_ = false, want_epoch_flush_ = false;
+    std::vector<std::uint32_t> scratch_, peer_scratch_;  // so that retries allocate nothing
+
+    Counters counters_;
+    std::uint64_t state_version_ = 1;
+    std::uint64_t tick_due_ns_ = ~std::uint64_t{0};
+};
+
+}  // namespace replica

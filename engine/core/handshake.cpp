@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+// The exchange of states. A round: both sides send their state, both evaluate the same two values
+// and reach mirror-image verdicts (I-Q6). Either side may start another round at any time; a resync
+// under way is given up first and goes on from its bitmap.
+#include <algorithm>
+
+#include "engine/core/for_peers.hpp"
+
+namespace replica {
+
+void Core::want_handshake(NodeId id) {
+    if (peers_[id].phase == LinkPhase::up) peers_[id].want_state = true;
+}
+
+bool Core::sees_primary() const {
+    bool seen = false;
+    for_peers([&](const Peer& peer, NodeId) {
+        seen = seen || (peer.phase == LinkPhase::up && peer.role == Role::primary);
+    });
+    return seen;
+}
+
+StatePayload Core::make_state(NodeId id) const {
+    const Peer& peer = peers_[id];
+    StatePayload s;
+    s.role = static_cast<std::uint8_t>(role_);
+    s.disk = static_cast<std::uint8_t>(disk_);
+    s.current_uuid = sb_.current_uuid;
+    s.generation_seq = sb_.extension.generation_seq;
+    s.in_sync = in_sync().bits;
+    s.last_seq = last_seq_;
+    s.promoted_at = sb_.extension.promoted_at_s;
+    s.volume_id = sb_.extension.volume_id;
+    s.history = sb_.history;
+    s.known_nodes = (config_.peers | self()).bits;
+    s.after_sb = {static_cast<std::uint8_t>(config_.options.after_sb_0pri),
+                  static_cast<std::uint8_t>(config_.options.after_sb_1pri),
+                  static_cast<std::uint8_t>(config_.options.after_sb_2pri), 0};
+    if (disk_usable()) {
+        s.size_bytes = volume_bytes_;
+        s.size_max_bytes = data_bytes_max_;
+        s.bitmap_uuid = sb_.peers[id].bitmap_uuid;
+        s.admitting_uuid = sb_.peers[id].admitting_uuid;
+        s.bits = bitmap_->count(static_cast<unsigned>(peer.slot));
+        if ((sb_.peers[id].flags & md_peer_flag::full_sync) != 0) s.flags |= state_flag::full_sync;
+        if (all_zero_) s.flags |= state_flag::all_zero;
+    }
+    if (crashed_) s.flags |= state_flag::crashed;
+    if (crashed_power_) s.flags |= state_flag::crashed_power;
+    if (was_primary_) s.flags |= state_flag::was_primary;
+    if (sees_primary()) s.flags |= state_flag::sees_primary;
+    if (peer.discard_my_data) s.flags |= state_flag::discard_my_data;
+    if (config_.options.protocol != Protocol::c) s.flags |= state_flag::always_sync;
+    return s;
+}
+
+void Core::maybe_send_state(NodeId id) {
+    Peer& peer = peers_[id];
+    const bool changing = meta_ != MetaPhase::attached && meta_ != MetaPhase::detached;
+    if (peer.state_sent || changing || !settled() || promotion_ == Promotion::recording) return;
+    // What is still on its way to the disk from the last connection could land on newer data
+    // (I-C8).
+    for (const std::uint32_t index : peer_queue_) {
+        if (peer_requests_[index].peer == id && peer_requests_[index].link != peer.link) return;
+    }
+    abort_resync(id);
+    peer.want_state = false;
+    peer.state_sent = true;
+    peer.progress_at = now_;
+    peer.sent = make_state(id);
+    Message m;
+    m.type = MessageType::state;
+    m.payload_bytes = state_payload_bytes;
+    send(id, Stream::bulk, m);
+    if (peer.state_received) evaluate(id);
+}
+
+void Core::on_state(NodeId id, const StatePayload& state) {
+    Peer& peer = peers_[id];
+    const auto role = static_cast<Role>(state.role);
+    const auto disk = static_cast<DiskState>(state.disk);
+    if ((role != Role::primary && role != Role::secondary) || disk > DiskState::up_to_date) {
+        return protocol_error(id, "a state with impossible values");
+    }
+    if (peer.state_received) return protocol_error(id, "two states in one round");
+    abort_resync(id);
+    peer.received = state;
+    peer.state_received = true;
+    if (peer.state_sent) {
+        evaluate(id);
+    } else {
+        peer.want_state = true;
+    }
+}
+
+// Both disks must hold the same volume size. Only a side that never held data may change its own.
+bool Core::agree_on_size(NodeId id) {
+    const StatePayload& mine = peers_[id].sent;
+    const StatePayload& theirs = peers_[id].received;
+    if (mine.size_bytes == 0 || theirs.size_bytes == 0 || mine.size_bytes == theirs.size_bytes) {
+        return true;
+    }
+    const bool i_am_new = uuid_identity(mine.current_uuid) == uuid_just_created;
+    const bool peer_is_new = uuid_identity(theirs.current_uuid) == uuid_just_created;
+    if (!i_am_new && !peer_is_new) {
+        go_standalone(id, "the volume has another size on the peer");
+        return false;
+    }
+    // The side with data decides; of two new ones the smaller.
+    const std::uint64_t wanted = i_am_new && peer_is_new
+                                     ? std::min(mine.size_bytes, theirs.size_bytes)
+                                     : (i_am_new ? theirs.size_bytes : mine.size_bytes);
+    if ((i_am_new && wanted > mine.size_max_bytes) ||
+        (peer_is_new && wanted > theirs.size_max_bytes)) {
+        go_standalone(id, wanted > mine.size_max_bytes
+                              ? "this node's disk is too small for the peer's volume"
+                              : "the peer's disk is too small for the volume");
+        return false;
+    }
+    if (!i_am_new || wanted == mine.size_bytes) return true;
+    ASSERT(disk_io_ == 0 && bitmap_in_flight_ == 0 && al_->held() == 0);
+    change_volume_size(wanted);
+    al_->reset();
+    for_peers([&](Peer&, NodeId other) {
+        set_slot_full(other);
+        want_handshake(other);
+    });
+    persist();
+    return true;
+}
+
+void Core::evaluate(NodeId id) {
+    Peer& peer = peers_[id];
+    peer.state_sent = peer.state_received = false;
+    const StatePayload& theirs = peer.received;
+    const bool was_primary = peer.role == Role::primary;
+    peer.role = static_cast<Role>(theirs.role);
+    peer.disk = static_cast<DiskState>(theirs.disk);
+    peer.repl = ReplicationState::established;
+    peer.paused_there = peer.paused_for_other = false;
+    touch();
+    if (was_primary && peer.role != Role::primary) primary_is_gone(id);
+    sync_flags();
+
+    const std::array<std::uint8_t, 16> unset{};
+    if (theirs.volume_id != unset && peer.sent.volume_id != unset &&
+        theirs.volume_id != peer.sent.volume_id) {
+        return go_standalone(id, "the peer's disk holds another volume");
+    }
+    if (!agree_on_size(id)) return;
+    const Decision d = decide(peer.sent, config_.node_id, theirs, id);
+    Verdict verdict = d.verdict;
+    if (verdict == Verdict::split_brain) {
+        verdict = resolve_split_brain(d, peer.sent, theirs);
+        notice(3, id,
+               verdict == Verdict::split_brain
+                   ? "split brain: both sides have data that the other lacks"
+                   : "split brain resolved by policy");
+    } else {
+        notice(6, id, d.why);
+    }
+    // What changed since the state was sent belongs to the next round.
+    const bool stale = disk_usable() != (peer.sent.size_bytes != 0);
+    if (stale) return want_handshake(id);
+    switch (verdict) {
+        case Verdict::no_sync:
+            return apply_no_sync(id);
+        case Verdict::source_bitmap:
+            return start_source(id, false);
+        case Verdict::source_full:
+            return start_source(id, true);
+        case Verdict::target_bitmap:
+            return start_target(id, false);
+        case Verdict::target_full:
+            return start_target(id, true);
+        case Verdict::no_data:
+        case Verdict::deferred:
+            return announce_state();
+        case Verdict::split_brain:
+            return go_standalone(id,
+                                 "split brain: resolve it with connect --discard-my-data on the "
+                                 "side whose changes are to be lost");
+        case Verdict::unrelated:
+            return go_standalone(id, "unrelated data: the disks never held the same volume");
+    }
+}
+
+void Core::apply_no_sync(NodeId id) {
+    Peer& peer = peers_[id];
+    if (role_ == Role::primary && bitmap_->count(static_cast<unsigned>(peer.slot)) > 0) {
+        return want_handshake(id);  // written since the state was sent
+    }
+    PeerMetadata& md = sb_.peers[id];
+    md.bitmap_uuid = md.admitting_uuid = uuid_none;
+    md.flags &= ~md_peer_flag::full_sync;
+    persist();
+    if (role_ == Role::primary) admit_to_in_sync(id);
+    maybe_clear_crash_marker();
+    maybe_up_to_date(peer.disk == DiskState::up_to_date);
+    announce_state();
+}
+
+// A Consistent disk is UpToDate once a peer of its generation is, or once everybody who could know
+// of newer data has been heard.
+void Core::maybe_up_to_date(bool peer_is_up_to_date) {
+    if (disk_ != DiskState::consistent && disk_ != DiskState::outdated) return;
+    NodeMask heard = self();
+    for_peers([&](const Peer& peer, NodeId id) {
+        const bool equal = peer.phase == LinkPhase::up &&
+                           peer.repl == ReplicationState::established &&
+                           peer.disk >= DiskState::outdated && peer.disk != DiskState::unknown &&
+                           uuid_equal(peer.received.current_uuid, sb_.current_uuid);
+        if (equal) heard.add(id);
+    });
+    if (peer_is_up_to_date || in_sync().without(heard).empty()) set_disk(DiskState::up_to_date);
+}
+
+void Core::announce_state() {
+    Message m;
+    m.type = MessageType::state_update;
+    m.id = static_cast<std::uint32_t>(role_) | static_cast<std::uint32_t>(disk_) << 8;
+    for_peers([&](const Peer& peer, NodeId id) {
+        if (peer.phase == LinkPhase::up) send(id, Stream::bulk, m);
+    });
+}
+
+void Core::on_state_update(NodeId id, const Message& m) {
+    Peer& peer = peers_[id];
+    const auto role = static_cast<Role>(m.id & 0xff);
+    const auto disk = static_cast<DiskState>(m.id >> 8 & 0xff);
+    if ((role != Role::primary && role != Role::secondary) || disk > DiskState::up_to_date) {
+        return protocol_error(id, "a state with impossible values");
+    }
+    const bool demoted = peer.role == Role::primary && role == Role::secondary;
+    const bool lost_data = peer.disk >= DiskState::inconsistent &&
+                           peer.disk != DiskState::unknown && disk < DiskState::inconsistent;
+    peer.role = role;
+    peer.disk = disk;
+    touch();
+    if (lost_data) peer_lost_data(id);
+    if (demoted) {
+        // It had made everything stable everywhere before it stepped down.
+        if (journal_owner_ == id) drop_journal(false);
+        primary_is_gone(id);
+    }
+    sync_flags();
+    const bool equal = peer.repl == ReplicationState::established &&
+                       disk == DiskState::up_to_date &&
+                       uuid_equal(peer.received.current_uuid, sb_.current_uuid);
+    if (equal) maybe_up_to_date(true);
+}
+
+// Secondaries that left the decisions to it have to look at each other now.
+void Core::primary_is_gone(NodeId id) {
+    if (journal_owner_ == id) drop_journal(true);
+    for_peers([&](Peer& peer, NodeId other) {
+        if (other != id && peer.phase == LinkPhase::up) want_handshake(other);
+    });
+    if (peers_[id].phase == LinkPhase::up) want_handshake(id);
+}
+
+}  // namespace replica

@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: Apache-2.0
+// Connections. The node with the lower id dials, both streams at once, and names the pair with a
+// session id; the other side accepts. A new session from a peer replaces the old one: the old one
+// is lost first, with everything that follows from it.
+#include <algorithm>
+#include <cstring>
+
+#include "engine/core/for_peers.hpp"
+
+namespace replica {
+
+void Core::send(NodeId id, Stream stream, Message message, BufferRef buffer) {
+    const Peer& peer = peers_[id];
+    if (peer.phase != LinkPhase::up && peer.phase != LinkPhase::greeting) return;
+    Effect& e = emit(EffectKind::send);
+    e.peer = id;
+    e.stream = stream;
+    e.message = message;
+    e.buffer = buffer;
+}
+
+void Core::send_control(NodeId id, MessageType type, std::uint32_t message_id,
+                        std::uint16_t flags) {
+    Message m;
+    m.type = type;
+    m.id = message_id;
+    m.flags = flags;
+    send(id, Stream::control, m);
+}
+
+HelloPayload Core::hello_for(NodeId id, Stream stream) const {
+    HelloPayload hello;
+    hello.stream = stream;
+    hello.from = config_.node_id;
+    hello.to = id;
+    hello.session = peers_[id].session;
+    hello.incarnation = config_.entropy;
+    hello.journal_entries = static_cast<std::uint32_t>(journal_.capacity());
+    hello.io_bytes_max = io_bytes_max;
+    if (metadata_usable()) hello.volume_id = sb_.extension.volume_id;
+    const std::size_t n = std::min(config_.resource.size(), wire_name_max - 1);
+    std::memcpy(hello.resource.data(), config_.resource.data(), n);
+    return hello;
+}
+
+void Core::start_dial(NodeId id) {
+    Peer& peer = peers_[id];
+    peer.phase = LinkPhase::dialling;
+    peer.phase_since = now_;
+    peer.session = new_id();
+    peer.greeted = {};
+    Effect& e = emit(EffectKind::dial);
+    e.peer = id;
+    touch();
+}
+
+void Core::on_dialled(Instant now, NodeId id, bool ok) {
+    now_ = now;
+    Peer& peer = peers_[id];
+    if (peer.phase != LinkPhase::dialling) {
+        if (ok) emit(EffectKind::close_link).peer = id;
+        return end_step();
+    }
+    if (!ok) {
+        peer.phase = LinkPhase::down;
+        peer.retry_at = now_ + peer.retry_ms * ns_per_ms;
+        peer.retry_ms = std::min(peer.retry_ms * 2, config_.options.connect_interval_ms * 8);
+        touch();
+        return end_step();
+    }
+    peer.phase = LinkPhase::greeting;
+    peer.phase_since = now_;
+    Message hello;
+    hello.type = MessageType::hello;
+    hello.payload_bytes = hello_payload_bytes;
+    send(id, Stream::bulk, hello);
+    send(id, Stream::control, hello);
+    end_step();
+}
+
+// Why this hello is not for us, or nullptr.
+static const char* hello_fault(const HelloPayload& hello, const HelloPayload& own, bool is_peer) {
+    if (hello.version_min > own.version_max || hello.version_max < own.version_min) {
+        return "no protocol version in common: upgrade the older node";
+    }
+    if (hello.from == own.from) return "the peer has this node's own id: change the node id of one";
+    if (hello.to != own.from) return "the hello is for another node id: check the addresses";
+    if (!is_peer) return "the peer is not configured here";
+    if (hello.io_bytes_max != own.io_bytes_max) return "another limit for the size of a request";
+    if (hello.journal_entries < 8) return "the peer remembers too few writes";
+    const std::array<std::uint8_t, 16> unset{};
+    if (hello.volume_id != unset && own.volume_id != unset && hello.volume_id != own.volume_id) {
+        return "the peer's disk holds another volume";
+    }
+    return nullptr;
+}
+
+void Core::on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello) {
+    now_ = now;
+    const auto refuse = [&](std::uint64_t which, const char* why) {
+        Effect& e = emit(EffectKind::refuse);
+        e.handle = which;
+        e.text = why;
+    };
+    const bool is_peer = hello.from < nodes_max && configured(hello.from);
+    const char* fault =
+        hello_fault(hello, hello_for(is_peer ? hello.from : 0, hello.stream), is_peer);
+    if (fault == nullptr && dials(hello.from)) fault = "the node with the lower id dials";
+    if (fault == nullptr && !peers_[hello.from].wanted) {
+        fault = "the peer is StandAlone here: connect it first";
+    }
+    if (fault != nullptr) {
+        if (is_peer && peers_[hello.from].why != fault) {
+            peers_[hello.from].why = fault;
+            notice(4, hello.from, fault);
+        }
+        refuse(handle, fault);
+        return end_step();
+    }
+    const NodeId id = hello.from;
+    Peer& peer = peers_[id];
+    if (peer.pending_session != hello.session) {
+        for (std::uint64_t& old : peer.pending_handle) {
+            if (old != 0) refuse(old, "a newer connection came");
+            old = 0;
+        }
+        peer.pending_session = hello.session;
+        peer.pending_since = now_;
+    }
+    std::uint64_t& place = peer.pending_handle[static_cast<std::size_t>(hello.stream)];
+    if (place != 0) refuse(place, "the same connection twice");
+    place = handle;
+    if (peer.pending_handle[0] == 0 || peer.pending_handle[1] == 0) return end_step();
+
+    if (peer.phase != LinkPhase::down) lose_link(id, "the peer connected anew");
+    peer.phase = LinkPhase::greeting;
+    peer.phase_since = now_;
+    peer.session = hello.session;
+    peer.incarnation = hello.incarnation;
+    peer.journal_max = hello.journal_entries;
+    Effect& e = emit(EffectKind::adopt);
+    e.peer = id;
+    e.handle = peer.pending_handle[0];
+    e.handle2 = peer.pending_handle[1];
+    peer.pending_handle = {};
+    peer.pending_session = 0;
+    Message answer;
+    answer.type = MessageType::hello;
+    answer.payload_bytes = hello_payload_bytes;
+    send(id, Stream::bulk, answer);
+    send(id, Stream::control, answer);
+    peer.accepting = true;
+    end_step();
+}
+
+void Core::on_handle_closed(Instant now, std::uint64_t handle) {
+    now_ = now;
+    for_peers([&](Peer& peer, NodeId) {
+        for (std::uint64_t& pending : peer.pending_handle) {
+            if (pending == handle) pending = 0;
+        }
+        if (peer.pending_handle[0] == 0 && peer.pending_handle[1] == 0) peer.pending_session = 0;
+    });
+    end_step();
+}
+
+void Core::link_up(NodeId id) {
+    Peer& peer = peers_[id];
+    ASSERT(peer.phase == LinkPhase::greeting);
+    peer.phase = LinkPhase::up;
+    ++peer.link;
+    peer.accepting = false;
+    peer.retry_ms = config_.options.connect_interval_ms;
+    peer.ping_at = now_;
+    peer.ping_pending = false;
+    peer.pause_told = peer.paused_there = false;
+    peer.backlog_bytes = 0;
+    peer.pending = 0;
+    peer.why = "";
+    peer.stable_seq = journal_.tail() - 1;
+    peer.trim_told = 0;
+    notice(6, id, "connected");
+    want_handshake(id);
+}
+
+void Core::on_link_closed(Instant now, NodeId id) {
+    now_ = now;
+    Peer& peer = peers_[id];
+    if (peer.phase != LinkPhase::down) {
+        if (peer.phase == LinkPhase::dialling || peer.phase == LinkPhase::greeting) {
+            peer.retry_ms = std::min(peer.retry_ms * 2, config_.options.connect_interval_ms * 8);
+        }
+        lose_link(id, "the connection broke");
+    }
+    end_step();
+}
+
+// The connection is over. What the peer may lack is marked, and it leaves the in-sync set, before
+// anything that it did not answer is acknowledged.
+void Core::lose_link(NodeId id, const char* why, bool graceful) {
+    Peer& peer = peers_[id];
+    const bool was_up = peer.phase == LinkPhase::up;
+    const bool was_primary = peer.role == Role::primary;
+    if (was_up) abort_resync(id);
+    for (Chunk& chunk : chunks_) {
+        if (chunk.peer == id && chunk.state == Chunk::State::sent) chunk = Chunk{};
+    }
+    const bool replicating = was_up && role_ == Role::primary && replicates_to(peer, id);
+    if (replicating || (role_ == Role::primary && in_sync().has(id))) {
+        mark_journal(peer.stable_seq, NodeMask::of(id));
+    }
+    peer.phase = LinkPhase::down;
+    ++peer.link;
+    peer.why = why;
+    Effect& e = emit(EffectKind::close_link);
+    e.peer = id;
+    e.graceful = graceful;
+    peer.retry_at = now_ + peer.retry_ms * ns_per_ms;
+    peer.greeted = {};
+    peer.accepting = false;
+    peer.role = Role::unknown;
+    peer.disk = DiskState::unknown;
+    peer.repl = ReplicationState::off;
+    peer.want_state = peer.state_sent = peer.state_received = false;
+    if (was_up) {
+        notice(5, id, why);
+        if (role_ == Role::primary && in_sync().has(id)) evict(NodeMask::of(id));
+        peer_gone_from_requests(id);
+        promote_waiting_.remove(id);
+        awaiting_ack_.remove(id);
+        if (was_primary) primary_is_gone(id);
+    }
+    retry_peers_ = true;
+    touch();
+}
+
+void Core::go_standalone(NodeId id, const char* why) {
+    notice(3, id, why);
+    peers_[id].wanted = false;
+    Message m;
+    m.type = MessageType::goodbye;
+    m.flags = 2;
+    send(id, Stream::bulk, m);
+    lose_link(id, why, true);
+}
+
+void Core::protocol_error(NodeId id, const char* why) {
+    notice(3, id, why);
+    if (peers_[id].phase != LinkPhase::down) lose_link(id, why);
+}
+
+void Core::tick_link(NodeId id) {
+    Peer& peer = peers_[id];
+    const ResourceOptions& o = config_.options;
+    if (peer.pending_session != 0 && now_ >= peer.pending_since + 5 * ns_per_s) {
+        for (std::uint64_t& handle : peer.pending_handle) {
+            if (handle == 0) continue;
+            Effect& e = emit(EffectKind::refuse);
+            e.handle = handle;
+            e.text = "the other connection of the pair did not come";
+            handle = 0;
+        }
+        peer.pending_session = 0;
+    }
+    if (peer.phase == LinkPhase::down) {
+        if (peer.wanted && dials(id) && now_ >= peer.retry_at) start_dial(id);
+        return;
+    }
+    if (peer.phase != LinkPhase::up) {
+        if (now_ >= peer.phase_since + o.request_timeout_ms * ns_per_ms) {
+            lose_link(id, "the peer did not answer the hello");
+        }
+        return;
+    }
+    if ((peer.pending > 0 || peer.state_sent) &&
+        now_ >= peer.progress_at + o.request_timeout_ms * ns_per_ms) {
+        return lose_link(id, "the peer did not answer in time");
+    }
+    if (peer.ping_pending) {
+        if (now_ >= peer.ping_at + o.ping_timeout_ms * ns_per_ms) {
+            lose_link(id, "the peer did not answer a ping");
+        }
+    } else if (now_ >= peer.ping_at + o.ping_interval_ms * ns_per_ms) {
+        peer.ping_pending = true;
+        peer.ping_at = now_;
+        send_control(id, MessageType::ping, ++peer.ping_id);
+    }
+}
+
+void Core::on_message(Instant now, NodeId id, Stream stream, const Message& m,
+                      std::span<const std::byte> payload, BufferRef buffer) {
+    now_ = now;
+    Peer& peer = peers_[id];
+    if (peer.phase == LinkPhase::greeting && !peer.accepting && m.type == MessageType::hello) {
+        const auto hello = decode_hello(payload);
+        const char* fault = hello ? hello_fault(hello.value(), hello_for(id, stream), true)
+                                  : "a hello that can not be read";
+        if (fault == nullptr && hello.value().from != id)
+            fault = "another node answered: check the address";
+        if (fault == nullptr && hello.value().session != peer.session)
+            fault = "an answer to another hello";
+        if (fault != nullptr) {
+            protocol_error(id, fault);
+            return end_step();
+        }
+        peer.greeted[static_cast<std::size_t>(stream)] = true;
+        peer.incarnation = hello.value().incarnation;
+        peer.journal_max = hello.value().journal_entries;
+        if (peer.greeted[0] && peer.greeted[1]) {
+            link_up(id);
+            peer.ping_pending = true;  // tells the accepting side that both hellos have arrived
+            send_control(id, MessageType::ping, ++peer.ping_id);
+        }
+        return end_step();
+    }
+    if (peer.phase == LinkPhase::greeting && peer.accepting && m.type != MessageType::hello)
+        link_up(id);
+    if (peer.phase == LinkPhase::up) {
+        dispatch(id, m, payload, buffer);
+    } else {
+        if (buffer.kind == BufferKind::receive) emit(EffectKind::release).index = buffer.index;
+        if (peer.phase == LinkPhase::greeting) protocol_error(id, "a message before the hello");
+    }
+    end_step();
+}
+
+void Core::dispatch(NodeId id, const Message& m, std::span<const std::byte> payload,
+                    BufferRef buffer) {
+    switch (m.type) {
+        case MessageType::hello:
+        case MessageType::reject:
+            return protocol_error(id, "a hello in the middle");
+        case MessageType::state: {
+            const auto state = decode_state(payload);
+            return state ? on_state(id, state.value())
+                         : protocol_error(id, "a state that can not be read");
+        }
+        case MessageType::generation:
+        case MessageType::adopt_generation:
+        case MessageType::sync_done: {
+            const auto g = decode_generation(payload);
+            if (!g) return protocol_error(id, "a generation that can not be read");
+            if (m.type == MessageType::sync_done) return on_sync_done(id, g.value());
+            if (m.type == MessageType::adopt_generation) return on_adopt_generation(id, g.value());
+            return on_generation(id, m, g.value());
+        }
+        case MessageType::state_update:
+            return on_state_update(id, m);
+        case MessageType::generation_ack:
+            return on_generation_ack(id, m);
+        case MessageType::generation_committed:
+            return on_generation_committed(id, m);
+        case MessageType::in_sync:
+            return on_in_sync(id, m);
+        case MessageType::promote:
+            return on_promote(id, m);
+        case MessageType::promote_reply:
+            return on_promote_reply(id, m);
+        case MessageType::invalidate:
+            return on_invalidate(id);
+        case MessageType::goodbye:
+            return on_goodbye(id, m);
+        case MessageType::write:
+        case MessageType::write_zeroes:
+        case MessageType::resync_data:
+        case MessageType::resync_zeroes:
+            return on_peer_write(id, m, buffer);
+        case MessageType::write_received:
+            return peer_answered(m.seq, id, false);
+        case MessageType::write_ack:
+            return on_write_ack(id, m);
+        case MessageType::flush:
+            return on_peer_flush(id, m);
+        case MessageType::flush_ack:
+            return flush_answered(m.id, id, m.flags == 0);
+        case MessageType::trim:
+            return on_trim(id, m.trim_seq);
+        case MessageType::want_trim:
+            want_epoch_flush_ = true;
+            return;
+        case MessageType::read:
+            return on_peer_read(id, m);
+        case MessageType::read_reply:
+            return on_read_reply(id, m, buffer);
+        case MessageType::bitmap_page:
+        case MessageType::bitmap_ones:
+        case MessageType::bitmap_done:
+            return on_bitmap_message(id, m, payload);
+        case MessageType::resync_ack:
+            return on_resync_ack(id, m);
+        case MessageType::sync_done_ack:
+            return on_sync_done_ack(id, m);
+        case MessageType::sync_pause:
+            return on_sync_pause(id, m);
+        case MessageType::ping:
+            return send_control(id, MessageType::pong, m.id);
+        case MessageType::pong:
+            if (m.id == peers_[id].ping_id) {
+                peers_[id].ping_pending = false;
+                peers_[id].ping_at = now_;
+            }
+            return;
+    }
+}
+
+// A peer whose disk failed a write does not have it, and has no good data any more.
+void Core::on_write_ack(NodeId id, const Message& m) {
+    if (m.flags == 0) return peer_answered(m.seq, id, true);
+    if (journal_.has(m.seq) && bitmap_ && peers_[id].slot >= 0) {
+        const JournalEntry& entry = journal_.at(m.seq);
+        bitmap_->set_bytes(static_cast<unsigned>(peers_[id].slot), entry.offset, entry.length);
+    }
+    peer_lost_data(id);
+}
+
+void Core::on_goodbye(NodeId id, const Message& m) {
+    if ((m.flags & 1) != 0 && role_ == Role::secondary && disk_ >= DiskState::consistent) {
+        set_disk(DiskState::outdated);
+    }
+    lose_link(id, (m.flags & 2) != 0 ? "the peer is StandAlone: connect it there"
+                                     : "the peer disconnected");
+}
+
+}  // namespace replica

@@ -1,0 +1,525 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attach and detach, and the metadata writes while attached: superblock, activity log, bitmap.
+// The order is I-R5's: bitmap pages of the extents that leave, then the log's transaction, then the
+// writes that waited for it. A metadata write that fails is never retried: the disk is Failed.
+#include <algorithm>
+#include <cstring>
+
+#include "engine/core/for_peers.hpp"
+
+namespace replica {
+namespace {
+
+Error state_error(std::string message) { return Error{Errc::state, 0, std::move(message)}; }
+
+// DRBD wrote last and zeroed the extension: what v09 says is all there is.
+void rebuild_extension(Superblock& sb, NodeId node_id) {
+    sb.extension = SuperblockExtension{};
+    sb.extension.present = true;
+    sb.extension.in_sync = NodeMask::of(node_id);
+    for (unsigned n = 0; n < nodes_max; ++n) {
+        PeerMetadata& peer = sb.peers[n];
+        peer.admitting_uuid = uuid_none;
+        if (peer.bitmap_index >= 0 && uuid_identity(peer.bitmap_uuid) == uuid_none) {
+            sb.extension.in_sync.add(static_cast<NodeId>(n));
+        }
+    }
+    if ((sb.flags & (md_flag::crashed_primary | md_flag::primary_ind)) != 0) {
+        sb.extension.primary_node = node_id;
+    }
+}
+
+}  // namespace
+
+bool Core::disk_usable() const {
+    return meta_ == MetaPhase::attached && disk_ >= DiskState::inconsistent;
+}
+
+void Core::set_disk(DiskState state) {
+    if (disk_ == state) return;
+    disk_ = state;
+    if (state >= DiskState::inconsistent && meta_ == MetaPhase::attached) sync_flags();
+    announce_state();
+    touch();
+}
+
+// Derives the v09 flags from the state words and records them if they changed.
+void Core::sync_flags() {
+    if (!metadata_usable()) return;
+    std::uint32_t flags = sb_.flags & (md_flag::al_disabled);
+    if (disk_ >= DiskState::outdated) flags |= md_flag::consistent;
+    if (disk_ >= DiskState::consistent) flags |= md_flag::was_up_to_date;
+    if (crashed_) flags |= md_flag::crashed_primary;
+    const bool target = active_source() >= 0;
+    const bool in_use = role_ == Role::primary || promotion_ != Promotion::none || sees_primary() ||
+                        target || !journal_.empty();
+    // Set at once; cleared only when what the log covers is in the bitmap on the disk.
+    const bool was_set = (sb_.flags & md_flag::primary_ind) != 0;
+    if (in_use || (was_set && bitmap_->dirty_pages() + bitmap_in_flight_ > 0)) {
+        flags |= md_flag::primary_ind;
+    }
+    if (!in_use && was_set) flush_bitmap_ = true;
+    if (flags == sb_.flags) return;
+    sb_.flags = flags;
+    persist();
+}
+
+void Core::persist() {
+    if (metadata_usable()) ++sb_version_;
+}
+
+void Core::on_durable(OnDurable::What what, NodeId peer, std::uint64_t value) {
+    on_durable_.push_back({what, sb_version_, peer, peers_[peer].link, value});
+}
+
+void Core::run_on_durable() {
+    for (std::size_t i = 0; i < on_durable_.size();) {
+        const OnDurable next = on_durable_[i];
+        if (next.version > sb_durable_ && metadata_usable()) {
+            ++i;
+            continue;
+        }
+        on_durable_.erase(on_durable_.begin() + static_cast<std::ptrdiff_t>(i));
+        const Peer& peer = peers_[next.peer];
+        const bool linked = peer.phase == LinkPhase::up && peer.link == next.link;
+        Message m;
+        m.offset = next.value;
+        switch (next.what) {
+            case OnDurable::What::generation_ack:
+                m.type = MessageType::generation_ack;
+                if (linked) send(next.peer, Stream::control, m);
+                break;
+            case OnDurable::What::sync_done_ack:
+                m.type = MessageType::sync_done_ack;
+                if (linked) send(next.peer, Stream::control, m);
+                break;
+            case OnDurable::What::promote_reply:
+                m.offset = 0;
+                m.type = MessageType::promote_reply;
+                m.id = static_cast<std::uint32_t>(next.value);
+                if (linked) send(next.peer, Stream::bulk, m);
+                break;
+            case OnDurable::What::promoted:
+            case OnDurable::What::demoted:
+            case OnDurable::What::reply_ok:
+            case OnDurable::What::detached:
+                reply(static_cast<std::uint32_t>(next.value), Errc::ok, "");
+                break;
+        }
+    }
+}
+
+void Core::pump_superblock() {
+    const bool writing = meta_ == MetaPhase::attached || meta_ == MetaPhase::attach_superblock ||
+                         meta_ == MetaPhase::detach_superblock;
+    if (!writing || sb_in_flight_ || sb_durable_ == sb_version_) return;
+    sb_in_flight_ = true;
+    sb_flying_ = sb_version_;
+    sb_.extension.write_seq += 1;
+    ++counters_.md_writes;
+    emit(EffectKind::metadata).tag = {IoOrigin::superblock, 0};
+}
+
+void Core::on_superblock_written(int result) {
+    ASSERT(sb_in_flight_);
+    sb_in_flight_ = false;
+    if (result != 0) return local_disk_failed("a superblock write failed");
+    sb_durable_ = sb_flying_;
+    touch();
+    if (meta_ == MetaPhase::attach_superblock) attach_next();
+    if (meta_ == MetaPhase::detach_superblock) detach_next();
+}
+
+void Core::pump_activity_log() {
+    if (meta_ != MetaPhase::attached || al_writing_) return;
+    if (!al_preparing_) {
+        if (!al_->wants_transaction()) return;
+        evicted_.clear();
+        al_->begin_transaction(evicted_);
+        al_preparing_ = true;
+        al_pages_.clear();
+        for (const std::uint32_t extent : evicted_) {
+            const std::uint64_t first = std::uint64_t{extent} * blocks_per_extent;
+            const std::uint64_t last = std::min(first + blocks_per_extent, bitmap_->bits()) - 1;
+            for (std::uint64_t page = bitmap_->page_of_bit(first);
+                 page <= std::min(bitmap_->page_of_bit(last) + 1, bitmap_->pages() - 1); ++page) {
+                al_pages_.push_back(page);
+            }
+        }
+    }
+    // The pages must be clean on the disk at the moment that the transaction goes out.
+    bool clean = true;
+    for (const std::uint64_t page : al_pages_) {
+        if (bitmap_->page_dirty(page) && page_in_flight_[page] == 0) {
+            bitmap_->page_taken(page);
+            page_in_flight_[page] = 1;
+            ++bitmap_in_flight_;
+            ++counters_.bm_writes;
+            emit(EffectKind::metadata).tag = {IoOrigin::bitmap_page,
+                                              static_cast<std::uint32_t>(page)};
+        }
+        clean = clean && page_in_flight_[page] == 0 && !bitmap_->page_dirty(page);
+    }
+    if (!clean) return;
+    al_preparing_ = false;
+    al_writing_ = true;
+    ++counters_.al_writes;
+    emit(EffectKind::metadata).tag = {IoOrigin::al, 0};
+}
+
+std::uint32_t Core::al_block() const {
+    return al_block_index(al_->transaction().number, sb_.al_stripes, sb_.al_stripe_blocks);
+}
+
+void Core::on_al_written(int result) {
+    al_writing_ = false;
+    if (result != 0) return local_disk_failed("an activity-log write failed");
+    if (meta_ != MetaPhase::attached) return;
+    al_->finish_transaction();
+    touch();
+    retry_al_ = retry_peers_ = true;
+}
+
+void Core::on_al_initialised(int result) {
+    al_initialising_ = false;
+    if (result != 0) return local_disk_failed("initialising the activity log failed");
+    if (meta_ == MetaPhase::attach_al) attach_next();
+    if (meta_ == MetaPhase::detach_al) detach_next();
+}
+
+void Core::pump_bitmap() {
+    const bool writing = meta_ == MetaPhase::attached || meta_ == MetaPhase::attach_bitmap ||
+                         meta_ == MetaPhase::detach_bitmap;
+    if (!writing) return;
+    while (bitmap_in_flight_ < config_.limits.bitmap_writes && bitmap_->dirty_pages() > 0) {
+        std::uint64_t page = bitmap_->find_dirty(bitmap_cursor_);
+        if (page == Bitmap::none) page = bitmap_->find_dirty(0);
+        // The page is on its way and was changed again: wait for it.
+        if (page == Bitmap::none || page_in_flight_[page] != 0) break;
+        bitmap_cursor_ = page + 1;
+        bitmap_->page_taken(page);
+        page_in_flight_[page] = 1;
+        ++bitmap_in_flight_;
+        ++counters_.bm_writes;
+        emit(EffectKind::metadata).tag = {IoOrigin::bitmap_page, static_cast<std::uint32_t>(page)};
+    }
+    if (bitmap_in_flight_ > 0 || bitmap_->dirty_pages() > 0) return;
+    flush_bitmap_ = false;
+    if (meta_ == MetaPhase::attach_bitmap) attach_next();
+    if (meta_ == MetaPhase::detach_bitmap) detach_next();
+    if (meta_ != MetaPhase::attached) return;
+    bool changed = false;
+    for_peers([&](Peer& peer, NodeId id) {
+        // All bits of a full sync are on the disk: the bitmap says it, and remembers progress.
+        if (peer.slot < 0 || (sb_.peers[id].flags & md_peer_flag::full_sync) == 0) return;
+        sb_.peers[id].flags &= ~md_peer_flag::full_sync;
+        changed = true;
+    });
+    if (changed) persist();
+    sync_flags();
+}
+
+void Core::on_bitmap_page_written(std::uint64_t page, int result) {
+    ASSERT(page_in_flight_[page] == 1 && bitmap_in_flight_ > 0);
+    page_in_flight_[page] = 0;
+    --bitmap_in_flight_;
+    if (result != 0) return local_disk_failed("a bitmap write failed");
+    touch();
+}
+
+void Core::encode_metadata(IoTag tag, std::span<std::byte> out) const {
+    ASSERT(out.size() == 4096);
+    std::span<std::byte, 4096> block{out.data(), 4096};
+    if (tag.origin == IoOrigin::superblock) {
+        encode_superblock(sb_, block);
+    } else if (tag.origin == IoOrigin::al) {
+        encode_al_transaction(al_->transaction(), block);
+    } else if (tag.origin == IoOrigin::al_init) {
+        encode_al_initialised(block);
+    } else {
+        ASSERT(tag.origin == IoOrigin::bitmap_page);
+        bitmap_->encode_page(tag.index, block);
+    }
+}
+
+// --- Attach
+// ---------------------------------------------------------------------------------------
+
+void Core::assign_slots() {
+    std::uint32_t taken = 0;
+    for (const PeerMetadata& peer : sb_.peers) {
+        if (peer.bitmap_index >= 0) taken |= 1U << peer.bitmap_index;
+    }
+    for_peers([&](Peer& peer, NodeId id) {
+        PeerMetadata& md = sb_.peers[id];
+        if (md.bitmap_index < 0) {
+            // A slot that nobody looked after says nothing about what the peer has (R21, R28).
+            const auto free = static_cast<std::int32_t>(std::countr_one(taken));
+            ASSERT(free < static_cast<std::int32_t>(sb_.max_peers));
+            md.bitmap_index = free;
+            md.flags |= md_peer_flag::full_sync;
+            taken |= 1U << free;
+        }
+        md.flags |= md_peer_flag::node_exists;
+        peer.slot = md.bitmap_index;
+    });
+}
+
+Status Core::prepare_attach(const Superblock& superblock) {
+    if (meta_ != MetaPhase::detached || disk_ == DiskState::failed || disk_io_ > 0) {
+        return Error{Errc::busy, 0,
+                     "the resource has a disk attached, or I/O on the old one is "
+                     "still in the kernel; detach it and wait"};
+    }
+    if (superblock.node_id != -1 && superblock.node_id != config_.node_id) {
+        return state_error("the metadata belongs to node id " + std::to_string(superblock.node_id) +
+                           ", this node is " + std::to_string(config_.node_id) +
+                           ": is it another node's disk?");
+    }
+    if (superblock.effective_size_sectors == 0) {
+        return state_error("the metadata has no volume size; create the resource first");
+    }
+    unsigned slots_needed = 0;
+    for (const PeerMetadata& peer : superblock.peers)
+        slots_needed += peer.bitmap_index >= 0 ? 1 : 0;
+    for_peers([&](const Peer&, NodeId id) {
+        slots_needed += superblock.peers[id].bitmap_index < 0 ? 1 : 0;
+    });
+    if (slots_needed > superblock.max_peers) {
+        return Error{Errc::limit, 0,
+                     "the metadata has " + std::to_string(superblock.max_peers) +
+                         " bitmap slots and " + std::to_string(slots_needed) +
+                         " peers need one; create it anew with more --max-peers"};
+    }
+    sb_ = superblock;
+    if (!sb_.extension.present) rebuild_extension(sb_, config_.node_id);
+    sb_.node_id = config_.node_id;
+    assign_slots();
+    const std::uint32_t ring = (sb_.al_stripes * sb_.al_stripe_blocks - 1) * al_context_max;
+    sb_.al_extents =
+        std::clamp<std::uint32_t>(config_.options.al_extents, 1, std::min(ring, 65534U));
+    change_volume_size(sb_.effective_size_sectors * sector_bytes);
+    return ok_status();
+}
+
+void Core::change_volume_size(std::uint64_t bytes) {
+    volume_bytes_ = bytes;
+    sb_.effective_size_sectors = bytes / sector_bytes;
+    std::uint32_t slots = 0;
+    for_peers([&](const Peer& peer, NodeId) { slots |= 1U << peer.slot; });
+    bitmap_.emplace(bytes, sb_.max_peers, slots);
+    page_in_flight_.assign(bitmap_->pages(), 0);
+    bitmap_cursor_ = 0;
+    al_.emplace(sb_.al_extents,
+                static_cast<std::uint32_t>((bytes + extent_bytes - 1) / extent_bytes));
+    evicted_.reserve(al_updates_max);
+    al_pages_.reserve(std::size_t{al_updates_max} * 34);
+}
+
+void Core::load_bitmap_page(std::uint64_t page, std::span<const std::byte, 4096> bytes) {
+    bitmap_->load_page(page, bytes);
+}
+
+void Core::on_attach(Instant now, AttachInfo info) {
+    now_ = now;
+    ASSERT(meta_ == MetaPhase::detached && bitmap_);
+    data_bytes_max_ = info.data_bytes_max;
+    all_zero_ = info.all_zero && uuid_identity(sb_.current_uuid) == uuid_just_created;
+    was_primary_ = sb_.extension.primary_node == config_.node_id;
+    const bool went_down_hard = (sb_.flags & md_flag::primary_ind) != 0;
+    crashed_ = went_down_hard || (sb_.flags & md_flag::crashed_primary) != 0;
+    // Within one boot of the machine only the process ended, and the drive kept its cache.
+    crashed_power_ = crashed_ && (!went_down_hard || sb_.extension.boot_id != info.boot_id);
+    if (went_down_hard) {
+        for (const std::uint32_t extent : info.hot_extents) {
+            const std::uint64_t offset = std::uint64_t{extent} * extent_bytes;
+            if (offset >= volume_bytes_) continue;
+            bitmap_->set_bytes_all_slots(
+                offset, std::min<std::uint64_t>(extent_bytes, volume_bytes_ - offset));
+        }
+    }
+    for_peers([&](Peer& peer, NodeId id) {
+        if ((sb_.peers[id].flags & md_peer_flag::full_sync) != 0) {
+            bitmap_->set_all(static_cast<unsigned>(peer.slot));
+        }
+    });
+    sb_.extension.boot_id = info.boot_id;
+    disk_ = DiskState::attaching;
+    meta_ = MetaPhase::attach_bitmap;
+    al_->reset();
+    flush_bitmap_ = true;
+    why_ = "";
+    touch();
+    end_step();
+}
+
+// Bitmap, then an empty activity log, then the superblock that says so: a crash in between replays.
+void Core::attach_next() {
+    if (meta_ == MetaPhase::attach_bitmap) {
+        meta_ = MetaPhase::attach_al;
+        al_initialising_ = true;
+        emit(EffectKind::metadata).tag = {IoOrigin::al_init, 0};
+        return;
+    }
+    if (meta_ == MetaPhase::attach_al) {
+        meta_ = MetaPhase::attach_superblock;
+        sb_.flags &= ~md_flag::al_clean;
+        if (crashed_) sb_.flags |= md_flag::crashed_primary;
+        ++sb_version_;
+        return;
+    }
+    ASSERT(meta_ == MetaPhase::attach_superblock);
+    meta_ = MetaPhase::attached;
+    DiskState state = DiskState::inconsistent;
+    if ((sb_.flags & md_flag::consistent) != 0) {
+        state = (sb_.flags & md_flag::was_up_to_date) != 0 ? DiskState::consistent
+                                                           : DiskState::outdated;
+        // Alone in its generation: nobody can hold newer data.
+        const bool alone = sb_.extension.in_sync == self() || config_.peers.empty();
+        if (alone && state == DiskState::consistent) state = DiskState::up_to_date;
+    }
+    notice(6, -1, "disk attached");
+    set_disk(state);
+    sync_flags();
+    for_peers([&](Peer&, NodeId id) { want_handshake(id); });
+}
+
+// --- Detach and failure
+// -----------------------------------------------------------------------------
+
+void Core::start_detach() {
+    meta_ = MetaPhase::detach_drain;
+    touch();
+}
+
+void Core::detach_next() {
+    if (meta_ == MetaPhase::detach_drain) {
+        if (disk_io_ > 0 || sb_in_flight_ || al_writing_ || al_preparing_ || !peer_queue_.empty())
+            return;
+        drop_journal(true);
+        meta_ = MetaPhase::detach_bitmap;
+        flush_bitmap_ = true;
+        touch();
+        return;
+    }
+    if (meta_ == MetaPhase::detach_bitmap) {
+        meta_ = MetaPhase::detach_al;
+        al_initialising_ = true;
+        emit(EffectKind::metadata).tag = {IoOrigin::al_init, 0};
+        return;
+    }
+    if (meta_ == MetaPhase::detach_al) {
+        meta_ = MetaPhase::detach_superblock;
+        sb_.flags &= ~md_flag::primary_ind;
+        sb_.flags |= md_flag::al_clean;
+        ++sb_version_;
+        touch();
+        return;
+    }
+    ASSERT(meta_ == MetaPhase::detach_superblock);
+    if (sb_durable_ != sb_version_) return;
+    meta_ = MetaPhase::detached;
+    disk_ = DiskState::diskless;
+    notice(6, -1, "disk detached");
+    touch();
+}
+
+// The disk is not believed any more. Nothing is written to it from here on; the I/O that is in the
+// kernel returns first, then it is Diskless.
+void Core::local_disk_failed(const char* why) {
+    if (meta_ == MetaPhase::detached) return;
+    const bool was_attached = meta_ == MetaPhase::attached;
+    meta_ = MetaPhase::detached;
+    disk_ = DiskState::failed;
+    why_ = why;
+    notice(3, -1, why);
+    flush_bitmap_ = false;
+    al_preparing_ = false;
+    sb_durable_ = sb_version_;
+    std::erase_if(on_durable_, [&](const OnDurable& next) {
+        const bool command = next.what >= OnDurable::What::promoted;
+        if (command) reply(static_cast<std::uint32_t>(next.value), Errc::io, why);
+        return true;
+    });
+    for (std::uint64_t seq = journal_.head(); seq < journal_.tail(); ++seq) {
+        journal_.at(seq).al_held = false;
+    }
+    for_peers([&](Peer& peer, NodeId id) {
+        if (peer.repl != ReplicationState::off && peer.repl != ReplicationState::established) {
+            abort_resync(id);
+        }
+    });
+    if (promotion_ != Promotion::none) abandon_promotion(Errc::io, why);
+    if (was_attached && role_ == Role::primary && in_sync().has(config_.node_id)) evict(self());
+    announce_state();
+    retry_al_ = retry_peers_ = retry_held_ = completions_waiting_ = true;
+    finish_failed_disk();
+}
+
+void Core::finish_failed_disk() {
+    if (disk_ != DiskState::failed || disk_io_ > 0 || sb_in_flight_ || al_writing_ ||
+        al_initialising_ || bitmap_in_flight_ > 0) {
+        return;
+    }
+    disk_ = DiskState::diskless;
+    announce_state();
+    touch();
+}
+
+// --- Journal and marks
+// ------------------------------------------------------------------------------
+
+void Core::release_journal_entry(JournalEntry& entry) {
+    if (!entry.al_held) return;
+    entry.al_held = false;
+    al_->release(static_cast<std::uint32_t>(entry.offset / extent_bytes));
+    retry_al_ = retry_al_ || al_starving_;
+    retry_peers_ = retry_peers_ || peer_al_starving_;
+}
+
+// What `nodes` may lack: every journalled write above `after_seq`, and what they did not answer.
+void Core::mark_journal(std::uint64_t after_seq, NodeMask nodes) {
+    if (!bitmap_) return;
+    for (std::uint64_t seq = journal_.head(); seq < journal_.tail(); ++seq) {
+        JournalEntry& entry = journal_.at(seq);
+        for_peers([&](Peer& peer, NodeId id) {
+            if (!nodes.has(id) || peer.slot < 0) return;
+            const bool lacks = entry.unwritten.has(id);
+            if (!lacks && (seq <= after_seq || is(Mutant::no_unstable_marking))) return;
+            bitmap_->set_bytes(static_cast<unsigned>(peer.slot), entry.offset, entry.length);
+        });
+    }
+}
+
+// The writes of a primary that is gone: each peer may lack any of them.
+void Core::drop_journal(bool mark) {
+    if (mark) mark_journal(0, config_.peers);
+    while (!journal_.empty()) {
+        release_journal_entry(journal_.at(journal_.head()));
+        journal_.pop();
+    }
+    journal_owner_ = -1;
+    sync_flags();
+}
+
+void Core::set_slot_full(NodeId peer) {
+    bitmap_->set_all(static_cast<unsigned>(peers_[peer].slot));
+    sb_.peers[peer].flags |= md_peer_flag::full_sync;
+    flush_bitmap_ = true;
+    persist();
+}
+
+// A crash is reconciled when no peer needs blocks because of it any more.
+void Core::maybe_clear_crash_marker() {
+    if (!crashed_ || !bitmap_) return;
+    bool clean = true;
+    for_peers([&](const Peer& peer, NodeId id) {
+        if (in_sync().has(id))
+            clean = clean && bitmap_->count(static_cast<unsigned>(peer.slot)) == 0;
+    });
+    if (!clean) return;
+    crashed_ = crashed_power_ = false;
+    sync_flags();
+}
+
+}  // namespace replica

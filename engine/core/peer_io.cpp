@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a peer's messages do to this node's disk: replicated writes, flushes, resync writes, reads.
+// Requests are queued in order of arrival; a write waits for earlier overlapping ones and for its
+// extent in the activity log, a flush for every earlier write of its peer.
+#include <algorithm>
+
+#include "engine/core/for_peers.hpp"
+
+namespace replica {
+namespace {
+
+bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b, std::uint64_t b_bytes) {
+    return a < b + b_bytes && b < a + a_bytes;
+}
+std::uint32_t extent_of(std::uint64_t offset) {
+    return static_cast<std::uint32_t>(offset / extent_bytes);
+}
+
+}  // namespace
+
+std::optional<std::uint32_t> Core::new_peer_request(NodeId peer) {
+    // Slots are taken round robin, so a free one is usually the next.
+    for (std::size_t i = 0; i < peer_requests_.size(); ++i) {
+        const std::size_t index = (order_ + i) % peer_requests_.size();
+        if (peer_requests_[index].phase != Phase::free) continue;
+        PeerRequest& p = peer_requests_[index];
+        p = PeerRequest{};
+        p.phase = Phase::held;
+        p.peer = peer;
+        p.link = peers_[peer].link;
+        p.order = ++order_;
+        peer_queue_.push_back(static_cast<std::uint32_t>(index));
+        return static_cast<std::uint32_t>(index);
+    }
+    return std::nullopt;
+}
+
+void Core::free_peer_request(std::uint32_t index) {
+    PeerRequest& p = peer_requests_[index];
+    if (p.buffer.kind == BufferKind::receive) emit(EffectKind::release).index = p.buffer.index;
+    p.phase = Phase::free;
+    std::erase(peer_queue_, index);
+    if (!peer_queue_.empty()) retry_peers_ = true;
+    if (!held_.empty()) retry_held_ = true;
+    if (meta_ == MetaPhase::detach_drain) detach_next();
+}
+
+bool Core::peer_io_pending(NodeId peer) const {
+    return std::any_of(peer_queue_.begin(), peer_queue_.end(),
+                       [&](std::uint32_t index) { return peer_requests_[index].peer == peer; });
+}
+
+void Core::on_peer_write(NodeId id, const Message& m, BufferRef buffer) {
+    const bool zero = m.type == MessageType::write_zeroes || m.type == MessageType::resync_zeroes;
+    const bool resync = m.type == MessageType::resync_data || m.type == MessageType::resync_zeroes;
+    Peer& peer = peers_[id];
+    const auto refuse = [&](const char* why) {
+        if (buffer.kind == BufferKind::receive) emit(EffectKind::release).index = buffer.index;
+        protocol_error(id, why);
+    };
+    const bool inside = m.length > 0 && m.offset % sector_bytes == 0 &&
+                        m.length % sector_bytes == 0 && m.offset < volume_bytes_ &&
+                        m.length <= volume_bytes_ - m.offset &&
+                        m.offset / extent_bytes == (m.offset + m.length - 1) / extent_bytes;
+    if (!inside && disk_usable()) return refuse("a write outside the volume");
+    if (!resync && peer.role != Role::primary)
+        return refuse("a write from a peer that is not primary");
+    if (resync && peer.repl != ReplicationState::sync_target && disk_usable()) {
+        return refuse("resync data without a resync");
+    }
+    const auto index = new_peer_request(id);
+    if (!index) return refuse("more requests than agreed");
+    PeerRequest& p = peer_requests_[*index];
+    p.kind = resync ? (zero ? PeerIo::resync_zero : PeerIo::resync_write)
+                    : (zero ? PeerIo::zero : PeerIo::write);
+    p.fua = (m.flags & write_flag::fua) != 0 && !resync;
+    p.discard = resync || (m.flags & write_flag::discard) != 0;
+    p.offset = m.offset;
+    p.length = m.length;
+    p.seq = m.seq;
+    p.id = m.id;
+    p.buffer = buffer;
+    (resync ? peer.resync_received_bytes : peer.received_bytes) += m.length;
+    if (resync) {
+        retry_peers_ = true;
+        return;
+    }
+    on_trim(id, m.trim_seq);
+    if (journal_owner_ != id || journal_.tail() != m.seq || journal_.full()) {
+        drop_journal(true);
+        journal_.restart(m.seq);
+        journal_owner_ = id;
+        sync_flags();
+    }
+    JournalEntry entry;
+    entry.offset = m.offset;
+    entry.length = m.length;
+    entry.local_pending = true;
+    journal_.push(entry);
+    last_seq_ = m.seq;
+    if (disk_usable()) {
+        for_peers([&](const Peer& other, NodeId other_id) {
+            if (!NodeMask{m.nodes}.has(other_id) || other.slot < 0) return;
+            bitmap_->set_bytes(static_cast<unsigned>(other.slot), m.offset, m.length);
+        });
+    }
+    if ((m.flags & write_flag::want_received) != 0) {
+        Message ack;
+        ack.type = MessageType::write_received;
+        ack.seq = m.seq;
+        send(id, Stream::control, ack);
+    }
+    retry_peers_ = true;
+}
+
+void Core::on_peer_flush(NodeId id, const Message& m) {
+    on_trim(id, m.trim_seq);
+    const auto index = new_peer_request(id);
+    if (!index) return protocol_error(id, "more requests than agreed");
+    peer_requests_[*index].kind = PeerIo::flush;
+    peer_requests_[*index].id = m.id;
+    retry_peers_ = true;
+}
+
+// The primary says: every write up to this one is stable wherever it was sent.
+void Core::on_trim(NodeId id, std::uint64_t trim_seq) {
+    if (journal_owner_ != id) return;
+    while (!journal_.empty() && journal_.head() <= trim_seq) {
+        JournalEntry& entry = journal_.at(journal_.head());
+        if (entry.local_pending) return;  // a peer that lies about us; keep what we know
+        release_journal_entry(entry);
+        journal_.pop();
+    }
+}
+
+bool Core::peer_conflicts(const PeerRequest& p) const {
+    for (const std::uint32_t index : peer_queue_) {
+        const PeerRequest& other = peer_requests_[index];
+        if (other.order >= p.order) break;
+        if (p.kind == PeerIo::flush) {
+            if (other.peer == p.peer) return true;
+        } else if (other.kind != PeerIo::flush &&
+                   overlap(p.offset, p.length, other.offset, other.length)) {
+            return true;
+        }
+    }
+    if (p.kind == PeerIo::flush) return false;
+    // A chunk that is being read or sent from here must be on its target before it changes.
+    const bool resync = p.kind == PeerIo::resync_write || p.kind == PeerIo::resync_zero;
+    return !resync && chunk_conflicts(p.offset, p.length);
+}
+
+void Core::retry_peer_requests() {
+    retry_peers_ = false;
+    peer_scratch_.assign(peer_queue_.begin(), peer_queue_.end());
+    peer_al_starving_ = false;
+    for (const std::uint32_t index : peer_scratch_) {
+        const Phase phase = peer_requests_[index].phase;
+        if (phase == Phase::held || phase == Phase::al_wait) admit_peer_request(index);
+    }
+    if (!peer_al_starving_) return;
+    // The extents are held by writes that wait for the primary's word that they are stable.
+    if (journal_owner_ == config_.node_id) {
+        want_epoch_flush_ = true;
+    } else if (journal_owner_ >= 0) {
+        send_control(static_cast<NodeId>(journal_owner_), MessageType::want_trim, 0);
+    }
+}
+
+void Core::admit_peer_request(std::uint32_t index) {
+    PeerRequest& p = peer_requests_[index];
+    const bool resync = p.kind == PeerIo::resync_write || p.kind == PeerIo::resync_zero;
+    if (!disk_usable()) {
+        if (p.al_held) p.al_held = false;
+        answer_peer_request(p, false, false);
+        if (!resync && p.kind != PeerIo::flush && journal_owner_ == p.peer && journal_.has(p.seq)) {
+            journal_.at(p.seq).local_pending = false;
+        }
+        return free_peer_request(index);
+    }
+    if (resync && p.link == peers_[p.peer].link &&
+        peers_[p.peer].repl == ReplicationState::sync_target && !settled()) {
+        return;  // Inconsistent is not on the disk yet
+    }
+    if (p.link != peers_[p.peer].link ||
+        (resync && peers_[p.peer].repl != ReplicationState::sync_target)) {
+        // Of a connection or a resync that is over. Its writes are marked, the primary knows too.
+        if (p.al_held) al_->release(extent_of(p.offset));
+        return free_peer_request(index);
+    }
+    if (peer_conflicts(p)) return;
+    if (resync && role_ == Role::primary) {
+        for (const Request& r : requests_) {
+            const bool write =
+                r.phase == Phase::active && r.kind != IoKind::read && r.kind != IoKind::flush;
+            if (!write || !overlap(p.offset, p.length, r.offset, r.length)) continue;
+            // A newer write of ours is on its way to the source: what it read may be older.
+            if (p.al_held) al_->release(extent_of(p.offset));
+            answer_peer_request(p, true, true);
+            return free_peer_request(index);
+        }
+    }
+    if (p.kind != PeerIo::flush && !p.al_held && !is(Mutant::skip_activity_log)) {
+        if (peer_al_starving_) return;
+        const AlCache::Hold hold = al_->hold(extent_of(p.offset));
+        peer_al_starving_ = hold == AlCache::Hold::starved;
+        if (peer_al_starving_) return;
+        p.al_held = true;
+    }
+    p.phase = Phase::al_wait;
+    if (p.al_held && !al_->is_active(extent_of(p.offset))) return;
+    issue_peer_request(index);
+}
+
+void Core::issue_peer_request(std::uint32_t index) {
+    PeerRequest& p = peer_requests_[index];
+    p.phase = Phase::active;
+    ++disk_io_;
+    const bool resync = p.kind == PeerIo::resync_write || p.kind == PeerIo::resync_zero;
+    if (resync && !is(Mutant::ignore_target_marks)) {
+        // Third nodes do not have what arrives here, unless they turn out to (I-R9).
+        const int slot = peers_[p.peer].slot;
+        bitmap_->set_bytes_all_slots(p.offset, p.length, static_cast<unsigned>(slot));
+    }
+    if (p.kind == PeerIo::flush) {
+        emit(EffectKind::disk_flush).tag = {IoOrigin::peer_request, index};
+        return;
+    }
+    const bool write = p.kind == PeerIo::write || p.kind == PeerIo::resync_write;
+    Effect& e = emit(write ? EffectKind::disk_write : EffectKind::disk_zero);
+    e.tag = {IoOrigin::peer_request, index};
+    e.buffer = p.buffer;
+    e.offset = p.offset;
+    e.length = p.length;
+    // The source clears its bits at the answer: then the blocks must survive a power cut (I-R4).
+    e.durable = p.fua || (resync && !is(Mutant::resync_not_stable));
+    e.discard = p.discard;
+}
+
+void Core::finish_peer_request(std::uint32_t index, int result) {
+    PeerRequest& p = peer_requests_[index];
+    ASSERT(p.phase == Phase::active);
+    --disk_io_;
+    const bool resync = p.kind == PeerIo::resync_write || p.kind == PeerIo::resync_zero;
+    const bool write = p.kind == PeerIo::write || p.kind == PeerIo::zero;
+    const bool metadata_good = metadata_usable();
+    if (write && journal_owner_ == p.peer && journal_.has(p.seq)) {
+        JournalEntry& entry = journal_.at(p.seq);
+        entry.local_pending = false;
+        entry.al_held = p.al_held && metadata_good;
+    } else if (p.al_held && metadata_good) {
+        al_->release(extent_of(p.offset));
+        retry_al_ = retry_al_ || al_starving_;
+    }
+    p.al_held = false;
+    if (result != 0) {
+        local_disk_failed("an I/O on the backing disk failed");
+    } else if (resync && disk_usable()) {
+        const Peer& peer = peers_[p.peer];
+        if (p.link == peer.link && peer.repl == ReplicationState::sync_target) {
+            bitmap_->clear_bytes(static_cast<unsigned>(peer.slot), p.offset, p.length);
+            peers_[p.peer].done_bits += p.length / block_bytes;
+            touch();
+        }
+    }
+    answer_peer_request(p, result == 0, false);
+    free_peer_request(index);
+    finish_failed_disk();
+}
+
+void Core::answer_peer_request(const PeerRequest& p, bool ok, bool skipped) {
+    if (p.link != peers_[p.peer].link) return;
+    Message m;
+    m.flags = ok ? (skipped ? 2 : 0) : 1;
+    switch (p.kind) {
+        case PeerIo::write:
+        case PeerIo::zero:
+            m.type = MessageType::write_ack;
+            m.seq = p.seq;
+            break;
+        case PeerIo::flush:
+            m.type = MessageType::flush_ack;
+            m.id = p.id;
+            break;
+        case PeerIo::resync_write:
+        case PeerIo::resync_zero:
+            m.type = MessageType::resync_ack;
+            m.id = p.id;
+            break;
+    }
+    send(p.peer, Stream::control, m);
+}
+
+// --- Reads that a peer asks for, and the answers to ours
+// ----------------------------------------------
+
+void Core::on_peer_read(NodeId id, const Message& m) {
+    const auto free = std::find_if(peer_reads_.begin(), peer_reads_.end(),
+                                   [](const PeerRead& read) { return !read.used; });
+    const bool inside = m.length > 0 && m.length <= io_bytes_max && m.offset < volume_bytes_ &&
+                        m.length <= volume_bytes_ - m.offset && m.offset % sector_bytes == 0 &&
+                        m.length % sector_bytes == 0;
+    if (disk_ != DiskState::up_to_date || !inside || free == peer_reads_.end()) {
+        Message reply;
+        reply.type = MessageType::read_reply;
+        reply.id = m.id;
+        reply.length = m.length;
+        reply.flags = 1;
+        return send(id, Stream::bulk, reply);
+    }
+    *free = {true, id, peers_[id].link, m.id, m.length};
+    ++disk_io_;
+    const auto index = static_cast<std::uint32_t>(free - peer_reads_.begin());
+    Effect& e = emit(EffectKind::disk_read);
+    e.tag = {IoOrigin::peer_read, index};
+    e.buffer = {BufferKind::serve, index};
+    e.offset = m.offset;
+    e.length = m.length;
+}
+
+void Core::on_read_reply(NodeId id, const Message& m, BufferRef buffer) {
+    const BufferRef expected = destination(id, m);
+    if (m.id >= config_.limits.requests)
+        return protocol_error(id, "an answer to a read that was not asked");
+    Request& r = requests_[m.id];
+    const bool mine = r.phase == Phase::active && r.remote_read && r.read_peer == id;
+    if (!mine || r.length != m.length)
+        return protocol_error(id, "an answer to a read that was not asked");
+    --peers_[id].pending;
+    peers_[id].progress_at = now_;
+    if (m.flags != 0) return retry_read(m.id);
+    ASSERT(buffer.kind == expected.kind && buffer.index == expected.index);
+    r.remote_read = false;
+    complete(m.id, 0);
+}
+
+BufferRef Core::destination(NodeId id, const Message& m) const {
+    if (m.payload_bytes == 0) return {};
+    if (m.type == MessageType::write || m.type == MessageType::resync_data) {
+        return {BufferKind::receive, 0};
+    }
+    if (m.type != MessageType::read_reply || m.id >= config_.limits.requests) return {};
+    const Request& r = requests_[m.id];
+    const bool mine = r.phase == Phase::active && r.remote_read && r.read_peer == id;
+    return mine && r.length == m.length ? BufferRef{BufferKind::request, m.id} : BufferRef{};
+}
+
+}  // namespace replica

@@ -1,0 +1,531 @@
+// SPDX-License-Identifier: Apache-2.0
+// The application's requests on a primary. A write goes through: overlap hold, resync hold,
+// activity log, then in one step the decision for each peer (sent or marked), the journal entry and
+// the effects; it is acknowledged when what the acknowledgement promises is true (rules 1 to 6 of
+// the write path, docs/architecture.md).
+#include <algorithm>
+#include <cerrno>
+
+#include "engine/core/for_peers.hpp"
+
+namespace replica {
+namespace {
+
+bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b, std::uint64_t b_bytes) {
+    return a < b + b_bytes && b < a + a_bytes;
+}
+bool is_write(IoKind kind) {
+    return kind == IoKind::write || kind == IoKind::discard || kind == IoKind::write_zeroes;
+}
+std::uint32_t extent_of(std::uint64_t offset) {
+    return static_cast<std::uint32_t>(offset / extent_bytes);
+}
+
+}  // namespace
+
+void Core::on_request(Instant now, std::uint32_t slot, IoKind kind, std::uint64_t offset,
+                      std::uint32_t length, bool fua) {
+    now_ = now;
+    ASSERT(slot < config_.limits.requests && requests_[slot].phase == Phase::free);
+    Request& r = requests_[slot];
+    r = Request{};
+    r.phase = Phase::active;
+    r.kind = kind;
+    r.offset = offset;
+    r.length = length;
+    r.fua = fua;
+    r.order = ++order_;
+    if (role_ != Role::primary) {
+        complete(slot, EROFS);
+    } else if (kind != IoKind::flush && (length == 0 || offset + length > volume_bytes_)) {
+        complete(slot, is_write(kind) ? ENOSPC : EINVAL);
+    } else {
+        ASSERT(kind == IoKind::flush ||
+               offset / extent_bytes == (offset + length - 1) / extent_bytes);
+        admit(slot);
+        if (r.phase == Phase::held) held_.push_back(slot);
+    }
+    end_step();
+}
+
+void Core::admit(std::uint32_t slot) {
+    Request& r = requests_[slot];
+    if (!has_good_data()) return complete(slot, EIO);
+    if (r.kind == IoKind::flush) return issue_flush(slot);
+    const bool held = conflicts(r) || (is_write(r.kind) &&
+                                       (journal_full() || write_range_busy(r.offset, r.length)));
+    if (held) {
+        r.phase = Phase::held;
+        if (journal_full()) want_epoch_flush_ = true;
+        return;
+    }
+    if (r.kind == IoKind::read) {
+        r.phase = Phase::active;
+        return issue_read(slot);
+    }
+    if (disk_usable() && !is(Mutant::skip_activity_log)) {
+        AlCache::Hold hold = AlCache::Hold::starved;
+        if (!al_starving_) hold = al_->hold(extent_of(r.offset));
+        r.al_held = hold != AlCache::Hold::starved;
+        if (hold != AlCache::Hold::granted) {
+            r.phase = Phase::al_wait;
+            al_waiting_.push_back(slot);
+            if (hold == AlCache::Hold::starved) {
+                al_starving_ = true;
+                want_epoch_flush_ = true;
+            }
+            return;
+        }
+    }
+    issue_write(slot);
+}
+
+// An earlier request that this one must not overtake: a write against any write; a read against a
+// write in flight, so that a value seen once can not vanish at a failover.
+bool Core::conflicts(const Request& request) const {
+    if (active_writes_ == 0 && held_.empty() && al_waiting_.empty()) return false;
+    if (is(Mutant::no_overlap_hold)) return false;
+    for (const Request& other : requests_) {
+        if (other.phase == Phase::free || other.order >= request.order) continue;
+        if (other.kind == IoKind::flush || !is_write(other.kind)) continue;
+        if (overlap(request.offset, request.length, other.offset, other.length)) return true;
+    }
+    return false;
+}
+
+// A resync moves these blocks just now, from here (chunk) or to here (a peer's request).
+bool Core::write_range_busy(std::uint64_t offset, std::uint64_t length) const {
+    for (const Chunk& chunk : chunks_) {
+        if (chunk.state != Chunk::State::free &&
+            overlap(offset, length, chunk.offset, chunk.length)) {
+            return true;
+        }
+    }
+    for (const std::uint32_t index : peer_queue_) {
+        const PeerRequest& p = peer_requests_[index];
+        const bool resync = p.kind == PeerIo::resync_write || p.kind == PeerIo::resync_zero;
+        if (resync && p.phase == Phase::active && overlap(offset, length, p.offset, p.length)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+// The one place that decides a peer's share of a write: true: sent; false: its bits are set.
+bool Core::replicates_to(const Peer& peer, NodeId id) const {
+    if (peer.phase != LinkPhase::up) return false;
+    if (in_sync().has(id)) return peer.disk >= DiskState::inconsistent;
+    const bool source = peer.repl == ReplicationState::bitmap_source ||
+                        peer.repl == ReplicationState::sync_source ||
+                        peer.repl == ReplicationState::paused_source;
+    return source && peer.bitmap_sent;
+}
+
+void Core::issue_write(std::uint32_t slot) {
+    Request& r = requests_[slot];
+    r.phase = Phase::active;
+    ++active_writes_;
+    JournalEntry entry;
+    entry.offset = r.offset;
+    entry.length = r.length;
+    entry.request = slot + 1;
+    entry.local_pending = disk_usable();
+    entry.al_held = r.al_held;
+    r.al_held = false;
+    NodeMask missing;
+    for_peers([&](Peer& peer, NodeId id) {
+        if (replicates_to(peer, id)) {
+            entry.unwritten.add(id);
+        } else {
+            missing.add(id);
+            if (bitmap_ && peer.slot >= 0) {
+                bitmap_->set_bytes(static_cast<unsigned>(peer.slot), r.offset, r.length);
+            }
+        }
+    });
+    if (!disk_usable()) missing.add(config_.node_id);
+    if (config_.options.protocol == Protocol::b) entry.unreceived = entry.unwritten;
+    if (config_.options.protocol != Protocol::a && !is(Mutant::ack_before_peer)) {
+        r.waiting = entry.unwritten;
+    }
+    r.local_pending = entry.local_pending;
+    r.seq = journal_.push(entry);
+    last_seq_ = r.seq;
+    journal_owner_ = config_.node_id;
+    counters_.written_bytes += r.length;
+    if (!idle_flush_at_) idle_flush_at_ = now_ + config_.limits.idle_flush_ns;
+    for_peers([&](Peer& peer, NodeId id) {
+        if (!entry.unwritten.has(id)) return;
+        if (peer.pending++ == 0) peer.progress_at = now_;
+        send_write(slot, id, missing);
+    });
+    if (r.local_pending) {
+        ++disk_io_;
+        Effect& e = emit(r.kind == IoKind::write ? EffectKind::disk_write : EffectKind::disk_zero);
+        e.tag = {IoOrigin::request, slot};
+        if (r.kind == IoKind::write) e.buffer = {BufferKind::request, slot};
+        e.offset = r.offset;
+        e.length = r.length;
+        e.durable = r.fua;
+        e.discard = r.kind == IoKind::discard;
+    }
+    if (journal_.size() * 2 > journal_limit()) want_epoch_flush_ = true;
+    maybe_complete(slot);
+}
+
+void Core::send_write(std::uint32_t slot, NodeId id, NodeMask missing) {
+    const Request& r = requests_[slot];
+    Message m;
+    m.type = r.kind == IoKind::write ? MessageType::write : MessageType::write_zeroes;
+    m.seq = r.seq;
+    m.offset = r.offset;
+    m.length = r.length;
+    m.trim_seq = journal_.head() - 1;
+    m.nodes = missing.bits;
+    if (r.fua) m.flags |= write_flag::fua;
+    if (r.kind == IoKind::discard) m.flags |= write_flag::discard;
+    if (config_.options.protocol == Protocol::b) m.flags |= write_flag::want_received;
+    peers_[id].trim_told = m.trim_seq;
+    if (r.kind == IoKind::write) {
+        m.payload_bytes = r.length;
+        peers_[id].sent_bytes += r.length;
+        send(id, Stream::bulk, m, {BufferKind::request, slot});
+    } else {
+        send(id, Stream::bulk, m);
+    }
+}
+
+void Core::issue_read(std::uint32_t slot) {
+    Request& r = requests_[slot];
+    bool local = disk_ == DiskState::up_to_date;
+    if (!local && disk_usable()) {
+        // A primary that is being resynced reads its clean blocks itself.
+        const int source = active_source();
+        if (source >= 0 && peers_[static_cast<unsigned>(source)].bitmap_received) {
+            const int bits = peers_[static_cast<unsigned>(source)].slot;
+            local = !bitmap_->any_in_bytes(static_cast<unsigned>(bits), r.offset, r.length);
+        }
+    }
+    if (r.retried) local = false;
+    if (local) {
+        r.local_pending = true;
+        ++disk_io_;
+        Effect& e = emit(EffectKind::disk_read);
+        e.tag = {IoOrigin::request, slot};
+        e.buffer = {BufferKind::request, slot};
+        e.offset = r.offset;
+        e.length = r.length;
+        return;
+    }
+    int from = -1;
+    for_peers([&](const Peer& peer, NodeId id) {
+        const bool good =
+            peer.phase == LinkPhase::up && in_sync().has(id) && peer.disk == DiskState::up_to_date;
+        if (good && from < 0 && id != r.read_peer) from = id;
+    });
+    if (from < 0) return complete(slot, r.error != 0 ? r.error : EIO);
+    r.remote_read = true;
+    r.read_peer = from;
+    Message m;
+    m.type = MessageType::read;
+    m.id = slot;
+    m.offset = r.offset;
+    m.length = r.length;
+    Peer& peer = peers_[static_cast<unsigned>(from)];
+    if (peer.pending++ == 0) peer.progress_at = now_;
+    send(static_cast<NodeId>(from), Stream::bulk, m);
+}
+
+void Core::retry_read(std::uint32_t slot) {
+    Request& r = requests_[slot];
+    r.remote_read = false;
+    r.retried = true;
+    issue_read(slot);
+}
+
+void Core::issue_flush(std::uint32_t slot) {
+    Request& r = requests_[slot];
+    r.phase = Phase::active;
+    r.flush_seq = journal_.tail() - 1;
+    r.flush_local_seq = local_done_seq();
+    for_peers([&](Peer& peer, NodeId id) {
+        if (!replicates_to(peer, id) || is(Mutant::flush_local_only)) return;
+        r.waiting.add(id);
+        if (peer.pending++ == 0) peer.progress_at = now_;
+        Message m;
+        m.type = MessageType::flush;
+        m.id = slot;
+        m.trim_seq = journal_.head() - 1;
+        send(id, Stream::bulk, m);
+    });
+    if (disk_usable()) {
+        r.local_pending = true;
+        ++disk_io_;
+        emit(EffectKind::disk_flush).tag = {
+            slot == config_.limits.requests ? IoOrigin::epoch_flush : IoOrigin::request, slot};
+    }
+    maybe_complete(slot);
+}
+
+std::uint64_t Core::local_done_seq() const {
+    std::uint64_t seq = journal_.head();
+    while (seq < journal_.tail() && !journal_.at(seq).local_pending)
+        ++seq;
+    return seq - 1;
+}
+
+// A flush of the core's own, that lets the journal and the activity log go on.
+void Core::start_epoch_flush() {
+    if (epoch_flush_) return;  // complete() asks again if that one was too early
+    want_epoch_flush_ = false;
+    if (role_ != Role::primary || journal_.empty() || !has_good_data()) return;
+    epoch_flush_ = true;
+    const std::uint32_t slot = config_.limits.requests;
+    requests_[slot] = Request{};
+    requests_[slot].kind = IoKind::flush;
+    requests_[slot].order = ++order_;
+    issue_flush(slot);
+}
+
+void Core::on_request_io(std::uint32_t slot, int result) {
+    Request& r = requests_[slot];
+    ASSERT(r.phase == Phase::active && r.local_pending);
+    --disk_io_;
+    r.local_pending = false;
+    r.local_ok = result == 0;
+    if (is_write(r.kind)) {
+        JournalEntry& entry = journal_.at(r.seq);
+        entry.local_pending = false;
+        if (result != 0) bitmap_->set_bytes_all_slots(r.offset, r.length);
+        if (is(Mutant::clear_bit_on_completion)) {
+            for_peers([&](const Peer& peer, NodeId id) {
+                if (!entry.unwritten.has(id)) {
+                    bitmap_->clear_bytes(static_cast<unsigned>(peer.slot), r.offset, r.length);
+                }
+            });
+        }
+    } else if (r.kind == IoKind::flush && result == 0) {
+        local_stable_seq_ = std::max(local_stable_seq_, r.flush_local_seq);
+    }
+    if (result != 0) {
+        const bool pass_on = config_.options.on_io_error == OnIoError::pass_on;
+        // A flush that failed says nothing about what is stable: never passed on, never repeated.
+        if (!pass_on || r.kind == IoKind::flush)
+            local_disk_failed("an I/O on the backing disk failed");
+        r.error = result;
+        if (r.kind == IoKind::read) return retry_read(slot);
+        if (!pass_on) r.error = 0;
+    }
+    finish_failed_disk();
+    maybe_complete(slot);
+}
+
+void Core::peer_answered(std::uint64_t seq, NodeId id, bool written) {
+    if (!journal_.has(seq)) return;
+    JournalEntry& entry = journal_.at(seq);
+    if (!entry.unwritten.has(id)) return;
+    Peer& peer = peers_[id];
+    entry.unreceived.remove(id);
+    if (written) {
+        ASSERT(peer.pending > 0);
+        --peer.pending;
+        peer.progress_at = now_;
+        entry.unwritten.remove(id);
+    }
+    if (entry.request != 0) {
+        Request& r = requests_[entry.request - 1];
+        r.waiting.remove(id);
+        r.answered_ok.add(id);
+        maybe_complete(entry.request - 1);
+    } else if (written) {
+        advance_trim();
+    }
+}
+
+void Core::flush_answered(std::uint32_t slot, NodeId id, bool ok) {
+    if (slot >= requests_.size())
+        return protocol_error(id, "an answer to a flush that was not asked");
+    Request& r = requests_[slot];
+    if (r.phase != Phase::active || r.kind != IoKind::flush || !r.waiting.has(id)) return;
+    Peer& peer = peers_[id];
+    --peer.pending;
+    peer.progress_at = now_;
+    r.waiting.remove(id);
+    if (ok) {
+        r.answered_ok.add(id);
+        peer.stable_seq = std::max(peer.stable_seq, r.flush_seq);
+        maybe_complete(slot);
+    } else {
+        peer_lost_data(id);
+        maybe_complete(slot);
+    }
+}
+
+// Enough of the in-sync set has it: this node's disk, or a member that answered.
+bool Core::request_succeeded(const Request& r) const {
+    if (r.local_ok && in_sync().has(config_.node_id)) return true;
+    return !(r.answered_ok & in_sync()).empty();
+}
+
+void Core::maybe_complete(std::uint32_t slot) {
+    Request& r = requests_[slot];
+    if (r.phase != Phase::active || r.kind == IoKind::read) {
+        if (r.phase == Phase::active && !r.local_pending && !r.remote_read) complete(slot, r.error);
+        return;
+    }
+    if (r.local_pending || !r.waiting.empty()) return;
+    if (!settled() && !is(Mutant::generation_after_ack)) {
+        completions_waiting_ = true;
+        return;
+    }
+    if (!request_succeeded(r)) {
+        // Protocols A and B did not wait for the peers' disks; without the own one they have to.
+        if (is_write(r.kind) && !journal_.at(r.seq).unwritten.empty()) {
+            r.waiting = journal_.at(r.seq).unwritten;
+            return;
+        }
+        if (r.error == 0) r.error = EIO;
+    }
+    complete(slot, r.error);
+}
+
+void Core::complete(std::uint32_t slot, int error) {
+    Request& r = requests_[slot];
+    const bool epoch = slot == config_.limits.requests;
+    if (is_write(r.kind) && r.seq != 0) {
+        journal_.at(r.seq).request = 0;
+        --active_writes_;
+    }
+    if (r.kind == IoKind::read && error == 0) counters_.read_bytes += r.length;
+    const bool was_flush = r.kind == IoKind::flush;
+    r.phase = Phase::free;
+    if (epoch) {
+        epoch_flush_ = false;
+    } else {
+        Effect& e = emit(EffectKind::complete);
+        e.index = slot;
+        e.error = error;
+    }
+    advance_trim();
+    if (!held_.empty()) retry_held_ = true;
+    if (!peer_queue_.empty()) retry_peers_ = true;
+    if (was_flush && (al_starving_ || journal_full())) want_epoch_flush_ = true;
+}
+
+void Core::complete_waiting() {
+    completions_waiting_ = false;
+    for (std::uint32_t slot = 0; slot < requests_.size(); ++slot) {
+        if (requests_[slot].phase == Phase::active) maybe_complete(slot);
+    }
+}
+
+void Core::retry_held() {
+    retry_held_ = false;
+    scratch_.swap(held_);
+    // Arrival order: what stays held keeps its place in front of what came later.
+    for (const std::uint32_t slot : scratch_) {
+        Request& r = requests_[slot];
+        ASSERT(r.phase == Phase::held);
+        r.phase = Phase::active;
+        admit(slot);
+        if (r.phase == Phase::held) held_.push_back(slot);
+    }
+    scratch_.clear();
+}
+
+void Core::retry_al_waiters() {
+    retry_al_ = false;
+    if (al_waiting_.empty()) {
+        al_starving_ = false;
+        return;
+    }
+    scratch_.swap(al_waiting_);
+    al_starving_ = false;
+    for (const std::uint32_t slot : scratch_) {
+        Request& r = requests_[slot];
+        ASSERT(r.phase == Phase::al_wait);
+        if (!disk_usable()) {
+            r.al_held = false;
+            r.phase = Phase::active;
+            if (has_good_data() && !journal_full()) {
+                issue_write(slot);
+            } else {
+                complete(slot, EIO);
+            }
+            continue;
+        }
+        if (!r.al_held && !al_starving_) {
+            const AlCache::Hold hold = al_->hold(extent_of(r.offset));
+            r.al_held = hold != AlCache::Hold::starved;
+            al_starving_ = !r.al_held;
+        }
+        if (r.al_held && al_->is_active(extent_of(r.offset)) && !journal_full()) {
+            issue_write(slot);
+        } else {
+            al_waiting_.push_back(slot);
+        }
+    }
+    scratch_.clear();
+    if (al_starving_) want_epoch_flush_ = true;
+}
+
+// A peer may remember fewer writes than this node.
+std::uint64_t Core::journal_limit() const {
+    std::uint64_t limit = journal_.capacity();
+    for_peers([&](const Peer& peer, NodeId id) {
+        if (replicates_to(peer, id)) limit = std::min<std::uint64_t>(limit, peer.journal_max);
+    });
+    return limit;
+}
+
+// Entries that are stable on this node and on every peer that got them leave the journal.
+void Core::advance_trim() {
+    if (journal_owner_ != config_.node_id) return;
+    std::uint64_t stable = disk_usable() ? local_stable_seq_ : ~std::uint64_t{0};
+    for_peers([&](const Peer& peer, NodeId id) {
+        if (replicates_to(peer, id)) stable = std::min(stable, peer.stable_seq);
+    });
+    bool moved = false;
+    while (!journal_.empty() && journal_.head() <= stable) {
+        JournalEntry& entry = journal_.at(journal_.head());
+        if (entry.local_pending || !entry.unwritten.empty() || entry.request != 0) break;
+        release_journal_entry(entry);
+        journal_.pop();
+        moved = true;
+    }
+    if (!moved) return;
+    if (!al_waiting_.empty()) retry_al_ = true;
+    if (!held_.empty()) retry_held_ = true;
+    if (!journal_.empty() && journal_.size() * 4 > journal_.capacity()) return;
+    for_peers([&](Peer& peer, NodeId id) {
+        if (!replicates_to(peer, id) || peer.trim_told >= journal_.head() - 1) return;
+        Message m;
+        m.type = MessageType::trim;
+        m.trim_seq = peer.trim_told = journal_.head() - 1;
+        send(id, Stream::control, m);
+    });
+}
+
+// The peer answers nothing any more; what it may lack was marked by the caller.
+void Core::peer_gone_from_requests(NodeId id) {
+    peers_[id].pending = 0;
+    for (std::uint64_t seq = journal_.head(); seq < journal_.tail(); ++seq) {
+        journal_.at(seq).unwritten.remove(id);
+        journal_.at(seq).unreceived.remove(id);
+    }
+    for (std::uint32_t slot = 0; slot < requests_.size(); ++slot) {
+        Request& r = requests_[slot];
+        if (r.phase != Phase::active) continue;
+        if (r.remote_read && r.read_peer == id) {
+            retry_read(slot);
+            continue;
+        }
+        if (!r.waiting.has(id)) continue;
+        r.waiting.remove(id);
+        maybe_complete(slot);
+    }
+    if (role_ == Role::primary) advance_trim();
+    retry_held_ = true;
+}
+
+}  // namespace replica

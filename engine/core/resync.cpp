@@ -1,0 +1,438 @@
+// SPDX-License-Identifier: Apache-2.0
+// Resync: both sides send their bits and hold the union; the source reads chunks of set bits and
+// sends them, the target makes each stable and answers, the source clears the bits. While a chunk
+// is under way, writes to its blocks wait at the source, so that no newer write is overtaken. When
+// no bit is left the source counts the target into the in-sync set, and only then tells it that it
+// is UpToDate: a write after that moment waits for it.
+#include <algorithm>
+
+#include "engine/core/for_peers.hpp"
+
+namespace replica {
+namespace {
+
+bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b, std::uint64_t b_bytes) {
+    return a < b + b_bytes && b < a + a_bytes;
+}
+bool resyncing(ReplicationState s) {
+    return s != ReplicationState::off && s != ReplicationState::established;
+}
+
+}  // namespace
+
+int Core::active_source() const {
+    int found = -1;
+    for_peers([&](const Peer& peer, NodeId id) {
+        const bool target =
+            peer.repl == ReplicationState::bitmap_target ||
+            peer.repl == ReplicationState::sync_target ||
+            (peer.repl == ReplicationState::paused_target && !peer.paused_for_other);
+        if (target && found < 0) found = id;
+    });
+    return found;
+}
+
+bool Core::chunk_conflicts(std::uint64_t offset, std::uint64_t length) const {
+    return std::any_of(chunks_.begin(), chunks_.end(), [&](const Chunk& chunk) {
+        return chunk.state != Chunk::State::free &&
+               overlap(offset, length, chunk.offset, chunk.length);
+    });
+}
+
+void Core::start_source(NodeId id, bool full) {
+    Peer& peer = peers_[id];
+    peer.repl = ReplicationState::bitmap_source;
+    peer.disk = DiskState::inconsistent;
+    peer.bitmap_sent = peer.bitmap_received = peer.finishing = false;
+    peer.bitmap_cursor = peer.cursor = 0;
+    peer.done_bits = 0;
+    peer.total_bits = 0;
+    if (full) set_slot_full(id);
+    touch();
+}
+
+void Core::start_target(NodeId id, bool full) {
+    Peer& peer = peers_[id];
+    const int other = active_source();
+    if (other >= 0 && other != id) {
+        if (peer.role == Role::primary) {
+            want_handshake(static_cast<NodeId>(other));
+            abort_resync(static_cast<NodeId>(other));
+        } else {
+            peer.paused_for_other = true;
+        }
+    }
+    peer.repl = ReplicationState::bitmap_target;
+    peer.bitmap_sent = peer.bitmap_received = peer.finishing = false;
+    peer.bitmap_cursor = 0;
+    peer.done_bits = 0;
+    peer.total_bits = 0;
+    if (full) bitmap_->set_all(static_cast<unsigned>(peer.slot));
+    all_zero_ = false;
+    // Inconsistent is on the disk before the first block of the resync is.
+    set_disk(DiskState::inconsistent);
+    sync_flags();
+    persist();
+    barrier_version_ = sb_version_;
+    update_pause(id);
+    touch();
+}
+
+// Gives up a resync; it goes on later from its bits. A chunk that was sent keeps its place until
+// its answer came or the connection is gone: its number must not mean something else before.
+void Core::abort_resync(NodeId id) {
+    Peer& peer = peers_[id];
+    for (Chunk& chunk : chunks_) {
+        if (chunk.peer == id && chunk.state != Chunk::State::free) chunk.aborted = true;
+    }
+    peer.chunks = 0;
+    if (!resyncing(peer.repl)) return;
+    if (peer.finishing) {
+        peer.finishing = false;
+        if (peer.pending > 0) --peer.pending;
+    }
+    peer.repl = ReplicationState::established;
+    peer.bitmap_sent = peer.bitmap_received = false;
+    retry_held_ = retry_peers_ = true;
+    touch();
+}
+
+// --- Bitmap exchange
+// ------------------------------------------------------------------------------------
+
+void Core::pump_bitmap_exchange(NodeId id) {
+    Peer& peer = peers_[id];
+    const bool exchanging = peer.repl == ReplicationState::bitmap_source ||
+                            peer.repl == ReplicationState::bitmap_target;
+    if (!exchanging || peer.bitmap_sent) return;
+    const auto slot = static_cast<unsigned>(peer.slot);
+    std::uint64_t ones = 0;
+    const auto flush_ones = [&](std::uint64_t end) {
+        if (ones == 0) return;
+        Message m;
+        m.type = MessageType::bitmap_ones;
+        m.offset = end - ones;
+        m.length = static_cast<std::uint32_t>(ones);
+        send(id, Stream::bulk, m);
+        ones = 0;
+    };
+    std::uint32_t sent = 0;
+    while (peer.bitmap_cursor < bitmap_->wire_pages() && sent < 64 &&
+           peer.backlog_bytes < 1U << 20) {
+        const std::uint64_t page = peer.bitmap_cursor++;
+        const Bitmap::PageKind kind = bitmap_->wire_page_kind(slot, page);
+        if (kind == Bitmap::PageKind::ones) {
+            ++ones;
+            continue;
+        }
+        flush_ones(page);
+        if (kind == Bitmap::PageKind::zeroes) continue;
+        Message m;
+        m.type = MessageType::bitmap_page;
+        m.offset = page;
+        m.payload_bytes = wire_bitmap_page_bytes;
+        send(id, Stream::bulk, m);
+        ++sent;
+    }
+    flush_ones(peer.bitmap_cursor);
+    if (peer.bitmap_cursor < bitmap_->wire_pages()) return;
+    Message m;
+    m.type = MessageType::bitmap_done;
+    send(id, Stream::bulk, m);
+    peer.bitmap_sent = true;
+    // From here on writes are sent; everything before was marked.
+    peer.stable_seq = journal_.tail() - 1;
+    bitmap_exchanged(id);
+}
+
+void Core::on_bitmap_message(NodeId id, const Message& m, std::span<const std::byte> payload) {
+    Peer& peer = peers_[id];
+    const bool exchanging = peer.repl == ReplicationState::bitmap_source ||
+                            peer.repl == ReplicationState::bitmap_target;
+    if (!exchanging || peer.bitmap_received) return;  // of a round that was given up
+    const auto slot = static_cast<unsigned>(peer.slot);
+    if (m.type == MessageType::bitmap_done) {
+        peer.bitmap_received = true;
+        bitmap_exchanged(id);
+        return;
+    }
+    const std::uint64_t count = m.type == MessageType::bitmap_ones ? m.length : 1;
+    if (count == 0 || m.offset >= bitmap_->wire_pages() ||
+        count > bitmap_->wire_pages() - m.offset) {
+        return protocol_error(id, "a bitmap page past the end");
+    }
+    if (m.type == MessageType::bitmap_ones) {
+        const std::uint64_t page_bytes = wire_bits_per_page * block_bytes;
+        const std::uint64_t offset = m.offset * page_bytes;
+        bitmap_->set_bytes(slot, offset, std::min(count * page_bytes, volume_bytes_ - offset));
+        return;
+    }
+    ASSERT(payload.size() == wire_bitmap_page_bytes);
+    bitmap_->merge_wire_page(slot, m.offset,
+                             std::span<const std::byte, 4096>{payload.data(), 4096});
+}
+
+void Core::bitmap_exchanged(NodeId id) {
+    Peer& peer = peers_[id];
+    if (!peer.bitmap_sent || !peer.bitmap_received) return;
+    const bool source = peer.repl == ReplicationState::bitmap_source;
+    peer.repl = source ? ReplicationState::sync_source : ReplicationState::sync_target;
+    peer.total_bits = bitmap_->count(static_cast<unsigned>(peer.slot));
+    peer.done_bits = 0;
+    notice(5, id,
+           source ? "resync started, this node is the source"
+                  : "resync started, this node is the target");
+    update_pause(id);
+}
+
+// --- Source
+// ---------------------------------------------------------------------------------------------
+
+void Core::pump_resync(NodeId id) {
+    Peer& peer = peers_[id];
+    if (peer.repl != ReplicationState::sync_source) return;
+    while (disk_usable() && now_ >= resync_next_at_ && start_chunk(id)) {
+    }
+    maybe_finish_source(id);
+}
+
+bool Core::start_chunk(NodeId id) {
+    Peer& peer = peers_[id];
+    const auto slot = static_cast<unsigned>(peer.slot);
+    const auto free = std::find_if(chunks_.begin(), chunks_.end(), [](const Chunk& chunk) {
+        return chunk.state == Chunk::State::free;
+    });
+    if (free == chunks_.end() || bitmap_->count(slot) == 0) return false;
+    bool wrapped = false;
+    for (int tries = 0; tries < 64; ++tries) {
+        const std::uint64_t bit = bitmap_->find_set(slot, peer.cursor);
+        if (bit == Bitmap::none) {
+            if (wrapped || peer.cursor == 0) return false;
+            wrapped = true;
+            peer.cursor = 0;
+            continue;
+        }
+        const std::uint64_t blocks_max =
+            peer.small_chunks > 0 ? 1 : config_.limits.resync_chunk_bytes / block_bytes;
+        const std::uint64_t to_extent_end = blocks_per_extent - bit % blocks_per_extent;
+        const std::uint64_t run =
+            bitmap_->run_length(slot, bit, std::min(blocks_max, to_extent_end));
+        const std::uint64_t offset = bit * block_bytes;
+        const std::uint64_t length = std::min(run * block_bytes, volume_bytes_ - offset);
+        peer.cursor = bit + run;
+        if (chunk_conflicts(offset, length) || written_now(offset, length)) continue;
+        if (peer.small_chunks > 0) --peer.small_chunks;
+        *free = {Chunk::State::reading, false, id, offset, static_cast<std::uint32_t>(length)};
+        ++peer.chunks;
+        ++disk_io_;
+        const auto index = static_cast<std::uint32_t>(free - chunks_.begin());
+        Effect& e = emit(EffectKind::disk_read);
+        e.tag = {IoOrigin::resync, index};
+        e.buffer = {BufferKind::resync, index};
+        e.offset = offset;
+        e.length = static_cast<std::uint32_t>(length);
+        if (const std::uint64_t rate = config_.options.resync_rate_max; rate > 0) {
+            resync_next_at_ = std::max(resync_next_at_, now_) + length * ns_per_s / rate;
+        }
+        return true;
+    }
+    return false;
+}
+
+// A write to these blocks is under way, so what a read finds may be older than what the target
+// gets.
+bool Core::written_now(std::uint64_t offset, std::uint64_t length) const {
+    for (const Request& r : requests_) {
+        const bool write = (r.phase == Phase::active || r.phase == Phase::al_wait) &&
+                           r.kind != IoKind::read && r.kind != IoKind::flush;
+        if (write && overlap(offset, length, r.offset, r.length)) return true;
+    }
+    return std::any_of(peer_queue_.begin(), peer_queue_.end(), [&](std::uint32_t index) {
+        const PeerRequest& p = peer_requests_[index];
+        return p.kind != PeerIo::flush && overlap(offset, length, p.offset, p.length);
+    });
+}
+
+void Core::on_chunk_read(std::uint32_t index, int result, bool zeroes) {
+    Chunk& chunk = chunks_[index];
+    ASSERT(chunk.state == Chunk::State::reading);
+    --disk_io_;
+    if (chunk.aborted || result != 0) {
+        if (!chunk.aborted) --peers_[chunk.peer].chunks;
+        chunk = Chunk{};
+        retry_held_ = retry_peers_ = true;
+        if (result != 0) local_disk_failed("a read for a resync failed");
+        finish_failed_disk();
+        return;
+    }
+    chunk.state = Chunk::State::sent;
+    Peer& peer = peers_[chunk.peer];
+    Message m;
+    m.type = zeroes ? MessageType::resync_zeroes : MessageType::resync_data;
+    m.id = index;
+    m.offset = chunk.offset;
+    m.length = chunk.length;
+    if (peer.pending++ == 0) peer.progress_at = now_;
+    peer.resync_sent_bytes += chunk.length;
+    if (zeroes) return send(chunk.peer, Stream::bulk, m);
+    m.payload_bytes = chunk.length;
+    send(chunk.peer, Stream::bulk, m, {BufferKind::resync, index});
+}
+
+void Core::on_resync_ack(NodeId id, const Message& m) {
+    if (m.id >= chunks_.size() || chunks_[m.id].state != Chunk::State::sent ||
+        chunks_[m.id].peer != id) {
+        return protocol_error(id, "an answer to resync data that was not sent");
+    }
+    const Chunk chunk = chunks_[m.id];
+    chunks_[m.id] = Chunk{};
+    retry_held_ = retry_peers_ = true;
+    Peer& peer = peers_[id];
+    peer.progress_at = now_;
+    if (peer.pending > 0) --peer.pending;
+    touch();
+    if (chunk.aborted) return;
+    --peer.chunks;
+    if (m.flags == 0) {
+        bitmap_->clear_bytes(static_cast<unsigned>(peer.slot), chunk.offset, chunk.length);
+        peer.done_bits += (chunk.length + block_bytes - 1) / block_bytes;
+    } else if (m.flags == 2) {
+        peer.small_chunks = 64;
+    }
+}
+
+void Core::maybe_finish_source(NodeId id) {
+    Peer& peer = peers_[id];
+    const auto slot = static_cast<unsigned>(peer.slot);
+    if (peer.repl != ReplicationState::sync_source || peer.finishing || peer.chunks > 0) return;
+    if (bitmap_->count(slot) > 0 || !settled() || peer.want_state || peer.state_sent) return;
+    peer.finishing = true;
+    if (peer.pending++ == 0) peer.progress_at = now_;
+    if (!is(Mutant::no_fence)) {
+        // Counted in first: a write from now on is not acknowledged without it. Until it has
+        // answered it may carry either generation.
+        sb_.peers[id].admitting_uuid = uuid_identity(sb_.current_uuid);
+        admit_to_in_sync(id);
+    }
+    Message m;
+    m.type = MessageType::sync_done;
+    m.payload_bytes = generation_payload_bytes;
+    send(id, Stream::bulk, m);
+    touch();
+}
+
+void Core::on_sync_done_ack(NodeId id, const Message& m) {
+    Peer& peer = peers_[id];
+    if (!peer.finishing || peer.repl != ReplicationState::sync_source) return;
+    peer.finishing = false;
+    if (peer.pending > 0) --peer.pending;
+    peer.progress_at = now_;
+    peer.repl = ReplicationState::established;
+    peer.disk = disk_;
+    peer.received.current_uuid = m.offset;
+    if (is(Mutant::no_fence)) admit_to_in_sync(id);
+    PeerMetadata& md = sb_.peers[id];
+    md.bitmap_uuid = uuid_none;
+    if (!commit_pending_) md.admitting_uuid = uuid_none;
+    md.flags &= ~md_peer_flag::full_sync;
+    flush_bitmap_ = true;
+    notice(5, id, "resync done");
+    maybe_clear_crash_marker();
+    persist();
+    if (role_ != Role::primary) return;
+    Message grown;
+    grown.type = MessageType::in_sync;
+    grown.nodes = in_sync().bits;
+    for_peers([&](const Peer& other, NodeId other_id) {
+        if (other_id != id && in_sync().has(other_id) && other.phase == LinkPhase::up) {
+            send(other_id, Stream::bulk, grown);
+        }
+    });
+}
+
+// --- Target
+// ---------------------------------------------------------------------------------------------
+
+void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
+    Peer& peer = peers_[id];
+    if (peer.repl != ReplicationState::sync_target) return;  // of a round that was given up
+    const auto disk = static_cast<DiskState>(g.disk);
+    if (!disk_usable() || disk < DiskState::outdated || disk > DiskState::up_to_date) return;
+    const Uuid old = sb_.current_uuid;
+    const bool old_is_known =
+        uuid_identity(old) != uuid_just_created && uuid_identity(old) != uuid_none;
+    const NodeMask members{g.in_sync};
+    for_peers([&](Peer& other, NodeId other_id) {
+        PeerMetadata& md = sb_.peers[other_id];
+        if (other_id == id || (members.has(other_id) && role_ != Role::primary)) {
+            bitmap_->clear_all(static_cast<unsigned>(other.slot));
+            md.bitmap_uuid = md.admitting_uuid = uuid_none;
+            md.flags &= ~md_peer_flag::full_sync;
+        } else if (uuid_identity(md.bitmap_uuid) == uuid_none && !members.has(other_id)) {
+            // What was received is marked toward it, starting from the generation that was
+            // replaced.
+            if (old_is_known) {
+                md.bitmap_uuid = uuid_identity(old);
+            } else {
+                set_slot_full(other_id);
+            }
+        }
+    });
+    push_history(sb_.history, old);
+    for (auto it = g.history.rbegin(); it != g.history.rend(); ++it)
+        push_history(sb_.history, *it);
+    sb_.current_uuid = g.current_uuid;
+    SuperblockExtension& ext = sb_.extension;
+    ext.parent_uuid = g.parent_uuid;
+    ext.generation_seq = g.generation_seq;
+    ext.in_sync = members | self();
+    ext.primary_node = g.primary_node;
+    ext.volume_id = g.volume_id;
+    peer.received.current_uuid = g.current_uuid;
+    peer.repl = ReplicationState::established;
+    crashed_ = crashed_power_ = false;
+    was_primary_ = role_ == Role::primary;
+    flush_bitmap_ = true;
+    notice(5, id, "resync done");
+    set_disk(disk);
+    sync_flags();
+    persist();
+    on_durable(OnDurable::What::sync_done_ack, id, g.current_uuid);
+    for_peers([&](Peer& other, NodeId other_id) {
+        if (other_id != id && other.phase == LinkPhase::up && !members.has(other_id)) {
+            want_handshake(other_id);
+        }
+    });
+    touch();
+}
+
+// --- Pause
+// ----------------------------------------------------------------------------------------------
+
+void Core::update_pause(NodeId id) {
+    Peer& peer = peers_[id];
+    const bool paused = peer.paused_here || peer.paused_there;
+    if (peer.repl == ReplicationState::sync_source && paused)
+        peer.repl = ReplicationState::paused_source;
+    if (peer.repl == ReplicationState::paused_source && !paused)
+        peer.repl = ReplicationState::sync_source;
+    const bool want = peer.paused_here || peer.paused_for_other;
+    const bool target =
+        peer.repl == ReplicationState::bitmap_target || peer.repl == ReplicationState::sync_target;
+    if (want != peer.pause_told && (target || peer.repl == ReplicationState::sync_source ||
+                                    peer.repl == ReplicationState::paused_source)) {
+        peer.pause_told = want;
+        Message m;
+        m.type = MessageType::sync_pause;
+        m.flags = want ? 1 : 0;
+        send(id, Stream::bulk, m);
+    }
+    touch();
+}
+
+void Core::on_sync_pause(NodeId id, const Message& m) {
+    peers_[id].paused_there = m.flags != 0;
+    update_pause(id);
+}
+
+}  // namespace replica
