@@ -314,7 +314,6 @@ void UringReactor::run() {
         ring_enabled_ = true;
     }
     io_uring_register_ring_fd(&ring_);  // saves a lookup a turn; older kernels go on without
-    draining_ = false;
     read_clock();
     arm_wake();
     while (!stop_requested_.load(std::memory_order_acquire))
@@ -326,6 +325,7 @@ void UringReactor::run() {
     }
     // Else the registration would keep the ring alive until this thread ends.
     io_uring_unregister_ring_fd(&ring_);
+    draining_ = false;
     stop_requested_ = false;
 }
 
