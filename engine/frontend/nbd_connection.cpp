@@ -2,8 +2,6 @@
 // Commands in: see nbd_connection.hpp. Replies out are in nbd_connection_send.cpp.
 #include "engine/frontend/nbd_connection.hpp"
 
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <sys/socket.h>
 #include <syslog.h>
 #include <unistd.h>
@@ -32,21 +30,6 @@ static_assert(rx_bytes >= NbdSession::input_bytes_max);
 static_assert(staging_bytes >= nbd_reply_bytes_max);
 // A read in one chunk is composed from pieces that are all there at once.
 static_assert(pieces_per_command >= 2);
-
-void set_option(int fd, int level, int name, int value) {
-    // Fails on Unix sockets, where there is nothing to set.
-    static_cast<void>(setsockopt(fd, level, name, &value, sizeof value));
-}
-
-// Replies go out at once, and a host that has vanished is noticed within about a minute.
-void set_socket_options(int fd) {
-    set_option(fd, IPPROTO_TCP, TCP_NODELAY, 1);
-    set_option(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
-    set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, 20);
-    set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, 10);
-    set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 4);
-    set_option(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, 60'000);
-}
 
 }  // namespace
 
@@ -103,7 +86,6 @@ void NbdConnection::open(int fd, std::uint64_t client_number) {
     rx_begin_ = rx_end_ = 0;
     need_input_ = true;
     progress_ = context_.reactor.now();
-    set_socket_options(fd_);
     session_.greet(handshake_out_);
     context_.reactor.set_timer(timer_, progress_ + context_.options.handshake_timeout_ns);
     schedule();

@@ -59,7 +59,8 @@ class NbdConnection {
     NbdConnection(const NbdConnection&) = delete;
     NbdConnection& operator=(const NbdConnection&) = delete;
 
-    void open(int fd, std::uint64_t client_number);  // takes the socket over
+    // Takes the socket over.
+    void open(int fd, std::uint64_t client_number);
     // Takes no more commands, answers those in flight, and closes.
     void finish();
     // Tries again to get a buffer.

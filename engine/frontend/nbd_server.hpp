@@ -14,11 +14,12 @@
 #include "engine/base/result.hpp"
 #include "engine/frontend/nbd_connection.hpp"
 #include "engine/frontend/volume.hpp"
+#include "engine/io/listener.hpp"
 #include "engine/io/reactor.hpp"
 
 namespace replica {
 
-class NbdServer {
+class NbdServer final : private ListenerOwner {
   public:
     // Reactor thread only, like all members (or before the reactor runs). The volume must outlive
     // the server.
@@ -30,9 +31,9 @@ class NbdServer {
     NbdServer& operator=(const NbdServer&) = delete;
 
     // door: "unix:PATH", or "tcp:HOST:PORT" with a numeric address (IPv6 in brackets), "localhost"
-    // or nothing (loopback) for HOST, and 0 for a port that the kernel chooses. Does not block.
-    // Errors: invalid (the door), busy (somebody listens there), exists (a file that is no socket),
-    // permission, io.
+    // or nothing (both loopback), or "*" (every address) for HOST, and 0 for a port that the kernel
+    // chooses. Does not block. Errors: invalid (the door), busy (somebody listens there), exists (a
+    // file that is no socket), permission, not_found (no such address or directory), limit, io.
     Status start(const std::string& door);
     // Closes the door: no new clients, no new commands; what is in flight is answered. `done` is
     // called later, once, from the reactor, when nothing of it is left; the server may be destroyed
@@ -46,11 +47,9 @@ class NbdServer {
     std::uint32_t clients() const;
 
   private:
-    Status listen_unix(const std::string& path);
-    Status listen_tcp(const std::string& host_and_port);
-    void remove_socket_file();
-    void accept();
-    void on_accepted(std::int32_t result);
+    void on_accept(int fd) override;
+    void on_accept_trouble(int error) override;
+    void on_listener_closed() override;
     NbdConnection* free_connection();
     void on_retry();
     void on_turn();
@@ -58,13 +57,8 @@ class NbdServer {
 
     NbdConnection::Context context_;
     std::string door_;
-    int fd_ = -1;
-    std::string socket_path_;  // to be removed at the end...
-    std::uint64_t socket_device_ = 0;
-    std::uint64_t socket_inode_ = 0;  // ...if it is still ours
-    Op accept_op_;
-    Timer accept_timer_;  // to try again when accept has failed
-    Timer retry_timer_;   // looks for buffers while a connection is starved
+    std::unique_ptr<Listener> listener_;
+    Timer retry_timer_;  // looks for buffers while a connection is starved
     Deferred turn_;
     bool released_ = false;
     std::size_t retry_first_ = 0;  // who is asked first, in turn

@@ -245,7 +245,7 @@ def out_of_descriptors():
 
     with Server(preexec_fn=limit) as server:
         waiting = [server.connect() for _ in range(20)]
-        server.wait_for_log("Too many open files")
+        server.wait_for_log("no client can be accepted now: Too many open files")
         for connection in waiting[:15]:
             connection.close()
         client = Client(waiting[19])
