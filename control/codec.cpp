@@ -205,9 +205,7 @@ const Json* Params::find(const char* key) {
     return found == object_.end() || found->is_null() ? nullptr : &*found;
 }
 
-bool Params::has(const char* key) const {
-    return object_.is_object() && object_.contains(key) && !object_[key].is_null();
-}
+bool Params::has(const char* key) { return find(key) != nullptr; }
 
 std::string Params::text(const char* key) {
     const Json* value = find(key);

@@ -39,7 +39,7 @@ class Params {
     // `object` may be null (no members) or an object.
     Params(std::string where, const Json& object);
 
-    bool has(const char* key) const;
+    bool has(const char* key);  // null counts as absent, everywhere
     std::string text(const char* key);
     std::string text_or(const char* key, std::string fallback);
     bool flag(const char* key);  // false when absent

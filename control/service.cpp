@@ -172,7 +172,9 @@ Result<Json> Service::call(const std::string& method, const Json& params, const 
     std::string subject;
     try {
         Params taken(method, params);
-        if (taken.has("name") && params["name"].is_string()) subject = params["name"];
+        if (params.is_object() && params.contains("name") && params["name"].is_string()) {
+            subject = params["name"];
+        }
         Json result = (this->*found->second.handler)(taken, caller);
         if (found->second.changes) {
             log(LOG_INFO, fmt::format("{}: {} {}: done", caller.who, method, subject));

@@ -5,7 +5,6 @@
 
 #include <fmt/format.h>
 #include <poll.h>
-#include <sys/eventfd.h>
 
 #include <array>
 #include <cerrno>
@@ -16,39 +15,18 @@ namespace {
 
 constexpr std::size_t receive_bytes = 64U << 10;
 
-}  // namespace
-
-EventQueue::EventQueue(std::size_t events_max, std::string resource)
-    : events_max_(events_max),
-      resource_(std::move(resource)),
-      wake_(::eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC)) {}
-
-void EventQueue::push(const Event& event) {
-    if (!resource_.empty() && event.resource != resource_) return;
-    const std::lock_guard lock(mutex_);
-    if (events_.size() >= events_max_) {
-        events_.pop_front();
-        ++dropped_;
-    }
-    events_.push_back(event);
-    ::eventfd_write(wake_.get(), 1);
-}
-
-std::string EventQueue::drain(std::size_t bytes_max) {
+std::string drain(EventQueue& queue, std::size_t bytes_max) {
     std::string lines;
-    const std::lock_guard lock(mutex_);
-    if (dropped_ > 0) {
-        lines += notification_line("events.gap", {{"missed", dropped_}});
-        dropped_ = 0;
+    while (lines.size() < bytes_max) {
+        const auto next = queue.pop();
+        if (!next) break;
+        lines += next->missed > 0 ? notification_line("events.gap", {{"missed", next->missed}})
+                                  : notification_line("event", to_json(next->event));
     }
-    while (!events_.empty() && lines.size() < bytes_max) {
-        lines += notification_line("event", to_json(events_.front()));
-        events_.pop_front();
-    }
-    eventfd_t count = 0;
-    if (events_.empty()) ::eventfd_read(wake_.get(), &count);
     return lines;
 }
+
+}  // namespace
 
 Session::Session(Service& service, const ServerOptions& options, Fd socket, const ucred& peer,
                  int stop_fd)
@@ -69,7 +47,7 @@ void Session::run() {
         if (!end_of_input_ && may_answer() && !receive()) return;
         handle_lines();
         if (events_ && may_answer())
-            out_ += events_->drain(options_.output_bytes_max - out_.size());
+            out_ += drain(*events_, options_.output_bytes_max - out_.size());
         if (!flush()) return;
         const bool finished = end_of_input_ && out_.empty() && !more_lines_;
         if (finished && !events_) return;
@@ -83,7 +61,7 @@ bool Session::wait() {
                                            (out_.empty() ? 0 : POLLOUT));
     std::array<pollfd, 3> fds{{{socket_.get(), events, 0},
                                {stop_fd_, POLLIN, 0},
-                               {events_ && can_work ? events_->wake_fd() : -1, POLLIN, 0}}};
+                               {events_ && can_work ? events_->fd() : -1, POLLIN, 0}}};
     while (::poll(fds.data(), fds.size(), -1) < 0) {
         if (errno != EINTR) return false;
     }

@@ -6,38 +6,16 @@
 #include <sys/socket.h>
 
 #include <cstdint>
-#include <deque>
 #include <memory>
-#include <mutex>
 #include <string>
 
+#include "control/event_queue.hpp"
 #include "control/fd.hpp"
 #include "control/protocol.hpp"
 #include "control/server.hpp"
 #include "control/service.hpp"
 
 namespace replica::control {
-
-// Events on their way to one slow or fast reader. The node's threads push, the session's thread
-// drains; shared, because a push may still be running when the session has unsubscribed.
-class EventQueue {
-  public:
-    EventQueue(std::size_t events_max, std::string resource);  // resource "": of all
-    void push(const Event& event);                             // any thread; never blocks on IO
-    // Lines for what is queued, at most about `bytes_max`; with a gap notification where events
-    // were dropped.
-    std::string drain(std::size_t bytes_max);
-    int wake_fd() const { return wake_.get(); }  // readable while something is queued
-    bool usable() const { return static_cast<bool>(wake_); }
-
-  private:
-    const std::size_t events_max_;
-    const std::string resource_;
-    Fd wake_;  // eventfd
-    std::mutex mutex_;
-    std::deque<Event> events_;
-    std::uint64_t dropped_ = 0;
-};
 
 class Session {
   public:
