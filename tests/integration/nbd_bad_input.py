@@ -277,10 +277,13 @@ def stop_with_clients():
 def socket_files():
     """the socket file is private; a dead one is replaced, a live one and other files are not"""
     def start_second(server, door):
-        return subprocess.run([Server.program, "--file", server.file, "--door", door], text=True,
+        return subprocess.run([Server.program, "--file", other, "--door", door], text=True,
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=20)
 
     with Server() as server:
+        other = os.path.join(server.directory, "other")
+        with open(other, "wb") as f:
+            f.truncate(MIB)
         equal(stat.S_IMODE(os.stat(server.socket).st_mode), 0o600, "mode of the socket")
         second = start_second(server, f"unix:{server.socket}")
         equal(second.returncode, 1, "a second server on the same socket")
@@ -298,7 +301,7 @@ def socket_files():
         left = socket.socket(socket.AF_UNIX)
         left.bind(stale)
         left.close()
-        third = subprocess.Popen([Server.program, "--file", server.file, "--door", f"unix:{stale}"],
+        third = subprocess.Popen([Server.program, "--file", other, "--door", f"unix:{stale}"],
                                  stdout=subprocess.PIPE, text=True)
         equal(third.stdout.readline().strip(), f"listening on unix:{stale}", "a stale socket")
         third.terminate()

@@ -28,12 +28,13 @@ struct Arguments {
 };
 
 int usage() {
-    std::fprintf(stderr,
-                 "usage: nbd_file_server --file PATH --door unix:PATH|tcp:HOST:PORT [--door ...]\n"
-                 "  [--name NAME] [--read-only] [--block BYTES] [--buffers N] [--clients N]\n"
-                 "  [--commands N] [--buffer-bytes N] [--handshake-ms N] [--stall-ms N]\n"
-                 "  [--close-ms N] [--delay-us N] [--fail OFFSET LENGTH] [--dirty OFFSET LENGTH]\n"
-                 "  [--verbose]\n");
+    std::fprintf(
+        stderr,
+        "usage: nbd_file_server --file PATH --door unix:PATH|tcp:HOST:PORT [--door ...]\n"
+        "  [--name NAME] [--read-only] [--block BYTES] [--buffers N] [--small-buffers N]\n"
+        "  [--clients N] [--commands N] [--buffer-bytes N] [--handshake-ms N] [--stall-ms N]\n"
+        "  [--close-ms N] [--delay-us N] [--fail OFFSET LENGTH] [--dirty OFFSET LENGTH]\n"
+        "  [--verbose]\n");
     return 2;
 }
 
@@ -59,6 +60,8 @@ bool parse(int argc, char** argv, Arguments& arguments) {
             arguments.volume.logical_block_bytes = small();
         } else if (option == "--buffers") {
             arguments.volume.buffers = small();
+        } else if (option == "--small-buffers") {
+            arguments.volume.small_buffers = small();
         } else if (option == "--clients") {
             arguments.server.clients_max = small();
         } else if (option == "--commands") {
@@ -104,7 +107,8 @@ void stop_next(Reactor& reactor, std::vector<std::unique_ptr<NbdServer>>& server
 
 int serve(Arguments& arguments) {
     ReactorOptions options;
-    options.arena_bytes = std::size_t{arguments.volume.buffers} * io_bytes_max;
+    options.arena_bytes =
+        BufferPool::arena_bytes(arguments.volume.small_buffers, arguments.volume.buffers);
     auto reactor = Reactor::create(options);
     if (!reactor) return fail(reactor.error());
     auto volume = FileVolume::open(*reactor.value(), arguments.file, arguments.volume);

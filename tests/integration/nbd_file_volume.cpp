@@ -2,14 +2,8 @@
 // See nbd_file_volume.hpp.
 #include "tests/integration/nbd_file_volume.hpp"
 
-#include <fcntl.h>
-#include <linux/falloc.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 
 #include "engine/base/assert.hpp"
 
@@ -27,33 +21,25 @@ bool overlaps(std::uint64_t a, std::uint64_t a_length, std::uint64_t b, std::uin
 
 Result<std::unique_ptr<FileVolume>> FileVolume::open(Reactor& reactor, const std::string& path,
                                                      const FileVolumeOptions& options) {
-    const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
-    if (fd < 0) return Error{Errc::io, errno, path + ": " + std::strerror(errno)};
-    struct stat status {};
-    if (fstat(fd, &status) != 0) {
-        const int error = errno;
-        close(fd);
-        return Error{Errc::io, error, path + ": " + std::strerror(error)};
-    }
-    const auto size = static_cast<std::uint64_t>(status.st_size);
-    std::unique_ptr<FileVolume> volume(new FileVolume(reactor, fd, size, options));
-    for (std::uint32_t i = 0; i < options.buffers; ++i) {
-        const auto buffer = reactor.carve(io_bytes_max);
-        if (buffer.empty()) return Error{Errc::no_space, 0, "the arena is too small"};
-        volume->free_buffers_.push_back(buffer.data());
-    }
-    return volume;
+    TRY(auto file, BlockFile::open(reactor, path, {}));
+    TRY(auto pool, BufferPool::create(reactor, options.small_buffers, options.buffers));
+    return std::unique_ptr<FileVolume>(
+        new FileVolume(reactor, std::move(file), std::move(pool), options));
 }
 
-FileVolume::FileVolume(Reactor& reactor, int fd, std::uint64_t size_bytes,
-                       const FileVolumeOptions& options)
-    : reactor_(reactor), fd_(fd), size_bytes_(size_bytes), options_(options), slots_(slots_max) {
+FileVolume::FileVolume(Reactor& reactor, std::unique_ptr<BlockFile> file,
+                       std::unique_ptr<BufferPool> pool, const FileVolumeOptions& options)
+    : reactor_(reactor),
+      file_(std::move(file)),
+      pool_(std::move(pool)),
+      options_(options),
+      slots_(slots_max) {
     for (Slot& slot : slots_) {
         slot.volume = this;
         slot.op.context = slot.timer.context = &slot;
-        slot.op.callback = [](Op& op, std::int32_t result) {
+        slot.op.done = [](DiskOp& op, int error) {
             Slot& done = *static_cast<Slot*>(op.context);
-            done.volume->complete(done, result);
+            done.volume->complete(done, error);
         };
         slot.timer.callback = [](Timer& timer) {
             Slot& due = *static_cast<Slot*>(timer.context);
@@ -63,12 +49,10 @@ FileVolume::FileVolume(Reactor& reactor, int fd, std::uint64_t size_bytes,
     }
 }
 
-FileVolume::~FileVolume() { close(fd_); }
-
 VolumeInfo FileVolume::info() const {
     VolumeInfo info;
-    info.size_bytes = size_bytes_;
-    info.logical_block_bytes = options_.logical_block_bytes;
+    info.size_bytes = file_->size_bytes();
+    info.logical_block_bytes = std::max(options_.logical_block_bytes, file_->logical_block_bytes());
     info.writable = options_.writable;
     info.fast_zeroes = true;
     return info;
@@ -78,9 +62,8 @@ void FileVolume::submit(IoRequest& request) {
     // What a door promises to an engine.
     const bool has_data = request.kind == IoKind::read || request.kind == IoKind::write;
     ASSERT((request.kind == IoKind::flush) == (request.length == 0));
-    ASSERT(request.offset % options_.logical_block_bytes == 0);
-    ASSERT(request.length % options_.logical_block_bytes == 0);
-    ASSERT(request.offset + request.length <= size_bytes_);
+    ASSERT((request.offset | request.length) % info().logical_block_bytes == 0);
+    ASSERT(request.offset + request.length <= file_->size_bytes());
     ASSERT(request.length <= (has_data ? io_bytes_max : extent_bytes));
     ASSERT(has_data == (request.buffer != nullptr));
     if (request.length > 0) {
@@ -103,6 +86,7 @@ void FileVolume::submit(IoRequest& request) {
 
 void FileVolume::start(Slot& slot, IoRequest& request) {
     slot.request = &request;
+    slot.flushing = false;
     if (options_.delay_ns == 0) return issue(slot);
     reactor_.set_timer(slot.timer, reactor_.now() + options_.delay_ns);
 }
@@ -112,28 +96,27 @@ void FileVolume::issue(Slot& slot) {
     const std::span<std::byte> bytes(request.buffer, request.length);
     switch (request.kind) {
         case IoKind::read:
-            return reactor_.read(slot.op, fd_, bytes, request.offset);
+            return file_->read(slot.op, bytes, request.offset);
         case IoKind::write:
-            return reactor_.write(slot.op, fd_, bytes, request.offset, request.fua);
+            return file_->write(slot.op, bytes, request.offset, request.fua);
         case IoKind::flush:
-            return reactor_.fdatasync(slot.op, fd_);
+            return file_->flush(slot.op);
         case IoKind::discard:
         case IoKind::write_zeroes:
-            return reactor_.fallocate(slot.op, fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                                      request.offset, request.length);
+            return file_->zero(slot.op, request.offset, request.length, true);
     }
 }
 
-void FileVolume::complete(Slot& slot, std::int32_t result) {
+void FileVolume::complete(Slot& slot, int error) {
     IoRequest& request = *slot.request;
-    const bool has_data = request.kind == IoKind::read || request.kind == IoKind::write;
-    int error = result < 0 ? -result : 0;
-    if (has_data && result >= 0 && static_cast<std::uint32_t>(result) != request.length) {
-        error = EIO;
-    }
     if (request.length > 0 &&
         overlaps(request.offset, request.length, options_.fail_offset, options_.fail_length)) {
         error = EIO;
+    }
+    const bool zeroed = request.kind == IoKind::discard || request.kind == IoKind::write_zeroes;
+    if (error == 0 && zeroed && request.fua && !slot.flushing) {
+        slot.flushing = true;
+        return file_->flush(slot.op);
     }
     --in_flight_;
     if (waiting_ != nullptr) {
@@ -146,33 +129,6 @@ void FileVolume::complete(Slot& slot, std::int32_t result) {
         free_slots_.push_back(&slot);
     }
     request.done(request, error);
-}
-
-std::byte* FileVolume::acquire_buffer() {
-    if (free_buffers_.empty()) return nullptr;
-    std::byte* const buffer = free_buffers_.back();
-    free_buffers_.pop_back();
-    return buffer;
-}
-
-void FileVolume::release_buffer(std::byte* buffer) {
-    ASSERT(buffer != nullptr && free_buffers_.size() < options_.buffers);
-    ASSERT(std::find(free_buffers_.begin(), free_buffers_.end(), buffer) == free_buffers_.end());
-    free_buffers_.push_back(buffer);
-}
-
-std::uint64_t FileVolume::extent_status(std::uint64_t offset, std::uint64_t length, bool& hole) {
-    hole = false;
-    const off_t at = static_cast<off_t>(offset);
-    const off_t data = lseek(fd_, at, SEEK_DATA);
-    if (data < 0) {
-        hole = errno == ENXIO;
-        return length;
-    }
-    hole = data > at;
-    const off_t end = hole ? data : lseek(fd_, at, SEEK_HOLE);
-    if (end <= at) return length;
-    return std::min(length, static_cast<std::uint64_t>(end - at));
 }
 
 std::uint64_t FileVolume::dirty_status(std::uint64_t offset, std::uint64_t length, bool& dirty) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A Volume that is nothing but a file: what the doors are tested with before and beside the engine.
-// It reads and writes through the reactor, and can be told to fail, to be slow and to be short of
-// buffers.
+// A Volume that is nothing but a disk: what the doors are tested with beside the engine. It reads
+// and writes with O_DIRECT through the reactor, and can be told to fail, to be slow and to be short
+// of buffers.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +11,8 @@
 
 #include "engine/base/result.hpp"
 #include "engine/frontend/volume.hpp"
+#include "engine/io/block_file.hpp"
+#include "engine/io/buffer_pool.hpp"
 #include "engine/io/reactor.hpp"
 
 namespace replica {
@@ -18,7 +20,8 @@ namespace replica {
 struct FileVolumeOptions {
     bool writable = true;
     std::uint32_t logical_block_bytes = 512;
-    std::uint32_t buffers = 32;
+    std::uint32_t buffers = 32;  // of 1 MiB each
+    std::uint32_t small_buffers = 64;
     // A range on which every request fails with EIO; length 0: none.
     std::uint64_t fail_offset = 0, fail_length = 0;
     // The range that dirty_status() reports.
@@ -30,17 +33,18 @@ class FileVolume final : public Volume {
   public:
     static Result<std::unique_ptr<FileVolume>> open(Reactor& reactor, const std::string& path,
                                                     const FileVolumeOptions& options);
-    ~FileVolume() override;
-
     VolumeInfo info() const override;
     void submit(IoRequest& request) override;
-    std::byte* acquire_buffer() override;
-    void release_buffer(std::byte* buffer) override;
-    std::uint64_t extent_status(std::uint64_t offset, std::uint64_t length, bool& hole) override;
+    std::byte* acquire_buffer() override { return pool_->acquire(io_bytes_max); }
+    std::byte* acquire_buffer_for(std::uint32_t bytes) override { return pool_->acquire(bytes); }
+    void release_buffer(std::byte* buffer) override { pool_->release(buffer); }
+    std::uint64_t extent_status(std::uint64_t offset, std::uint64_t length, bool& hole) override {
+        return file_->extent_status(offset, length, hole);
+    }
     std::uint64_t dirty_status(std::uint64_t offset, std::uint64_t length, bool& dirty) override;
 
     std::uint32_t buffers_used() const {
-        return options_.buffers - static_cast<std::uint32_t>(free_buffers_.size());
+        return pool_->count() - pool_->free_small() - pool_->free_large();
     }
     std::uint32_t requests_in_flight() const { return in_flight_; }
     std::uint64_t requests_of(IoKind kind) const { return counts_[static_cast<unsigned>(kind)]; }
@@ -49,20 +53,20 @@ class FileVolume final : public Volume {
     struct Slot {
         FileVolume* volume = nullptr;
         IoRequest* request = nullptr;
-        Op op;
+        DiskOp op;
         Timer timer;
+        bool flushing = false;  // zeroes with FUA: the second half
     };
-    FileVolume(Reactor& reactor, int fd, std::uint64_t size_bytes,
+    FileVolume(Reactor& reactor, std::unique_ptr<BlockFile> file, std::unique_ptr<BufferPool> pool,
                const FileVolumeOptions& options);
     void start(Slot& slot, IoRequest& request);
     void issue(Slot& slot);
-    void complete(Slot& slot, std::int32_t result);
+    void complete(Slot& slot, int error);
 
     Reactor& reactor_;
-    const int fd_;
-    const std::uint64_t size_bytes_;
+    std::unique_ptr<BlockFile> file_;
+    std::unique_ptr<BufferPool> pool_;
     const FileVolumeOptions options_;
-    std::vector<std::byte*> free_buffers_;
     std::vector<Slot> slots_;
     std::vector<Slot*> free_slots_;
     IoRequest* waiting_ = nullptr;
