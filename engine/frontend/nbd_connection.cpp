@@ -134,7 +134,10 @@ bool NbdConnection::process_step() {
             need_input_ = step.consumed == 0 || rx_begin_ == rx_end_;
             return !need_input_;
         case NbdEvent::replied:
-            if (!was_in_transmission && session_.in_transmission()) timer_.clear();
+            if (!was_in_transmission && session_.in_transmission()) {
+                timer_.clear();
+                log(LOG_DEBUG, "connected");
+            }
             return true;
         case NbdEvent::command:
         case NbdEvent::refused:
@@ -397,14 +400,15 @@ void NbdConnection::on_received(std::int32_t result) {
         progress_ = context_.reactor.now();
         return;
     }
+    if (result == -EINTR || result == -EAGAIN) return;
+    if (result < 0) return drop(std::strerror(-result));
     // The client has closed its side. It may still want the answers to what it has asked, but not
     // to half a write.
-    if (result == -EINTR || result == -EAGAIN) return;
-    if (result < 0 || !session_.in_transmission() || payload_ != nullptr || rx_begin_ < rx_end_) {
-        drop(result < 0 ? std::strerror(-result) : "the client left in the middle of a message");
-    } else {
-        drain();
+    if (!session_.in_transmission()) return drop("the client left during the handshake");
+    if (payload_ != nullptr || rx_begin_ < rx_end_) {
+        return drop("the client left in the middle of a request");
     }
+    drain();
 }
 
 void NbdConnection::finish() {

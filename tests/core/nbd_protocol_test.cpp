@@ -3,6 +3,7 @@
 // does not matter where the stream is cut.
 #include <string>
 
+#include "engine/base/prng.hpp"
 #include "engine/frontend/nbd_contexts.hpp"
 #include "tests/core/nbd_support.hpp"
 
@@ -361,6 +362,35 @@ TEST_CASE("Every cut of the stream gives the same result") {
         trickle.feed(bytes.subspan(i, 1));
     CHECK(trickle.heard.out == whole.out);
     CHECK(trickle.heard.events == whole.events);
+}
+
+TEST_CASE("Damaged streams are understood alike wherever they are cut") {
+    Builder builder = client();
+    builder.option(Option::structured_reply);
+    builder.option(Option::set_meta_context, meta_data("r0", {"base:", "x-replica:dirty"}));
+    builder.option(Option::info, info_data("r0", {1, 2, 3})).option(Option::go, info_data("r0"));
+    for (std::uint16_t i = 0; i < 9; ++i) {
+        builder.request(static_cast<Command>(i == 2 ? 99 : i), i, i, i * 512U, 512);
+        if (i == 1) builder.raw(Bytes(512));
+    }
+    for (std::uint64_t seed = 0; seed < 3000; ++seed) {
+        Prng prng(seed);
+        Bytes bytes = builder.bytes();
+        for (std::uint64_t damage = 1 + prng.below(4); damage > 0; --damage) {
+            bytes[prng.below(bytes.size())] = static_cast<std::byte>(prng.next());
+        }
+        Player whole, cut;
+        whole.feed(bytes);
+        for (std::size_t at = 0; at < bytes.size();) {
+            const std::size_t n = 1 + prng.below(std::min<std::size_t>(bytes.size() - at, 70));
+            cut.feed(std::span(bytes).subspan(at, n));
+            at += n;
+        }
+        REQUIRE(cut.heard.out == whole.heard.out);
+        REQUIRE(cut.heard.events == whole.heard.events);
+        REQUIRE(cut.heard.payload == whole.heard.payload);
+        REQUIRE(cut.heard.closed == whole.heard.closed);
+    }
 }
 
 TEST_CASE("Commands are checked before the engine sees them") {

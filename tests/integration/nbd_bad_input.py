@@ -11,6 +11,7 @@ import socket
 import stat
 import struct
 import subprocess
+import threading
 import time
 
 from nbd_harness import (BLOCK_STATUS, CACHE, DF, DISC, EINVAL, EIO, ENOSPC, ENOTSUP, EOVERFLOW,
@@ -198,6 +199,40 @@ def client_that_never_reads():
                 cookie, error, data, _ = slow.reply()
                 equal((error, data == pattern(4, 16 * MIB)), (0, True), "a late reply")
                 cookies.remove(cookie)
+
+
+def crowd():
+    """many clients and few buffers: everybody is served, and gets what it wrote"""
+    clients, share = 24, 2 * MIB
+    failures = []
+
+    def one(server, number):
+        rng = random.Random(number)
+        base = number * share
+        model = bytearray(share)
+        try:
+            with server.client(structured=number % 3 > 0) as client:
+                for _ in range(25):
+                    length = rng.choice([512, 4096, 65536, 700 * 1024, share])
+                    at = rng.randrange((share - length) // 512 + 1) * 512
+                    if rng.random() < 0.5:
+                        data = rng.randbytes(length)
+                        equal(client.write(base + at, data, rng.choice([0, 0, FUA])), 0, "a write")
+                        model[at:at + length] = data
+                    else:
+                        check(client.read(base + at, length) == model[at:at + length], "a read")
+        except Exception as error:  # shown by the main thread
+            failures.append(f"client {number}: {error!r}")
+
+    for buffers in (("--buffers", "3", "--small-buffers", "2"), ("--buffers", "1")):
+        with Server(*buffers, "--delay-us", "100") as server:
+            threads = [threading.Thread(target=one, args=(server, i)) for i in range(clients)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(60)
+            check(not any(thread.is_alive() for thread in threads), "all are done")
+            equal(failures, [], "failures")
 
 
 def leaving():
@@ -410,5 +445,5 @@ def random_messages():
 if __name__ == "__main__":
     main([garbage_on_the_port, options_that_lie, silence_in_the_handshake, half_a_request,
           requests_out_of_bounds, wrong_magic, client_dies_in_the_middle, client_that_never_reads,
-          leaving, too_many_clients, out_of_descriptors, stop_with_clients, socket_files,
+          crowd, leaving, too_many_clients, out_of_descriptors, stop_with_clients, socket_files,
           disk_errors, simple_replies, structured_reads, random_messages])
