@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: Apache-2.0
- *
  * libreplica: Replica's C interface. It controls a node, one that runs in a daemon ("unix:PATH") or
  * one that it starts inside the calling process ("embedded:DIR"), and reads and writes the volumes
  * of an embedded node without any block device. C99 and later; replica.hpp puts C++20 over it.
@@ -214,9 +213,10 @@ REPLICA_API int replica_invalidate(replica_node* node, const char* name);
  * Errors: NOT_FOUND, INVALID (several peers and none named), STATE. */
 REPLICA_API int replica_invalidate_remote(replica_node* node, const char* name, const char* peer);
 
-/* Pauses and resumes the resync with a peer, or with every peer for NULL. Errors: NOT_FOUND, STATE.
- */
+/* Pauses the resync with a peer, or with every peer for NULL. Errors: NOT_FOUND, STATE. */
 REPLICA_API int replica_pause_sync(replica_node* node, const char* name, const char* peer);
+
+/* Resumes it. Errors: NOT_FOUND, STATE. */
 REPLICA_API int replica_resume_sync(replica_node* node, const char* name, const char* peer);
 
 /* Opens a new generation on a Secondary. With clear_bitmap the initial sync is skipped: only for
@@ -279,6 +279,8 @@ typedef struct replica_status {
 /* The state of one resource, to be freed with replica_status_free(). The library makes the
  * structure, so newer ones may have more members at its end. Errors: NOT_FOUND. */
 REPLICA_API int replica_status_get(replica_node* node, const char* name, replica_status** status);
+
+/* Frees a status and all it points to; NULL is allowed. */
 REPLICA_API void replica_status_free(replica_status* status);
 
 /* The state of one resource, or of all for NULL, as a JSON array with the field names of `drbdsetup
@@ -348,20 +350,25 @@ REPLICA_API void replica_volume_close(replica_volume* volume);
 /* The size in bytes as of now. Errors: NOT_FOUND (the resource was removed). */
 REPLICA_API int replica_volume_size(replica_volume* volume, uint64_t* size_bytes);
 
-/* Blocking reads and writes of any length; offset and length are multiples of 512. A write is done
- * when the resource's protocol says so, and durable after the next successful replica_flush() or
- * with REPLICA_FUA. Errors: INVALID (alignment, beyond the end), STATE (down; for writes: not
- * Primary), IO. */
+/* Reads `length` bytes, of any length, and returns when they are there; offset and length are
+ * multiples of 512. Errors: INVALID (alignment, beyond the end), STATE (down), IO. */
 REPLICA_API int replica_read(replica_volume* volume, void* buffer, size_t length, uint64_t offset);
+
+/* Writes, and returns when the resource's protocol says that it is done. It is durable after the
+ * next successful replica_flush(), or with REPLICA_FUA in `flags` when it returns. Lengths as for
+ * replica_read(). Errors: INVALID, STATE (down, not Primary), NO_SPACE, IO. */
 REPLICA_API int replica_write(replica_volume* volume, const void* buffer, size_t length,
                               uint64_t offset, uint32_t flags);
 
 /* Makes every write that was done before it stable on every in-sync replica. Errors: STATE, IO. */
 REPLICA_API int replica_flush(replica_volume* volume);
 
-/* Gives the space of a range back, respectively writes zeroes; all replicas stay equal. Offset and
- * length are multiples of 512. Errors: as replica_write(). */
+/* Gives the space of a range back; what it reads as afterwards is the same on all replicas. Offset
+ * and length are multiples of 512. Errors: as replica_write(). */
 REPLICA_API int replica_discard(replica_volume* volume, uint64_t offset, uint64_t length);
+
+/* Writes zeroes to a range, without sending them where that can be avoided. Offset and length are
+ * multiples of 512. Errors: as replica_write(). */
 REPLICA_API int replica_write_zeroes(replica_volume* volume, uint64_t offset, uint64_t length);
 
 typedef enum replica_io_kind {

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//
 // libreplica for C++20: replica.h with objects that close themselves, strings, and exceptions in
 // place of codes. Header only; everything is in replica::client and means what replica.h says of
 // the function of the same name. Objects may be moved, not copied, and used from any thread.
-#ifndef REPLICA_REPLICA_HPP
-#define REPLICA_REPLICA_HPP
+#pragma once
 
 #include <chrono>
 #include <concepts>
@@ -407,5 +405,3 @@ class Node {
 };
 
 }  // namespace replica::client
-
-#endif

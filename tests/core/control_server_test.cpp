@@ -190,9 +190,9 @@ TEST_CASE("half a line does nothing and whole lines before the end are answered"
     TestServer test;
     test.service.create("r0");
     RawClient client(test.path);
-    REQUIRE(
-        client.send(info_request + info_request +
-                    R"({"jsonrpc":"2.0","id":1,"method":"resource.up","params":{"name":"r0"}})"));
+    REQUIRE(client.send(info_request + info_request +
+                        R"({"jsonrpc":"2.0","id":1,"method":"resource.up",)"
+                        R"("params":{"name":"r0"}})"));
     client.end_of_input();
     CHECK(Json::parse(client.line())["id"] == 7);
     CHECK(Json::parse(client.line())["id"] == 7);
@@ -204,9 +204,9 @@ TEST_CASE("a client that vanishes during a wait is noticed", "[control]") {
     TestServer test;
     test.service.create("r0");
     RawClient client(test.path);
-    REQUIRE(client.send(
-        R"({"jsonrpc":"2.0","id":1,"method":"resource.wait","params":{"name":"r0","until":"primary"}})"
-        "\n"));
+    REQUIRE(client.send(R"({"jsonrpc":"2.0","id":1,"method":"resource.wait",)"
+                        R"("params":{"name":"r0","until":"primary"}})"
+                        "\n"));
     REQUIRE(soon([&] { return test.service.node.listener_count() == 1; }));
     client.close();
     CHECK(soon([&] { return test.service.node.listener_count() == 0; }));
