@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The server's side of one NBD connection as a value: bytes in, bytes and commands out. It knows no
 // socket, clock or thread, and never sees the payload of a write, which the connection moves
-// straight into the engine's buffers. docs/operations.md says what a client may expect of the
-// export.
+// straight into the engine's buffers. docs/nbd.md says what a client may expect of the export.
 //
-// Nothing a client sends makes it allocate: lengths are checked first, and an option has to fit
-// option_bytes_max.
+// No length that a client sends is believed before it was checked, and an option has to fit
+// nbd_option_bytes_max.
 #pragma once
 
 #include <cstddef>
