@@ -299,8 +299,8 @@ def test_replay(folder):
     marked = sum(result["marked-bits"] for result in results)
     equal = sum(result["bytes-equal"] for result in results)
     assert marked > 0
-    print(f"{len(results)} crashed disks, {marked} bits marked by both; the bitmap's bytes equal on "
-          f"{equal}, elsewhere drbdmeta also set bits beyond the volume's end")
+    print(f"{len(results)} crashed disks, {marked} bits marked by both; all bytes of the bitmap "
+          f"are equal on {equal}, elsewhere drbdmeta also set bits beyond the volume's end")
 
 
 def test_not_primary(folder):
