@@ -20,24 +20,10 @@ void Core::on_io(Instant now, IoTag tag, int result, bool zeroes) {
         case IoOrigin::resync:
             on_chunk_read(tag.index, result, zeroes);
             break;
-        case IoOrigin::peer_read: {
-            PeerRead& read = peer_reads_[tag.index];
-            ASSERT(read.used);
-            --disk_io_;
-            Message m;
-            m.type = MessageType::read_reply;
-            m.id = read.id;
-            m.length = read.length;
-            m.flags = result == 0 ? 0 : 1;
-            m.payload_bytes = result == 0 ? read.length : 0;
-            const BufferRef buffer =
-                result == 0 ? BufferRef{BufferKind::serve, tag.index} : BufferRef{};
-            if (read.link == peers_[read.peer].link) send(read.peer, Stream::bulk, m, buffer);
-            read.used = false;
-            if (result != 0) local_disk_failed("an I/O on the backing disk failed");
-            finish_failed_disk();
+        case IoOrigin::peer_read: on_peer_read_io(tag.index, result); break;
+        case IoOrigin::local_flush:
+            on_local_flushed(result);
             break;
-        }
         case IoOrigin::superblock:
             on_superblock_written(result);
             break;
@@ -244,6 +230,7 @@ void Core::begin_clean_detach() {
 
 void Core::invalidate_local(NodeId source) {
     const auto slot = static_cast<unsigned>(peers_[source].slot);
+    stop_being_source();
     set_disk(DiskState::inconsistent);
     bitmap_->set_all(slot);
     set_slot_full(source);

@@ -83,6 +83,7 @@ bool Core::progress() {
         pump_resync(id);
     });
     if (flush_bitmap_) pump_bitmap();
+    if (flush_wanted_) pump_local_flush();
     if (promotion_ == Promotion::asking) try_promote();
     finish_commands();
     return effects_.size() != before || state_version_ != state_before;
@@ -112,10 +113,10 @@ std::optional<Instant> Core::next_deadline() const {
         if (!next || when < *next) next = when;
     };
     const ResourceOptions& o = config_.options;
-    for_peers([&](const Peer& peer, NodeId) {
+    for_peers([&](const Peer& peer, NodeId id) {
         if (peer.pending_session != 0) at(peer.pending_since + 5 * ns_per_s);
         if (peer.phase == LinkPhase::down) {
-            if (peer.wanted && peer.retry_at.ns != 0) at(peer.retry_at);
+            if (peer.wanted && dials(id)) at(peer.retry_at);
             return;
         }
         if (peer.phase != LinkPhase::up) {
@@ -139,6 +140,7 @@ std::optional<Instant> Core::next_deadline() const {
 
 bool Core::has_good_data() const {
     if (disk_ == DiskState::up_to_date) return true;
+    if (orphaned_) return false;
     bool found = false;
     for_peers([&](const Peer& peer, NodeId id) {
         found = found || (peer.phase == LinkPhase::up && in_sync().has(id) &&

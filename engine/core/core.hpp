@@ -186,6 +186,7 @@ class Core {
         std::uint64_t al_writes = 0, bm_writes = 0, md_writes = 0;
     };
     const Counters& counters() const { return counters_; }
+    std::string describe() const;  // for people
     std::uint64_t state_version() const { return state_version_; }  // changes with any status word
 
     void check_invariants() const;
@@ -230,10 +231,13 @@ class Core {
     };
     struct PeerRead {
         bool used = false;
+        bool issued = false;
         NodeId peer = 0;
         std::uint32_t link = 0;
         std::uint32_t id = 0;
         std::uint32_t length = 0;
+        std::uint64_t offset = 0;
+        std::uint64_t order = 0;
     };
     struct Chunk {
         enum class State : std::uint8_t { free, reading, sent } state = State::free;
@@ -347,6 +351,8 @@ class Core {
     void pump_superblock();
     void pump_activity_log();
     void pump_bitmap();
+    void pump_local_flush();
+    void on_local_flushed(int result);
     void on_superblock_written(int result);
     void on_al_written(int result);
     void on_al_initialised(int result);
@@ -396,6 +402,9 @@ class Core {
     void on_peer_write(NodeId peer, const Message& m, BufferRef buffer);
     void on_peer_flush(NodeId peer, const Message& m);
     void on_peer_read(NodeId peer, const Message& m);
+    void issue_peer_reads();
+    void answer_peer_read(PeerRead& read, BufferRef buffer);
+    void on_peer_read_io(std::uint32_t index, int result);
     void on_read_reply(NodeId peer, const Message& m, BufferRef buffer);
     void on_trim(NodeId peer, std::uint64_t trim_seq);
     void admit_peer_request(std::uint32_t index);
@@ -434,6 +443,7 @@ class Core {
     void apply_no_sync(NodeId peer);
     void on_state_update(NodeId peer, const Message& m);
     void announce_state();
+    void no_good_copy(NodeId peer);
     void maybe_up_to_date(bool peer_is_up_to_date);
     bool sees_primary() const;
     void primary_is_gone(NodeId peer);
@@ -476,6 +486,9 @@ class Core {
     bool chunk_conflicts(std::uint64_t offset, std::uint64_t length) const;
     void update_pause(NodeId peer);
     int active_source() const;
+    void look_at_paused_sources();
+    void stop_being_source();
+    void tell_in_sync();
 
     // commands.cpp
     void command_promote(const Command& c);
@@ -501,6 +514,7 @@ class Core {
     Role role_ = Role::secondary;
     DiskState disk_ = DiskState::diskless;
     MetaPhase meta_ = MetaPhase::detached;
+    bool orphaned_ = false;        // diskless primary whose last copy lost acknowledged writes
     const char* why_ = "";
     std::uint64_t volume_bytes_ = 0;
     std::uint64_t data_bytes_max_ = 0;
@@ -521,6 +535,7 @@ class Core {
     std::uint32_t bitmap_in_flight_ = 0;
     std::vector<std::uint8_t> page_in_flight_;
     std::uint64_t bitmap_cursor_ = 0;
+    bool flush_wanted_ = false, flushing_ = false;  // a local flush before the next handshake
     bool flush_bitmap_ = false;      // write all dirty pages in the background
     bool al_starving_ = false;       // application writes wait for a slot
     bool peer_al_starving_ = false;  // peers' writes do

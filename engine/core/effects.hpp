@@ -17,7 +17,8 @@ enum class IoOrigin : std::uint8_t {
     peer_request,  // index: peer request slot
     resync,        // index: chunk
     peer_read,     // index: peer read slot
-    epoch_flush,   // the core's own flush
+    epoch_flush,   // the core's own flush of a primary
+    local_flush,   // of this disk alone: what it holds must be stable before others count on it
     superblock,    // copy in the state directory first, then the disk; both durable
     al,            // one activity-log block, durable
     al_init,       // all activity-log blocks as initialised, durable

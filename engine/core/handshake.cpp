@@ -58,6 +58,7 @@ void Core::maybe_send_state(NodeId id) {
     Peer& peer = peers_[id];
     const bool changing = meta_ != MetaPhase::attached && meta_ != MetaPhase::detached;
     if (peer.state_sent || changing || !settled() || promotion_ == Promotion::recording) return;
+    if (disk_usable() && (flush_wanted_ || flushing_)) return;
     // What is still on its way to the disk from the last connection could land on newer data
     // (I-C8).
     for (const std::uint32_t index : peer_queue_) {
@@ -139,6 +140,7 @@ void Core::evaluate(NodeId id) {
     peer.repl = ReplicationState::established;
     peer.paused_there = peer.paused_for_other = false;
     touch();
+    if (peer.disk <= DiskState::inconsistent) no_good_copy(id);
     if (was_primary && peer.role != Role::primary) primary_is_gone(id);
     sync_flags();
 
@@ -148,6 +150,13 @@ void Core::evaluate(NodeId id) {
         return go_standalone(id, "the peer's disk holds another volume");
     }
     if (!agree_on_size(id)) return;
+    if (role_ == Role::primary && !disk_usable() && in_sync().has(id) &&
+        (theirs.flags & state_flag::crashed_power) != 0) {
+        // The only copy lost its cache under a primary that goes on: what it acknowledged is gone.
+        orphaned_ = true;
+        why_ = "the last disk lost acknowledged writes in a power cut; demote to accept that";
+        notice(2, id, why_);
+    }
     const Decision d = decide(peer.sent, config_.node_id, theirs, id);
     Verdict verdict = d.verdict;
     if (verdict == Verdict::split_brain) {
@@ -215,6 +224,11 @@ void Core::maybe_up_to_date(bool peer_is_up_to_date) {
     if (peer_is_up_to_date || in_sync().without(heard).empty()) set_disk(DiskState::up_to_date);
 }
 
+// An Inconsistent disk is no copy: whoever counts on the in-sync set must not count on it (I-R9).
+void Core::no_good_copy(NodeId id) {
+    if (role_ == Role::primary && in_sync().has(id) && !peers_[id].finishing) evict(NodeMask::of(id));
+}
+
 void Core::announce_state() {
     Message m;
     m.type = MessageType::state_update;
@@ -238,6 +252,7 @@ void Core::on_state_update(NodeId id, const Message& m) {
     peer.disk = disk;
     touch();
     if (lost_data) peer_lost_data(id);
+    if (disk <= DiskState::inconsistent) no_good_copy(id);
     if (demoted) {
         // It had made everything stable everywhere before it stepped down.
         if (journal_owner_ == id) drop_journal(false);

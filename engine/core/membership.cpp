@@ -153,7 +153,7 @@ void Core::on_in_sync(NodeId id, const Message& m) {
     if (peers_[id].role != Role::primary || !members.has(config_.node_id) || !disk_usable()) return;
     if (!in_sync().has(config_.node_id) || disk_ != DiskState::up_to_date) return;
     for_peers([&](Peer& peer, NodeId other) {
-        if (!members.has(other) || other == id) return;
+        if (!members.has(other)) return;
         bitmap_->clear_all(static_cast<unsigned>(peer.slot));
         sb_.peers[other].bitmap_uuid = sb_.peers[other].admitting_uuid = uuid_none;
         sb_.peers[other].flags &= ~md_peer_flag::full_sync;
@@ -317,6 +317,7 @@ void Core::try_demote() {
         if (r.phase != Phase::free) return;
     }
     role_ = Role::secondary;
+    orphaned_ = false;
     drop_journal(!has_good_data());
     sync_flags();
     announce_state();

@@ -125,6 +125,7 @@ void Core::on_superblock_written(int result) {
     sb_in_flight_ = false;
     if (result != 0) return local_disk_failed("a superblock write failed");
     sb_durable_ = sb_flying_;
+    retry_peers_ = true;  // a resync's first blocks wait for Inconsistent to be recorded
     touch();
     if (meta_ == MetaPhase::attach_superblock) attach_next();
     if (meta_ == MetaPhase::detach_superblock) detach_next();
@@ -217,6 +218,28 @@ void Core::pump_bitmap() {
     });
     if (changed) persist();
     sync_flags();
+}
+
+// What this disk got and did not flush was only as safe as the marks that go with it. Before a
+// handshake may lead to their being cleared, and before a clean detach, it is made stable.
+void Core::pump_local_flush() {
+    if (!flush_wanted_ || flushing_) return;
+    if (meta_ != MetaPhase::attached && meta_ != MetaPhase::detach_drain) return;
+    for (const std::uint32_t index : peer_queue_) {
+        const PeerRequest& p = peer_requests_[index];
+        if (p.phase == Phase::active && p.link != peers_[p.peer].link) return;
+    }
+    flush_wanted_ = false;
+    flushing_ = true;
+    ++disk_io_;
+    emit(EffectKind::disk_flush).tag = {IoOrigin::local_flush, 0};
+}
+
+void Core::on_local_flushed(int result) {
+    flushing_ = false;
+    --disk_io_;
+    if (result != 0) local_disk_failed("a flush of the backing disk failed");
+    touch();
 }
 
 void Core::on_bitmap_page_written(std::uint64_t page, int result) {
@@ -378,6 +401,7 @@ void Core::attach_next() {
         const bool alone = sb_.extension.in_sync == self() || config_.peers.empty();
         if (alone && state == DiskState::consistent) state = DiskState::up_to_date;
     }
+    flush_wanted_ = true;  // the caches may hold what an earlier daemon wrote
     notice(6, -1, "disk attached");
     set_disk(state);
     sync_flags();
@@ -389,12 +413,13 @@ void Core::attach_next() {
 
 void Core::start_detach() {
     meta_ = MetaPhase::detach_drain;
+    flush_wanted_ = true;
     touch();
 }
 
 void Core::detach_next() {
     if (meta_ == MetaPhase::detach_drain) {
-        if (disk_io_ > 0 || sb_in_flight_ || al_writing_ || al_preparing_ || !peer_queue_.empty())
+        if (flush_wanted_ || disk_io_ > 0 || sb_in_flight_ || al_writing_ || al_preparing_ || !peer_queue_.empty())
             return;
         drop_journal(true);
         meta_ = MetaPhase::detach_bitmap;
@@ -433,7 +458,7 @@ void Core::local_disk_failed(const char* why) {
     disk_ = DiskState::failed;
     why_ = why;
     notice(3, -1, why);
-    flush_bitmap_ = false;
+    flush_bitmap_ = flush_wanted_ = false;
     al_preparing_ = false;
     sb_durable_ = sb_version_;
     std::erase_if(on_durable_, [&](const OnDurable& next) {
@@ -493,7 +518,10 @@ void Core::mark_journal(std::uint64_t after_seq, NodeMask nodes) {
 
 // The writes of a primary that is gone: each peer may lack any of them.
 void Core::drop_journal(bool mark) {
-    if (mark) mark_journal(0, config_.peers);
+    if (mark && !journal_.empty()) {
+        mark_journal(0, config_.peers);
+        flush_wanted_ = true;
+    }
     while (!journal_.empty()) {
         release_journal_entry(journal_.at(journal_.head()));
         journal_.pop();

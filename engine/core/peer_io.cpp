@@ -40,7 +40,7 @@ void Core::free_peer_request(std::uint32_t index) {
     if (p.buffer.kind == BufferKind::receive) emit(EffectKind::release).index = p.buffer.index;
     p.phase = Phase::free;
     std::erase(peer_queue_, index);
-    if (!peer_queue_.empty()) retry_peers_ = true;
+    retry_peers_ = true;
     if (!held_.empty()) retry_held_ = true;
     if (meta_ == MetaPhase::detach_drain) detach_next();
 }
@@ -65,9 +65,6 @@ void Core::on_peer_write(NodeId id, const Message& m, BufferRef buffer) {
     if (!inside && disk_usable()) return refuse("a write outside the volume");
     if (!resync && peer.role != Role::primary)
         return refuse("a write from a peer that is not primary");
-    if (resync && peer.repl != ReplicationState::sync_target && disk_usable()) {
-        return refuse("resync data without a resync");
-    }
     const auto index = new_peer_request(id);
     if (!index) return refuse("more requests than agreed");
     PeerRequest& p = peer_requests_[*index];
@@ -158,6 +155,7 @@ void Core::retry_peer_requests() {
         const Phase phase = peer_requests_[index].phase;
         if (phase == Phase::held || phase == Phase::al_wait) admit_peer_request(index);
     }
+    issue_peer_reads();
     if (!peer_al_starving_) return;
     // The extents are held by writes that wait for the primary's word that they are stable.
     if (journal_owner_ == config_.node_id) {
@@ -186,6 +184,7 @@ void Core::admit_peer_request(std::uint32_t index) {
         (resync && peers_[p.peer].repl != ReplicationState::sync_target)) {
         // Of a connection or a resync that is over. Its writes are marked, the primary knows too.
         if (p.al_held) al_->release(extent_of(p.offset));
+        answer_peer_request(p, false, false);  // the source keeps a chunk's number until then
         return free_peer_request(index);
     }
     if (peer_conflicts(p)) return;
@@ -308,14 +307,55 @@ void Core::on_peer_read(NodeId id, const Message& m) {
         reply.flags = 1;
         return send(id, Stream::bulk, reply);
     }
-    *free = {true, id, peers_[id].link, m.id, m.length};
-    ++disk_io_;
-    const auto index = static_cast<std::uint32_t>(free - peer_reads_.begin());
-    Effect& e = emit(EffectKind::disk_read);
-    e.tag = {IoOrigin::peer_read, index};
-    e.buffer = {BufferKind::serve, index};
-    e.offset = m.offset;
-    e.length = m.length;
+    *free = {true, false, id, peers_[id].link, m.id, m.length, m.offset, ++order_};
+    issue_peer_reads();
+}
+
+// With protocols A and B a write is answered before it is on the disk: a read that came after it
+// waits for it.
+void Core::issue_peer_reads() {
+    for (std::size_t index = 0; index < peer_reads_.size(); ++index) {
+        PeerRead& read = peer_reads_[index];
+        if (!read.used || read.issued) continue;
+        const bool held = std::any_of(peer_queue_.begin(), peer_queue_.end(), [&](std::uint32_t i) {
+            const PeerRequest& p = peer_requests_[i];
+            return p.kind != PeerIo::flush && p.order < read.order &&
+                   overlap(read.offset, read.length, p.offset, p.length);
+        });
+        if (held) continue;
+        read.issued = true;
+        if (disk_ != DiskState::up_to_date) {
+            answer_peer_read(read, {});
+            continue;
+        }
+        ++disk_io_;
+        Effect& e = emit(EffectKind::disk_read);
+        e.tag = {IoOrigin::peer_read, static_cast<std::uint32_t>(index)};
+        e.buffer = {BufferKind::serve, static_cast<std::uint32_t>(index)};
+        e.offset = read.offset;
+        e.length = read.length;
+    }
+}
+
+// buffer: where the bytes are; kind none: the read failed.
+void Core::answer_peer_read(PeerRead& read, BufferRef buffer) {
+    const bool ok = buffer.kind != BufferKind::none;
+    Message m;
+    m.type = MessageType::read_reply;
+    m.id = read.id;
+    m.length = read.length;
+    m.flags = ok ? 0 : 1;
+    m.payload_bytes = ok ? read.length : 0;
+    if (read.link == peers_[read.peer].link) send(read.peer, Stream::bulk, m, buffer);
+    read.used = false;
+}
+
+void Core::on_peer_read_io(std::uint32_t index, int result) {
+    PeerRead& read = peer_reads_[index];
+    ASSERT(read.used && read.issued);
+    --disk_io_;
+    answer_peer_read(read, result == 0 ? BufferRef{BufferKind::serve, index} : BufferRef{});
+    if (result != 0) local_disk_failed("an I/O on the backing disk failed");
 }
 
 void Core::on_read_reply(NodeId id, const Message& m, BufferRef buffer) {

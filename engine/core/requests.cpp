@@ -144,10 +144,10 @@ void Core::issue_write(std::uint32_t slot) {
         }
     });
     if (!disk_usable()) missing.add(config_.node_id);
-    if (config_.options.protocol == Protocol::b) entry.unreceived = entry.unwritten;
-    if (config_.options.protocol != Protocol::a && !is(Mutant::ack_before_peer)) {
-        r.waiting = entry.unwritten;
-    }
+    // FUA is a promise about every in-sync disk, whatever the protocol.
+    const Protocol protocol = r.fua ? Protocol::c : config_.options.protocol;
+    if (protocol == Protocol::b) entry.unreceived = entry.unwritten;
+    if (protocol != Protocol::a && !is(Mutant::ack_before_peer)) r.waiting = entry.unwritten;
     r.local_pending = entry.local_pending;
     r.seq = journal_.push(entry);
     last_seq_ = r.seq;
@@ -184,7 +184,7 @@ void Core::send_write(std::uint32_t slot, NodeId id, NodeMask missing) {
     m.nodes = missing.bits;
     if (r.fua) m.flags |= write_flag::fua;
     if (r.kind == IoKind::discard) m.flags |= write_flag::discard;
-    if (config_.options.protocol == Protocol::b) m.flags |= write_flag::want_received;
+    if (config_.options.protocol == Protocol::b && !r.fua) m.flags |= write_flag::want_received;
     peers_[id].trim_told = m.trim_seq;
     if (r.kind == IoKind::write) {
         m.payload_bytes = r.length;
@@ -325,6 +325,7 @@ void Core::peer_answered(std::uint64_t seq, NodeId id, bool written) {
     JournalEntry& entry = journal_.at(seq);
     if (!entry.unwritten.has(id)) return;
     Peer& peer = peers_[id];
+    if (!written && !entry.unreceived.has(id)) return;
     entry.unreceived.remove(id);
     if (written) {
         ASSERT(peer.pending > 0);

@@ -69,6 +69,7 @@ void Core::start_target(NodeId id, bool full) {
     peer.total_bits = 0;
     if (full) bitmap_->set_all(static_cast<unsigned>(peer.slot));
     all_zero_ = false;
+    stop_being_source();
     // Inconsistent is on the disk before the first block of the resync is.
     set_disk(DiskState::inconsistent);
     sync_flags();
@@ -87,6 +88,7 @@ void Core::abort_resync(NodeId id) {
     }
     peer.chunks = 0;
     if (!resyncing(peer.repl)) return;
+    if (active_source() == id) look_at_paused_sources();
     if (peer.finishing) {
         peer.finishing = false;
         if (peer.pending > 0) --peer.pending;
@@ -95,6 +97,25 @@ void Core::abort_resync(NodeId id) {
     peer.bitmap_sent = peer.bitmap_received = false;
     retry_held_ = retry_peers_ = true;
     touch();
+}
+
+// Half-written data is no source (I-R9): those that took from here look for another.
+void Core::stop_being_source() {
+    for_peers([&](Peer& peer, NodeId id) {
+        const bool source = peer.repl == ReplicationState::bitmap_source ||
+                            peer.repl == ReplicationState::sync_source ||
+                            peer.repl == ReplicationState::paused_source;
+        if (!source) return;
+        abort_resync(id);
+        want_handshake(id);
+    });
+}
+
+// The resync that others waited for is over, one way or the other.
+void Core::look_at_paused_sources() {
+    for_peers([&](Peer& peer, NodeId id) {
+        if (peer.paused_for_other) want_handshake(id);
+    });
 }
 
 // --- Bitmap exchange
@@ -339,14 +360,18 @@ void Core::on_sync_done_ack(NodeId id, const Message& m) {
     notice(5, id, "resync done");
     maybe_clear_crash_marker();
     persist();
-    if (role_ != Role::primary) return;
+    if (role_ == Role::primary) tell_in_sync();
+}
+
+// The set grew. Its members clear what they track toward each other; the order of the stream puts
+// this behind every write that somebody did not get.
+void Core::tell_in_sync() {
     Message grown;
     grown.type = MessageType::in_sync;
     grown.nodes = in_sync().bits;
     for_peers([&](const Peer& other, NodeId other_id) {
-        if (other_id != id && in_sync().has(other_id) && other.phase == LinkPhase::up) {
-            send(other_id, Stream::bulk, grown);
-        }
+        const bool counts = in_sync().has(other_id) && !other.finishing;
+        if (counts && other.phase == LinkPhase::up) send(other_id, Stream::bulk, grown);
     });
 }
 
@@ -398,10 +423,9 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     sync_flags();
     persist();
     on_durable(OnDurable::What::sync_done_ack, id, g.current_uuid);
-    for_peers([&](Peer& other, NodeId other_id) {
-        if (other_id != id && other.phase == LinkPhase::up && !members.has(other_id)) {
-            want_handshake(other_id);
-        }
+    if (role_ == Role::primary) tell_in_sync();
+    for_peers([&](Peer&, NodeId other_id) {
+        if (other_id != id) want_handshake(other_id);
     });
     touch();
 }

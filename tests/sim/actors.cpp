@@ -1,0 +1,585 @@
+// SPDX-License-Identifier: Apache-2.0
+// What happens to the cluster: the swarm of faults that a seed draws, the application, the operator,
+// and the end of each run: heal, resolve, demand convergence, compare every byte.
+#include <algorithm>
+#include <cerrno>
+
+#include "tests/sim/world.hpp"
+
+namespace replica::sim {
+namespace {
+
+constexpr std::uint64_t sectors_per_block = block_bytes / sector_bytes;
+constexpr std::uint64_t sectors_per_extent = extent_bytes / sector_bytes;
+
+bool is_write(IoKind kind) {
+    return kind == IoKind::write || kind == IoKind::discard || kind == IoKind::write_zeroes;
+}
+
+}  // namespace
+
+void World::draw_swarm() {
+    const auto half = [&] { return random_.below(2) == 0; };
+    const std::uint64_t profile = random_.below(10);
+    if (profile >= 1) {  // one seed in ten has no fault at all
+        swarm_.process_crash = half();
+        swarm_.power_cut = half();
+        swarm_.all_power = random_.below(4) == 0;
+        swarm_.partition = half();
+        swarm_.half_open = half();
+        swarm_.slow_disk = random_.below(3) == 0;
+        swarm_.disk_errors = random_.below(4) == 0;
+        swarm_.pause = random_.below(3) == 0;
+    }
+    swarm_.operators = half();
+    swarm_.detach = swarm_.operators && half();
+    swarm_.force = random_.below(6) == 0;
+    const std::uint64_t net[] = {20'000, 200'000, 2'000'000};
+    swarm_.net_delay_ns = net[random_.below(3)];
+    const std::uint64_t disk[] = {30'000, 300'000, 5'000'000};
+    swarm_.disk_delay_ns = disk[random_.below(3)];
+}
+
+void World::make_nodes() {
+    const std::size_t n = 1 + random_.below(16) % 4;
+    const std::size_t count = n == 1 && random_.below(3) != 0 ? 2 : n;
+    const std::uint64_t extents = 2 + random_.below(5);
+    volume_sectors_ = extents * sectors_per_extent - random_.below(64) * sectors_per_block -
+                      random_.below(3);
+    const std::size_t hot = 3 + random_.below(12);
+    for (std::size_t i = 0; i < hot; ++i) {
+        hot_blocks_.push_back(random_.below(volume_sectors_ / sectors_per_block));
+    }
+    hot_blocks_.push_back((volume_sectors_ - 1) / sectors_per_block);
+    base_.resource = "r0";
+    base_.mutant = options_.mutant;
+    const Protocol protocols[] = {Protocol::c, Protocol::c, Protocol::c, Protocol::a, Protocol::b};
+    base_.options.protocol = protocols[random_.below(5)];
+    base_.options.on_io_error = OnIoError::detach;
+    base_.options.al_extents = 2 + static_cast<std::uint32_t>(random_.below(5));
+    base_.options.ping_interval_ms = 500;
+    base_.options.ping_timeout_ms = 300;
+    base_.options.request_timeout_ms = 4'000;
+    base_.options.connect_interval_ms = 200;
+    if (random_.below(4) == 0) base_.options.resync_rate_max = 4U << 20;
+    const auto policy = [&](unsigned n_policies) { return static_cast<std::uint8_t>(random_.below(n_policies)); };
+    if (random_.below(2) == 0) {
+        base_.options.after_sb_0pri = static_cast<AfterSb0Pri>(policy(5));
+        base_.options.after_sb_1pri = static_cast<AfterSb1Pri>(policy(4));
+        base_.options.after_sb_2pri = static_cast<AfterSb2Pri>(policy(2));
+    }
+    base_.limits.requests = 4 + static_cast<std::uint32_t>(random_.below(13));
+    base_.limits.journal = 8U << random_.below(5);
+    base_.limits.peer_reads = 16;
+    base_.limits.resync_chunks = 1 + static_cast<std::uint32_t>(random_.below(6));
+    base_.limits.resync_chunk_bytes = block_bytes << random_.below(9);
+    base_.limits.bitmap_writes = 1 + static_cast<std::uint32_t>(random_.below(3));
+    const auto slots = static_cast<std::uint32_t>(std::max<std::size_t>(count, 2) - 1);
+    for (std::size_t i = 0; i < count; ++i) {
+        Node& node = nodes_.emplace_back();
+        const std::uint64_t blocks = (volume_sectors_ + sectors_per_block - 1) / sectors_per_block;
+        const std::uint64_t bitmap_bytes = (blocks + 63) / 64 * 8 * slots;
+        node.disk = std::make_unique<SimDisk>(volume_sectors_, 8, (bitmap_bytes + 4095) / 4096);
+        Superblock sb;
+        sb.effective_size_sectors = volume_sectors_;
+        sb.device_uuid = random_.next();
+        sb.md_size_sectors = 8 + 64 + static_cast<std::uint32_t>(node.disk->bitmap.size()) * 8;
+        sb.al_offset_sectors = -64;
+        sb.bm_offset_sectors = -64 - static_cast<std::int32_t>(node.disk->bitmap.size()) * 8;
+        sb.max_peers = slots;
+        sb.node_id = static_cast<std::int32_t>(i);
+        sb.extension.present = true;
+        encode_superblock(sb, node.disk->superblock);
+        node.disk->copy = node.disk->superblock;
+        for (SimDisk::Block& block : node.disk->activity_log) encode_al_initialised(block);
+        node.boot = random_.next();
+    }
+}
+
+// --- Application ------------------------------------------------------------------------------------------
+
+void World::application() {
+    for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
+        const Node& node = nodes_[static_cast<std::size_t>(n)];
+        if (!busy_ || !node.up || node.paused_until > now_) continue;
+        if (node.core->role() == Role::primary && node.promote_token == 0 && random_.below(4) != 0) {
+            submit(n);
+        }
+    }
+    at(50'000 + random_.below(3 * ns_per_ms), [this] { application(); });
+}
+
+void World::submit(int n) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    const auto slot_it = std::find_if(node.requests.begin(), node.requests.end(),
+                                      [](const AppRequest& r) { return !r.used; });
+    if (slot_it == node.requests.end()) return;
+    const auto slot = static_cast<std::uint32_t>(slot_it - node.requests.begin());
+    AppRequest& r = *slot_it;
+    r = AppRequest{};
+    r.used = true;
+    const std::uint64_t dice = random_.below(100);
+    r.kind = dice < 62   ? IoKind::write
+             : dice < 80 ? IoKind::read
+             : dice < 90 ? IoKind::flush
+             : dice < 95 ? IoKind::discard
+                         : IoKind::write_zeroes;
+    const std::uint64_t block = hot_blocks_[random_.below(hot_blocks_.size())];
+    r.sector = block * sectors_per_block + (random_.below(3) == 0 ? random_.below(sectors_per_block) : 0);
+    r.sectors = static_cast<std::uint32_t>(random_.below(3) == 0 ? 1 + random_.below(24) : sectors_per_block);
+    const std::uint64_t extent_end = (r.sector / sectors_per_extent + 1) * sectors_per_extent;
+    const std::uint64_t end = std::min(volume_sectors_, extent_end);
+    if (r.sector >= end) r.sector = end - 1;
+    r.sectors = static_cast<std::uint32_t>(std::min<std::uint64_t>(r.sectors, end - r.sector));
+    r.fua = is_write(r.kind) && random_.below(10) == 0;
+    r.generation = node.core->superblock().current_uuid;
+    if (!checker_.knows(r.generation)) fail("a primary without a known generation");
+    if (is_write(r.kind)) {
+        r.id = next_write_++;
+        ++stats_.writes;
+        checker_.submitted(r.id, r.generation, r.sector, r.sectors, r.kind != IoKind::write);
+        r.buffer.assign(r.sectors, r.id);
+    } else if (r.kind == IoKind::read) {
+        ++stats_.reads;
+        r.read = checker_.read_submitted(r.generation, r.sector, r.sectors);
+        r.buffer.assign(r.sectors, 0);
+    } else {
+        ++stats_.flushes;
+        r.promise = checker_.flush_submitted(r.generation);
+        r.sector = r.sectors = 0;
+    }
+    node.core->on_request(Instant{now_}, slot, r.kind, r.sector * sector_bytes,
+                          r.sectors * sector_bytes, r.fua);
+    perform(n);
+}
+
+// With quorum off a primary that stood still does not know yet that a member went on without it: a
+// split brain, which both find at the next handshake. The member owes it nothing any more.
+bool World::moved_on(int member, int primary) {
+    const Node& node = nodes_[static_cast<std::size_t>(member)];
+    if (member == primary) return false;
+    const auto sb = choose_superblock(node.disk->superblock, node.disk->copy);
+    if (!sb) fail("a member's superblock can not be read");
+    const Uuid ours = nodes_[static_cast<std::size_t>(primary)].core->superblock().current_uuid;
+    const bool linked = node.up && node.core->view(static_cast<NodeId>(primary)).connection ==
+                                       ConnectionState::connected;
+    return !linked && !uuid_equal(sb.value().current_uuid, ours) &&
+           checker_.descends(sb.value().current_uuid, ours);
+}
+
+// The disks of the in-sync set of this primary, as it sees it.
+std::vector<const SimDisk*> World::holders(int n) {
+    std::vector<const SimDisk*> disks;
+    const Core& core = *nodes_[static_cast<std::size_t>(n)].core;
+    for (std::size_t m = 0; m < nodes_.size(); ++m) {
+        if (core.in_sync().has(static_cast<NodeId>(m)) && !moved_on(static_cast<int>(m), n)) {
+            disks.push_back(nodes_[m].disk.get());
+        }
+    }
+    return disks;
+}
+
+void World::completed(int n, std::uint32_t slot, int error) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    AppRequest& r = node.requests[slot];
+    if (!r.used) fail("a request was completed twice");
+    r.used = false;
+    trace(n, "request %u kind %u write %llu sector %llu+%u: %d", slot, static_cast<unsigned>(r.kind),
+          static_cast<unsigned long long>(r.id), static_cast<unsigned long long>(r.sector), r.sectors, error);
+    if (error != 0) return;
+    const Core& core = *node.core;
+    const Uuid generation = core.superblock().current_uuid;
+    const bool c = base_.options.protocol == Protocol::c;
+    const auto disks = holders(n);
+    std::string wrong;
+    if (r.kind == IoKind::read) {
+        wrong = checker_.read_done(r.read, r.sector, r.buffer);
+    } else if (r.kind == IoKind::flush) {
+        wrong = checker_.flushed(r.promise, generation, disks);
+    } else {
+        wrong = checker_.acknowledged(r.id, generation, c, r.fua, disks);
+    }
+    if (!wrong.empty()) fail(wrong);
+    if (r.kind == IoKind::read) return;
+    // I-Q2: every member of the set has the generation on its disk before the acknowledgement.
+    for (std::size_t m = 0; m < nodes_.size(); ++m) {
+        if (!core.in_sync().has(static_cast<NodeId>(m)) || moved_on(static_cast<int>(m), n)) continue;
+        const auto sb = choose_superblock(nodes_[m].disk->superblock, nodes_[m].disk->copy);
+        if (!sb) fail("a member's superblock can not be read");
+        const bool same = uuid_equal(sb.value().current_uuid, generation);
+        // A member that is being told that it is UpToDate was counted in a moment before.
+        const bool joining = static_cast<int>(m) != n &&
+                             core.view(static_cast<NodeId>(m)).replication == ReplicationState::sync_source;
+        if (!same && !joining) {
+            fail("I-Q2 acknowledged before n" + std::to_string(m) + " has the generation on its disk");
+        }
+    }
+    last_ack_[uuid_identity(generation)] = {core.in_sync(), now_, n};
+}
+
+// --- Operator ---------------------------------------------------------------------------------------------
+
+void World::command(int n, CommandKind kind, int peer, bool force, bool discard) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    Command c;
+    c.kind = kind;
+    c.token = ++token_;
+    c.peer = peer;
+    c.force = force;
+    c.discard_my_data = discard;
+    c.wall_clock_s = now_ / ns_per_s;
+    trace(n, "command %u peer %d force %d discard %d", static_cast<unsigned>(kind), peer, force, discard);
+    if (kind == CommandKind::promote && node.core->role() == Role::secondary && node.promote_token == 0) {
+        node.promote_token = c.token;
+        node.forced = force && node.core->disk() != DiskState::up_to_date;
+        node.parent = node.core->superblock().current_uuid;
+    }
+    node.core->on_command(Instant{now_}, c);
+    perform(n);
+}
+
+void World::replied(int n, std::uint32_t token, Errc code) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    if (token != node.promote_token) return;
+    node.promote_token = 0;
+    if (code != Errc::ok || node.core->role() != Role::primary) return;
+    ++stats_.promotions;
+    const Uuid generation = node.core->superblock().current_uuid;
+    if (!checker_.knows(generation)) checker_.generation(generation, node.core->superblock().extension.parent_uuid);
+    if (node.forced) return checker_.adopted(generation, *node.disk);
+    // Nothing acknowledged is missing, unless every holder of it lost its cache since.
+    bool strict = false;
+    const auto ack = last_ack_.find(uuid_identity(node.parent));
+    if (ack != last_ack_.end()) {
+        for (std::size_t m = 0; m < nodes_.size(); ++m) {
+            const bool holder = base_.options.protocol == Protocol::c
+                                    ? ack->second.members.has(static_cast<NodeId>(m))
+                                    : false;
+            strict = strict || (holder && nodes_[m].lost_power_at <= ack->second.at &&
+                                !nodes_[m].broke);
+        }
+        if (base_.options.protocol != Protocol::c) {
+            strict = ack->second.by == n && node.lost_power_at <= ack->second.at && !node.broke;
+        }
+    }
+    const std::string wrong = checker_.promoted(generation, *node.disk, strict);
+    if (!wrong.empty()) fail("n" + std::to_string(n) + ": " + wrong);
+    if (!strict) checker_.adopted_losses(generation, *node.disk);
+}
+
+void World::one_command() {
+    const int n = static_cast<int>(random_.below(nodes_.size()));
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    if (!node.up || node.paused_until > now_) return;
+    const int peer = random_.below(2) == 0 ? -1 : static_cast<int>(random_.below(nodes_.size()));
+    const int other = peer == n ? -1 : peer;
+    switch (random_.below(10)) {
+        case 0: return command(n, CommandKind::demote);
+        case 1: return command(n, CommandKind::disconnect, other);
+        case 2:
+        case 3: return command(n, CommandKind::connect, other);
+        case 4: return command(n, CommandKind::invalidate, other);
+        case 5: return command(n, CommandKind::invalidate_remote, other);
+        case 6: return command(n, CommandKind::pause_sync, other);
+        case 7: return command(n, CommandKind::resume_sync, other);
+        case 8:
+            if (swarm_.detach) command(n, CommandKind::detach);
+            return;
+        default:
+            if (node.core->disk() == DiskState::diskless && !node.disk_broken) attach(n);
+            return;
+    }
+}
+
+void World::operators() {
+    if (!faulty_) return;
+    // Somebody wants a primary: where the data is good, or by force in some seeds.
+    bool primary = false;
+    for (const Node& node : nodes_) {
+        primary = primary || (node.up && node.core->role() == Role::primary);
+    }
+    if (!primary || random_.below(6) == 0) {
+        const int n = static_cast<int>(random_.below(nodes_.size()));
+        if (nodes_[static_cast<std::size_t>(n)].up) {
+            bool fresh = true;
+            for (const Node& node : nodes_) {
+                const auto sb = choose_superblock(node.disk->superblock, node.disk->copy);
+                fresh = fresh && sb && uuid_identity(sb.value().current_uuid) == uuid_just_created;
+            }
+            const Uuid label = nodes_[static_cast<std::size_t>(n)].core->superblock().current_uuid;
+            const bool had_data = uuid_identity(label) != uuid_just_created;
+            command(n, CommandKind::promote, -1,
+                    fresh || (swarm_.force && had_data && random_.below(8) == 0));
+        }
+    }
+    if (swarm_.operators && random_.below(3) == 0) one_command();
+    at(100 * ns_per_ms + random_.below(900 * ns_per_ms), [this] { operators(); });
+}
+
+// --- Faults -----------------------------------------------------------------------------------------------
+
+void World::one_fault() {
+    const int n = static_cast<int>(random_.below(nodes_.size()));
+    const auto back_after = [&](int which) {
+        const std::uint64_t delay = 5 * ns_per_ms + random_.below(3 * ns_per_s);
+        at(delay, [this, which] {
+            if (!nodes_[static_cast<std::size_t>(which)].up) start(which);
+        });
+    };
+    ++stats_.faults;
+    switch (random_.below(7)) {
+        case 0:
+            if (!swarm_.process_crash) return;
+            crash(n, false);
+            return back_after(n);
+        case 1:
+            if (!swarm_.power_cut) return;
+            crash(n, true);
+            return back_after(n);
+        case 2:
+            if (!swarm_.all_power || random_.below(3) != 0) return;
+            for (int m = 0; m < static_cast<int>(nodes_.size()); ++m) {
+                crash(m, true);
+                back_after(m);
+            }
+            return;
+        case 3:
+        case 4: {
+            const int m = static_cast<int>(random_.below(nodes_.size()));
+            if (!swarm_.partition || m == n) return;
+            set_cut(n, m, true);
+            trace(n, "cut from n%d", m);
+            at(random_.below(swarm_.half_open ? 6 * ns_per_s : 400 * ns_per_ms), [this, n, m] {
+                set_cut(n, m, false);
+                trace(n, "joined with n%d", m);
+            });
+            return;
+        }
+        case 5:
+            if (!swarm_.pause || !nodes_[static_cast<std::size_t>(n)].up) return;
+            nodes_[static_cast<std::size_t>(n)].paused_until = now_ + random_.below(5 * ns_per_s);
+            trace(n, "stands still");
+            return;
+        default:
+            if (!swarm_.disk_errors || random_.below(3) != 0) return;
+            nodes_[static_cast<std::size_t>(n)].disk_broken = true;
+            nodes_[static_cast<std::size_t>(n)].broke = true;
+            trace(n, "disk breaks");
+            at(random_.below(4 * ns_per_s), [this, n] {
+                Node& node = nodes_[static_cast<std::size_t>(n)];
+                node.disk_broken = false;
+                if (node.up && node.core->disk() == DiskState::diskless) attach(n);
+            });
+            return;
+    }
+}
+
+void World::faults() {
+    if (!faulty_) return;
+    one_fault();
+    if (random_.below(4) == 0) audit_all();
+    at(20 * ns_per_ms + random_.below(1'500 * ns_per_ms), [this] { faults(); });
+}
+
+// --- The global checks --------------------------------------------------------------------------------------
+
+// Blocks that node n's records say may differ on `peer`.
+std::set<std::uint64_t> World::covered(int n, int peer) {
+    std::set<std::uint64_t> blocks;
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    const auto sb = choose_superblock(node.disk->superblock, node.disk->copy);
+    if (!sb) fail("a superblock can not be read");
+    const auto add_range = [&](std::uint64_t offset, std::uint64_t length) {
+        for (std::uint64_t b = offset / block_bytes; b * block_bytes < offset + length; ++b) blocks.insert(b);
+    };
+    const bool running = node.up && node.core->bitmap() != nullptr &&
+                         node.core->disk() >= DiskState::inconsistent;
+    const Superblock& known = running ? node.core->superblock() : sb.value();
+    const int slot = known.peers[static_cast<std::size_t>(peer)].bitmap_index;
+    const std::uint64_t all = (volume_sectors_ + sectors_per_block - 1) / sectors_per_block;
+    const bool full = (known.peers[static_cast<std::size_t>(peer)].flags & md_peer_flag::full_sync) != 0;
+    if (slot < 0 || full) {
+        add_range(0, all * block_bytes);
+        return blocks;
+    }
+    if (running) {
+        const Bitmap& bitmap = *node.core->bitmap();
+        for (std::uint64_t bit = 0; (bit = bitmap.find_set(static_cast<unsigned>(slot), bit)) != Bitmap::none; ++bit) {
+            blocks.insert(bit);
+        }
+        const Journal& journal = node.core->journal();
+        for (std::uint64_t seq = journal.head(); seq < journal.tail(); ++seq) {
+            add_range(journal.at(seq).offset, journal.at(seq).length);
+        }
+    } else {
+        Bitmap bitmap(volume_sectors_ * sector_bytes, known.max_peers, 1U << slot);
+        for (std::uint64_t page = 0; page < bitmap.pages(); ++page) bitmap.load_page(page, node.disk->bitmap[page]);
+        for (std::uint64_t bit = 0; (bit = bitmap.find_set(static_cast<unsigned>(slot), bit)) != Bitmap::none; ++bit) {
+            blocks.insert(bit);
+        }
+        if ((known.flags & md_flag::primary_ind) != 0) {
+            const auto replay = replay_activity_log(
+                {reinterpret_cast<const std::byte*>(node.disk->activity_log.data()),
+                 node.disk->activity_log.size() * 4096}, 1, 8);
+            if (replay) {
+                for (const std::uint32_t extent : replay.value().extents) {
+                    add_range(std::uint64_t{extent} * extent_bytes, extent_bytes);
+                }
+            }
+        }
+    }
+    for (const auto& [id, op] : node.ops) {
+        if (op.write) add_range(op.sector * sector_bytes, op.data.size() * sector_bytes);
+    }
+    return blocks;
+}
+
+// I-R3 and I-R7: where the records of a pair say that a bitmap covers the difference, it does.
+void World::audit_pair(int a, int b) {
+    Node& x = nodes_[static_cast<std::size_t>(a)];
+    Node& y = nodes_[static_cast<std::size_t>(b)];
+    if (x.broke || y.broke) return;  // a disk that failed keeps what it had; its label is judged at attach
+    const auto label = [&](Node& node) {
+        const auto sb = choose_superblock(node.disk->superblock, node.disk->copy);
+        return node.up && node.core->disk() >= DiskState::inconsistent ? node.core->superblock() : sb.value();
+    };
+    const Superblock sx = label(x), sy = label(y);
+    const auto tracks = [](const Superblock& s, int peer, Uuid uuid) {
+        const PeerMetadata& md = s.peers[static_cast<std::size_t>(peer)];
+        const bool known = uuid_identity(uuid) != uuid_none && uuid_identity(uuid) != uuid_just_created;
+        return known && (uuid_equal(md.bitmap_uuid, uuid) || uuid_equal(md.admitting_uuid, uuid));
+    };
+    const bool equal = uuid_equal(sx.current_uuid, sy.current_uuid) &&
+                       uuid_identity(sx.current_uuid) != uuid_just_created;
+    if (!equal && !tracks(sx, b, sy.current_uuid) && !tracks(sy, a, sx.current_uuid)) return;
+    std::set<std::uint64_t> cover = covered(a, b);
+    cover.merge(covered(b, a));
+    for (std::uint64_t s = 0; s < volume_sectors_; ++s) {
+        if (x.disk->visible(s) == y.disk->visible(s) || cover.count(s / sectors_per_block) != 0) continue;
+        fail("I-R7 n" + std::to_string(a) + " and n" + std::to_string(b) + " differ in block " +
+             std::to_string(s / sectors_per_block) + " (writes " + std::to_string(x.disk->visible(s)) +
+             ", " + std::to_string(y.disk->visible(s)) + ") and nothing says so");
+    }
+}
+
+void World::audit_all() {
+    ++stats_.audits;
+    for (int a = 0; a < static_cast<int>(nodes_.size()); ++a) {
+        for (int b = a + 1; b < static_cast<int>(nodes_.size()); ++b) audit_pair(a, b);
+    }
+}
+
+// --- The end ----------------------------------------------------------------------------------------------
+
+// An operator looks at what is StandAlone and decides: the primary's data stays, else the lowest id's.
+void World::settle_split_brain() {
+    int keep = -1;
+    for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
+        const Core& core = *nodes_[static_cast<std::size_t>(n)].core;
+        const bool good = core.disk() == DiskState::up_to_date;
+        if (good && (keep < 0 || (core.role() == Role::primary &&
+                                  nodes_[static_cast<std::size_t>(keep)].core->role() != Role::primary))) {
+            keep = n;
+        }
+    }
+    for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
+        Node& node = nodes_[static_cast<std::size_t>(n)];
+        if (node.core->disk() == DiskState::diskless) attach(n);
+        if (n != keep && node.core->role() == Role::primary) command(n, CommandKind::demote);
+        command(n, CommandKind::resume_sync);
+        for (int p = 0; p < static_cast<int>(nodes_.size()); ++p) {
+            if (p != n) command(n, CommandKind::connect, p, false, keep >= 0 && n != keep && p == keep);
+        }
+    }
+    if (keep >= 0) return;
+    // Nobody is UpToDate: the one that is closest to it is told to be.
+    int best = 0;
+    for (int n = 1; n < static_cast<int>(nodes_.size()); ++n) {
+        if (nodes_[static_cast<std::size_t>(n)].core->disk() > nodes_[static_cast<std::size_t>(best)].core->disk()) best = n;
+    }
+    command(best, CommandKind::promote, -1, true);
+}
+
+bool World::converged(std::string& why) {
+    const int n_nodes = static_cast<int>(nodes_.size());
+    for (int n = 0; n < n_nodes; ++n) {
+        const Node& node = nodes_[static_cast<std::size_t>(n)];
+        const std::string name = "n" + std::to_string(n);
+        if (!node.up) return why = name + " is down", false;
+        if (node.core->disk() != DiskState::up_to_date) {
+            return why = name + " is " + name_of(node.core->disk()), false;
+        }
+        for (const AppRequest& r : node.requests) {
+            if (r.used) return why = name + " has a request that does not end", false;
+        }
+        if (node.core->role() == Role::primary && !node.core->journal().empty()) {
+            return why = name + " has writes that are not stable everywhere", false;
+        }
+        if (!node.core->idle()) return why = name + " is not idle", false;
+        for (int p = 0; p < n_nodes; ++p) {
+            if (p == n) continue;
+            const PeerView v = node.core->view(static_cast<NodeId>(p));
+            if (v.connection != ConnectionState::connected || v.replication != ReplicationState::established ||
+                v.disk != DiskState::up_to_date) {
+                return why = name + " and n" + std::to_string(p) + ": " + name_of(v.connection) + " " +
+                             name_of(v.replication) + " " + name_of(v.disk) + " (" + v.why + ")", false;
+            }
+            if (v.out_of_sync_bits != 0) {
+                return why = name + " has bits toward n" + std::to_string(p), false;
+            }
+        }
+    }
+    return true;
+}
+
+void World::heal() {
+    faulty_ = busy_ = false;
+    for (int a = 0; a < static_cast<int>(nodes_.size()); ++a) {
+        nodes_[static_cast<std::size_t>(a)].disk_broken = false;
+        for (int b = 0; b < static_cast<int>(nodes_.size()); ++b) {
+            if (a != b && cut(a, b)) set_cut(a, b, false);
+        }
+    }
+    for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
+        if (!nodes_[static_cast<std::size_t>(n)].up) start(n);
+    }
+    std::string why;
+    const std::uint64_t begin = now_;
+    std::uint64_t operator_at = now_ + 8 * ns_per_s;
+    while (!converged(why)) {
+        if (now_ > begin + 300 * ns_per_s) fail("I-L1 no convergence: " + why);
+        if (now_ >= operator_at) {
+            bool all_up = true;
+            for (const Node& node : nodes_) all_up = all_up && node.up && node.paused_until <= now_;
+            if (all_up) settle_split_brain();
+            operator_at = now_ + 12 * ns_per_s;
+        }
+        if (!step()) fail("I-L1 nothing is scheduled, and no convergence: " + why);
+    }
+    audit_all();
+    // I-R12: byte for byte.
+    for (std::size_t n = 1; n < nodes_.size(); ++n) {
+        for (std::uint64_t s = 0; s < volume_sectors_; ++s) {
+            if (nodes_[0].disk->visible(s) != nodes_[n].disk->visible(s)) {
+                fail("I-R12 n0 and n" + std::to_string(n) + " differ in sector " + std::to_string(s));
+            }
+        }
+        if (!uuid_equal(nodes_[0].core->superblock().current_uuid, nodes_[n].core->superblock().current_uuid)) {
+            fail("I-R8 converged with different generations");
+        }
+    }
+}
+
+void World::run() {
+    for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) start(n);
+    at(10 * ns_per_ms, [this] { application(); });
+    at(300 * ns_per_ms, [this] { operators(); });
+    at(700 * ns_per_ms, [this] { faults(); });
+    const std::uint64_t end = now_ + 5 * ns_per_s + random_.below(40 * ns_per_s);
+    while (now_ < end && step()) {
+    }
+    heal();
+    stats_.simulated_ns = now_;
+}
+
+}  // namespace replica::sim

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+// The simulator's command: runs seeds, prints what they exercised, and for a failure the one command
+// that replays it. Every run may be repeated with the same result: --twice proves it.
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "tests/sim/world.hpp"
+
+namespace {
+
+using replica::Mutant;
+using namespace replica::sim;
+
+struct NamedMutant {
+    const char* name;
+    Mutant mutant;
+};
+constexpr NamedMutant mutants[] = {
+    {"none", Mutant::none},
+    {"clear-bit-on-completion", Mutant::clear_bit_on_completion},
+    {"ack-before-peer", Mutant::ack_before_peer},
+    {"skip-activity-log", Mutant::skip_activity_log},
+    {"no-overlap-hold", Mutant::no_overlap_hold},
+    {"generation-after-ack", Mutant::generation_after_ack},
+    {"flush-local-only", Mutant::flush_local_only},
+    {"resync-not-stable", Mutant::resync_not_stable},
+    {"no-fence", Mutant::no_fence},
+    {"no-unstable-marking", Mutant::no_unstable_marking},
+    {"ignore-target-marks", Mutant::ignore_target_marks},
+};
+
+struct Settings {
+    std::uint64_t first = 1;
+    std::uint64_t count = 1;
+    double seconds = 0;  // 0: no limit
+    unsigned threads = 1;
+    bool trace = false;
+    bool twice = false;
+    bool until_caught = false;
+    bool keep_going = false;
+    NamedMutant mutant = mutants[0];
+};
+
+struct Totals {
+    std::mutex mutex;
+    Stats stats;
+    std::uint64_t seeds = 0;
+    std::uint64_t failures = 0;
+    std::uint64_t first_failure = 0;
+};
+
+// Returns what was violated, or an empty string.
+std::string run_seed(const Settings& s, std::uint64_t seed, Stats& stats, std::uint64_t& hash) {
+    Options options;
+    options.seed = seed;
+    options.mutant = s.mutant.mutant;
+    options.trace = s.trace;
+    World world(options);
+    std::string what;
+    try {
+        world.run();
+    } catch (const Violation& violation) {
+        what = violation.what;
+    }
+    hash = world.hash();
+    stats = world.stats();
+    return what;
+}
+
+void add(Stats& to, const Stats& from) {
+    to.events += from.events;
+    to.writes += from.writes;
+    to.reads += from.reads;
+    to.flushes += from.flushes;
+    to.faults += from.faults;
+    to.crashes += from.crashes;
+    to.resyncs += from.resyncs;
+    to.promotions += from.promotions;
+    to.split_brains += from.split_brains;
+    to.audits += from.audits;
+    to.simulated_ns += from.simulated_ns;
+}
+
+void worker(const Settings& s, std::atomic<std::uint64_t>& next, std::atomic<bool>& stop,
+            std::chrono::steady_clock::time_point deadline, Totals& totals) {
+    while (!stop) {
+        const std::uint64_t i = next++;
+        if (i >= s.count) return;
+        if (s.seconds > 0 && std::chrono::steady_clock::now() >= deadline) return;
+        const std::uint64_t seed = s.first + i;
+        Stats stats;
+        std::uint64_t hash = 0;
+        std::string what = run_seed(s, seed, stats, hash);
+        if (s.twice && what.empty()) {
+            Stats again;
+            std::uint64_t second = 0;
+            run_seed(s, seed, again, second);
+            if (second != hash) what = "I-L5 the same seed took another course the second time";
+        }
+        const std::lock_guard lock(totals.mutex);
+        add(totals.stats, stats);
+        ++totals.seeds;
+        if (what.empty()) continue;
+        if (totals.failures++ == 0 || seed < totals.first_failure) totals.first_failure = seed;
+        if (!s.until_caught) {
+            std::printf("seed %llu: %s\n  replay: replica_sim --seed %llu --trace%s%s\n",
+                        static_cast<unsigned long long>(seed), what.c_str(),
+                        static_cast<unsigned long long>(seed),
+                        s.mutant.mutant == Mutant::none ? "" : " --mutant ",
+                        s.mutant.mutant == Mutant::none ? "" : s.mutant.name);
+        }
+        if (!s.keep_going) stop = true;
+    }
+}
+
+[[noreturn]] void usage(const char* wrong) {
+    std::fprintf(stderr,
+                 "replica_sim: %s\n"
+                 "usage: replica_sim [--seed N] [--seeds FIRST COUNT] [--random COUNT] [--seconds S]\n"
+                 "                   [--threads N] [--mutant NAME] [--until-caught] [--keep-going]\n"
+                 "                   [--twice] [--trace] [--list-mutants]\n",
+                 wrong);
+    std::exit(2);
+}
+
+Settings parse(int argc, char** argv) {
+    Settings s;
+    s.threads = std::max(1U, std::thread::hardware_concurrency());
+    const auto number = [&](int& i) {
+        if (i + 1 >= argc) usage("a number is missing");
+        return std::strtoull(argv[++i], nullptr, 0);
+    };
+    for (int i = 1; i < argc; ++i) {
+        const std::string arg = argv[i];
+        if (arg == "--seed") {
+            s.first = number(i);
+            s.count = 1;
+        } else if (arg == "--seeds") {
+            s.first = number(i);
+            s.count = number(i);
+        } else if (arg == "--random") {
+            s.first = static_cast<std::uint64_t>(
+                          std::chrono::system_clock::now().time_since_epoch().count()) %
+                      1'000'000'000'000U;
+            s.count = number(i);
+        } else if (arg == "--seconds") {
+            s.seconds = static_cast<double>(number(i));
+        } else if (arg == "--threads") {
+            s.threads = static_cast<unsigned>(number(i));
+        } else if (arg == "--mutant") {
+            if (i + 1 >= argc) usage("a mutant's name is missing");
+            const std::string name = argv[++i];
+            const NamedMutant* found = nullptr;
+            for (const NamedMutant& m : mutants) {
+                if (name == m.name) found = &m;
+            }
+            if (found == nullptr) usage("no such mutant; --list-mutants names them");
+            s.mutant = *found;
+        } else if (arg == "--until-caught") {
+            s.until_caught = true;
+        } else if (arg == "--keep-going") {
+            s.keep_going = true;
+        } else if (arg == "--twice") {
+            s.twice = true;
+        } else if (arg == "--trace") {
+            s.trace = true;
+        } else if (arg == "--list-mutants") {
+            for (const NamedMutant& m : mutants) std::printf("%s\n", m.name);
+            std::exit(0);
+        } else {
+            usage(("unknown option " + arg).c_str());
+        }
+    }
+    return s;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    const Settings s = parse(argc, argv);
+    const auto begin = std::chrono::steady_clock::now();
+    const auto deadline = begin + std::chrono::milliseconds(static_cast<long>(s.seconds * 1000));
+    Totals totals;
+    std::atomic<std::uint64_t> next{0};
+    std::atomic<bool> stop{false};
+    std::vector<std::thread> threads;
+    for (unsigned t = 0; t < s.threads; ++t) {
+        threads.emplace_back(worker, std::cref(s), std::ref(next), std::ref(stop), deadline, std::ref(totals));
+    }
+    for (std::thread& thread : threads) thread.join();
+    const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    const Stats& t = totals.stats;
+    const auto n = [](std::uint64_t value) { return static_cast<unsigned long long>(value); };
+    std::printf("seeds from %llu: %llu in %.1f s (%.1f a second), simulated %.0f s\n", n(s.first),
+                n(totals.seeds), took, static_cast<double>(totals.seeds) / took,
+                static_cast<double>(t.simulated_ns) / 1e9);
+    std::printf("  %llu writes, %llu reads, %llu flushes, %llu events; %llu faults, %llu crashes\n",
+                n(t.writes), n(t.reads), n(t.flushes), n(t.events), n(t.faults), n(t.crashes));
+    std::printf("  %llu resyncs, %llu promotions, %llu split brains, %llu audits\n", n(t.resyncs),
+                n(t.promotions), n(t.split_brains), n(t.audits));
+    if (s.until_caught) {
+        std::printf("mutant %s: %s\n", s.mutant.name, totals.failures > 0 ? "caught" : "NOT caught");
+        return totals.failures > 0 ? 0 : 1;
+    }
+    std::printf("%llu failed\n", n(totals.failures));
+    return totals.failures > 0 ? 1 : 0;
+}

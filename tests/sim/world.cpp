@@ -1,0 +1,581 @@
+// SPDX-License-Identifier: Apache-2.0
+// The mechanics: time, disks, connections, and how a core's effects become events. What happens to
+// the cluster is in actors.cpp.
+#include "tests/sim/world.hpp"
+
+#include <cerrno>
+#include <cstdarg>
+#include <cstdio>
+
+#include "engine/format/activity_log.hpp"
+
+namespace replica::sim {
+
+World::World(const Options& options) : options_(options), random_(options.seed) {
+    draw_swarm();
+    make_nodes();
+}
+
+void World::schedule(int node, std::uint64_t delay, Task task) {
+    const std::uint32_t incarnation =
+        node >= 0 ? nodes_[static_cast<std::size_t>(node)].incarnation : 0;
+    queue_.push({now_ + delay, ++seq_, node, incarnation, std::move(task)});
+}
+
+void World::fail(const std::string& what) {
+    for (std::size_t n = 0; options_.trace && n < nodes_.size(); ++n) {
+        std::printf("--- n%zu %s\n%s", n, nodes_[n].up ? "" : "down",
+                    nodes_[n].up ? nodes_[n].core->describe().c_str() : "");
+    }
+    throw Violation{what + " (at " + std::to_string(now_ / ns_per_ms) + " ms)"};
+}
+
+void World::trace(int node, const char* format, ...) {
+    if (!options_.trace) return;
+    std::printf("%10.3f ms  ", static_cast<double>(now_) / 1e6);
+    if (node >= 0) std::printf("n%d  ", node);
+    va_list args;
+    va_start(args, format);
+    std::vprintf(format, args);
+    va_end(args);
+    std::printf("\n");
+}
+
+bool World::step() {
+    if (queue_.empty()) return false;
+    Scheduled next = queue_.top();
+    queue_.pop();
+    now_ = std::max(now_, next.at);
+    if (next.node >= 0) {
+        Node& node = nodes_[static_cast<std::size_t>(next.node)];
+        if (next.incarnation != node.incarnation) return true;
+        if (node.paused_until > now_) {  // the machine stands still; its events wait in order
+            next.at = node.paused_until;
+            queue_.push(next);
+            return true;
+        }
+    }
+    ++stats_.events;
+    mix(next.at);
+    mix(static_cast<std::uint64_t>(next.node + 1));
+    next.task();
+    return true;
+}
+
+// --- Disks ----------------------------------------------------------------------------------------------
+
+std::uint64_t World::disk_delay(int) {
+    std::uint64_t d = 1 + random_.below(swarm_.disk_delay_ns);
+    if (swarm_.slow_disk && faulty_ && random_.chance(3'000)) d += random_.below(3 * ns_per_s);
+    return d;
+}
+
+std::vector<Stamp>& World::buffer(int n, BufferRef ref) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    switch (ref.kind) {
+        case BufferKind::request: return node.requests[ref.index].buffer;
+        case BufferKind::receive: return node.receive[ref.index];
+        case BufferKind::resync: return node.resync[ref.index];
+        case BufferKind::serve: return node.serve[ref.index];
+        case BufferKind::none: break;
+    }
+    fail("an I/O without a buffer");
+}
+
+void World::disk_io(int n, const Effect& e) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    const std::uint64_t id = next_op_++;
+    DiskOp& op = node.ops[id];
+    op.tag = e.tag;
+    op.sector = e.offset / sector_bytes;
+    const std::uint64_t sectors = e.length / sector_bytes;
+    if (e.kind != EffectKind::disk_flush && e.offset + e.length > volume_sectors_ * sector_bytes) {
+        fail("I-C9 an I/O beyond the end of the volume");
+    }
+    int error = 0;
+    const bool injected = swarm_.disk_errors && faulty_ && random_.chance(400);
+    if (node.disk_broken || injected) error = EIO;
+    if (e.kind == EffectKind::disk_write || e.kind == EffectKind::disk_zero) {
+        op.write = true;
+        op.data = e.kind == EffectKind::disk_write ? buffer(n, e.buffer) : std::vector<Stamp>(sectors);
+        if (op.data.size() != sectors) fail("a write of another length than its buffer");
+        const std::uint64_t extent = e.offset / extent_bytes;
+        bool logged = false;
+        const auto replay = replay_activity_log(
+            {reinterpret_cast<const std::byte*>(node.disk->activity_log.data()),
+             node.disk->activity_log.size() * 4096},
+            1, static_cast<std::uint32_t>(node.disk->activity_log.size()));
+        if (replay) {
+            for (const std::uint32_t hot : replay.value().extents) logged = logged || hot == extent;
+        }
+        if (!logged) fail("I-R5 a write before its extent is in a durable activity log");
+    }
+    const bool durable = e.durable;
+    const SimDisk::Snapshot snapshot =
+        e.kind == EffectKind::disk_flush ? node.disk->begin_flush() : SimDisk::Snapshot{};
+    const EffectKind kind = e.kind;
+    const BufferRef into = e.buffer;
+    schedule(n, disk_delay(n), [this, n, id, error, durable, snapshot, kind, into, sectors] {
+        Node& at = nodes_[static_cast<std::size_t>(n)];
+        const DiskOp done = at.ops.at(id);
+        at.ops.erase(id);
+        bool zeroes = false;
+        if (error == 0) {
+            if (done.write) at.disk->write(done.sector, done.data, durable);
+            if (kind == EffectKind::disk_flush) at.disk->finish_flush(snapshot);
+            if (kind == EffectKind::disk_read) {
+                std::vector<Stamp>& out = buffer(n, into);
+                out.clear();
+                zeroes = true;
+                for (std::uint64_t s = 0; s < sectors; ++s) {
+                    out.push_back(at.disk->visible(done.sector + s));
+                    zeroes = zeroes && out.back() == 0;
+                }
+            }
+        } else if (done.write && random_.below(2) == 0) {
+            at.disk->tear(done.sector, done.data, random_);
+        }
+        at.core->on_io(Instant{now_}, done.tag, error, zeroes);
+        perform(n);
+    });
+}
+
+void World::metadata_io(int n, const Effect& e) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    const std::uint64_t id = next_op_++;
+    DiskOp& op = node.ops[id];
+    op.tag = e.tag;
+    op.metadata = true;
+    node.core->encode_metadata(e.tag, op.bytes);
+    if (e.tag.origin == IoOrigin::al) op.al_block = node.core->al_block();
+    schedule(n, disk_delay(n), [this, n, id] { finish_op(n, id); });
+}
+
+void World::finish_op(int n, std::uint64_t id) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    DiskOp& op = node.ops.at(id);
+    const bool failed = node.disk_broken || (swarm_.disk_errors && faulty_ && random_.chance(200));
+    if (!failed) {
+        switch (op.tag.origin) {
+            case IoOrigin::superblock:
+                if (op.stage == 0) {
+                    node.disk->copy = op.bytes;
+                    op.stage = 1;
+                    return schedule(n, disk_delay(n), [this, n, id] { finish_op(n, id); });
+                }
+                node.disk->superblock = op.bytes;
+                break;
+            case IoOrigin::al: node.disk->activity_log[op.al_block] = op.bytes; break;
+            case IoOrigin::al_init:
+                for (SimDisk::Block& block : node.disk->activity_log) block = op.bytes;
+                break;
+            case IoOrigin::bitmap_page: node.disk->bitmap[op.tag.index] = op.bytes; break;
+            case IoOrigin::request:
+            case IoOrigin::peer_request:
+            case IoOrigin::resync:
+            case IoOrigin::peer_read:
+            case IoOrigin::local_flush:
+            case IoOrigin::epoch_flush: fail("data as metadata");
+        }
+    }
+    const IoTag tag = op.tag;
+    node.ops.erase(id);
+    node.core->on_io(Instant{now_}, tag, failed ? EIO : 0);
+    perform(n);
+}
+
+// --- Connections ------------------------------------------------------------------------------------------
+
+std::uint64_t World::net_delay() {
+    std::uint64_t d = 10'000 + random_.below(swarm_.net_delay_ns);
+    if (faulty_ && random_.chance(2'000)) d += random_.below(200 * ns_per_ms);
+    return d;
+}
+
+void World::dial(int n, NodeId peer) {
+    const int to = peer;
+    schedule(n, net_delay(), [this, n, to, peer] {
+        Node& node = nodes_[static_cast<std::size_t>(n)];
+        Node& other = nodes_[static_cast<std::size_t>(to)];
+        const bool ok = other.up && !cut(n, to);
+        if (ok) {
+            for (unsigned s = 0; s < 2; ++s) {
+                const std::uint64_t id = next_connection_++;
+                Connection& c = connections_[id];
+                c.node = {n, to};
+                c.incarnation = {node.incarnation, other.incarnation};
+                c.stream = static_cast<Stream>(s);
+                c.bound[0] = true;
+                node.links[peer].connection[s] = id;
+            }
+        }
+        node.core->on_dialled(Instant{now_}, peer, ok);
+        perform(n);
+    });
+}
+
+void World::send(int n, const Effect& e) {
+    const std::uint64_t id =
+        nodes_[static_cast<std::size_t>(n)].links[static_cast<std::size_t>(e.peer)]
+            .connection[static_cast<std::size_t>(e.stream)];
+    Frame frame;
+    encode_header(e.message, 0, frame.header);
+    if (e.buffer.kind != BufferKind::none) {
+        frame.data = buffer(n, e.buffer);
+    } else if (e.message.payload_bytes > 0) {
+        frame.structured.resize(e.message.payload_bytes);
+        nodes_[static_cast<std::size_t>(n)].core->encode_payload(e, frame.structured);
+    }
+    const auto found = connections_.find(id);
+    if (found == connections_.end()) return;
+    transmit(id, found->second.node[0] == n ? 0 : 1, std::move(frame));
+}
+
+void World::transmit(std::uint64_t id, int side, Frame frame) {
+    Connection& c = connections_.at(id);
+    if (!c.open[static_cast<std::size_t>(side)]) return;
+    if (cut(c.node[0], c.node[1])) {
+        c.stalled[static_cast<std::size_t>(side)].push_back(std::move(frame));
+        return;
+    }
+    deliver(id, 1 - side, std::move(frame));
+}
+
+void World::deliver(std::uint64_t id, int to_side, Frame frame) {
+    Connection& c = connections_.at(id);
+    std::uint64_t& last = c.last_arrival[static_cast<std::size_t>(to_side)];
+    last = std::max(last + 1, now_ + net_delay());
+    const int to = c.node[static_cast<std::size_t>(to_side)];
+    auto shared = std::make_shared<Frame>(std::move(frame));
+    schedule(to, last - now_, [this, id, to_side, shared] { receive(id, to_side, *shared); });
+}
+
+void World::receive(std::uint64_t id, int side, const Frame& frame) {
+    const auto found = connections_.find(id);
+    if (found == connections_.end()) return;
+    Connection& c = found->second;
+    const auto s = static_cast<std::size_t>(side);
+    if (!c.open[s]) return;
+    const int n = c.node[s];
+    if (cut(c.node[0], c.node[1])) {  // cut while it was on the way: it arrives when the network heals
+        c.stalled[1 - s].push_front(frame);
+        return;
+    }
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    if (c.incarnation[s] != node.incarnation) return;
+    const auto m = decode_header(frame.header);
+    if (!m) fail("a header that its own decoder refuses: " + m.error().message);
+    if (!c.bound[s]) {
+        const auto hello = decode_hello(frame.structured);
+        if (m.value().type != MessageType::hello || !hello) return close_side(id, side, true);
+        node.core->on_hello(Instant{now_}, id, hello.value());
+        return perform(n);
+    }
+    const auto peer = static_cast<NodeId>(c.node[1 - s]);
+    if (m.value().type == MessageType::reject) {
+        close_link(n, peer);
+        node.core->on_link_closed(Instant{now_}, peer);
+        return perform(n);
+    }
+    BufferRef into = node.core->destination(peer, m.value());
+    if (into.kind == BufferKind::receive) {
+        if (node.receive_free.empty()) {
+            node.receive_free.push_back(static_cast<std::uint32_t>(node.receive.size()));
+            node.receive.emplace_back();
+        }
+        into.index = node.receive_free.back();
+        node.receive_free.pop_back();
+    }
+    if (into.kind != BufferKind::none) buffer(n, into) = frame.data;
+    mix(static_cast<std::uint64_t>(m.value().type));
+    trace(n, "from n%d: message %u seq %llu offset %llu id %u flags %u nodes %x", peer,
+          static_cast<unsigned>(m.value().type), static_cast<unsigned long long>(m.value().seq),
+          static_cast<unsigned long long>(m.value().offset), m.value().id, m.value().flags,
+          m.value().nodes);
+    node.core->on_message(Instant{now_}, peer, c.stream, m.value(), frame.structured, into);
+    perform(n);
+}
+
+// One side closes; the other learns of it after what was sent before, or never while the net is cut.
+void World::close_side(std::uint64_t id, int side, bool abrupt) {
+    const auto found = connections_.find(id);
+    if (found == connections_.end()) return;
+    Connection& c = found->second;
+    const auto s = static_cast<std::size_t>(side);
+    if (!c.open[s]) return;
+    c.open[s] = false;
+    const int other = c.node[1 - s];
+    if (!c.open[1 - s]) {
+        connections_.erase(found);
+        return;
+    }
+    const std::uint64_t last = c.last_arrival[1 - s];
+    std::uint64_t delay = net_delay();
+    if (!abrupt && last > now_) delay += last - now_;
+    const auto tell = [this, id, other, s] {
+        const auto still = connections_.find(id);
+        if (still == connections_.end() || !still->second.open[1 - s]) return;
+        Connection& at = still->second;
+        Node& node = nodes_[static_cast<std::size_t>(other)];
+        if (at.incarnation[1 - s] != node.incarnation) return;
+        const bool bound = at.bound[1 - s];
+        const auto peer = static_cast<NodeId>(at.node[s]);
+        const bool current = bound && (node.links[peer].connection[0] == id || node.links[peer].connection[1] == id);
+        at.open[1 - s] = false;
+        connections_.erase(still);
+        if (!bound) {
+            node.core->on_handle_closed(Instant{now_}, id);
+        } else if (current) {
+            close_link(other, peer);
+            node.core->on_link_closed(Instant{now_}, peer);
+        } else {
+            return;
+        }
+        perform(other);
+    };
+    if (cut(c.node[0], c.node[1])) return;  // the reset is lost: half-open until a timeout
+    schedule(other, delay, tell);
+}
+
+void World::close_link(int n, NodeId peer) {
+    Link& link = nodes_[static_cast<std::size_t>(n)].links[peer];
+    for (std::uint64_t& id : link.connection) {
+        const auto found = connections_.find(id);
+        if (id != 0 && found != connections_.end()) {
+            close_side(id, found->second.node[0] == n ? 0 : 1, random_.below(2) == 0);
+        }
+        id = 0;
+    }
+}
+
+void World::set_cut(int a, int b, bool value) {
+    const auto x = static_cast<std::size_t>(a), y = static_cast<std::size_t>(b);
+    cut_[x][y] = cut_[y][x] = value;
+    if (value) return;
+    for (auto& [id, c] : connections_) {
+        if (!((c.node[0] == a && c.node[1] == b) || (c.node[0] == b && c.node[1] == a))) continue;
+        for (int side = 0; side < 2; ++side) {
+            auto& stalled = c.stalled[static_cast<std::size_t>(side)];
+            while (!stalled.empty()) {
+                deliver(id, 1 - side, std::move(stalled.front()));
+                stalled.pop_front();
+            }
+        }
+        // A side that closed meanwhile answers the retransmission with a reset.
+        for (std::size_t s = 0; s < 2; ++s) {
+            if (c.open[s] || !c.open[1 - s]) continue;
+            c.open[s] = true;
+            const std::uint64_t handle = id;
+            const int closed = static_cast<int>(s);
+            at(1, [this, handle, closed] { close_side(handle, closed, false); });
+        }
+    }
+}
+
+// --- Effects ----------------------------------------------------------------------------------------------
+
+void World::perform(int n) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    Core& core = *node.core;
+    core.check_invariants();
+    if (core.role() == Role::primary) {
+        const Superblock& sb = core.superblock();
+        if (!checker_.knows(sb.current_uuid)) {
+            // Several may have been opened in one step: the history names those in between.
+            std::size_t known = 0;
+            while (known + 1 < sb.history.size() && sb.history[known] != uuid_none &&
+                   !checker_.knows(sb.history[known])) {
+                ++known;
+            }
+            for (std::size_t i = known; i-- > 0;) checker_.generation(sb.history[i], sb.history[i + 1]);
+            checker_.generation(sb.current_uuid, sb.extension.parent_uuid);
+        }
+    }
+    std::vector<Effect> effects;
+    effects.swap(core.effects());
+    core.effects().reserve(effects.capacity());
+    for (const Effect& e : effects) perform_one(n, e);
+    arm_timer(n);
+}
+
+void World::perform_one(int n, const Effect& e) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    mix(static_cast<std::uint64_t>(e.kind) * 31 + e.index);
+    switch (e.kind) {
+        case EffectKind::complete: return completed(n, e.index, e.error);
+        case EffectKind::disk_read:
+        case EffectKind::disk_write:
+        case EffectKind::disk_zero:
+        case EffectKind::disk_flush: return disk_io(n, e);
+        case EffectKind::metadata: return metadata_io(n, e);
+        case EffectKind::send: return send(n, e);
+        case EffectKind::release: return node.receive_free.push_back(e.index);
+        case EffectKind::dial: return dial(n, static_cast<NodeId>(e.peer));
+        case EffectKind::adopt: {
+            const std::uint64_t handles[2] = {e.handle, e.handle2};
+            for (unsigned s = 0; s < 2; ++s) {
+                const auto found = connections_.find(handles[s]);
+                node.links[static_cast<std::size_t>(e.peer)].connection[s] = handles[s];
+                if (found != connections_.end()) found->second.bound[1] = true;
+            }
+            return;
+        }
+        case EffectKind::refuse: {
+            trace(n, "refuses a connection: %s", e.text);
+            Frame frame;
+            Message m;
+            m.type = MessageType::reject;
+            encode_header(m, 0, frame.header);
+            if (connections_.count(e.handle) != 0) transmit(e.handle, 1, std::move(frame));
+            return close_side(e.handle, 1, false);
+        }
+        case EffectKind::close_link: return close_link(n, static_cast<NodeId>(e.peer));
+        case EffectKind::reply:
+            trace(n, "reply %u: %u %s", e.index, static_cast<unsigned>(e.errc), e.text);
+            return replied(n, e.index, e.errc);
+        case EffectKind::notice:
+            trace(n, "notice (peer %d): %s", e.peer, e.text);
+            if (std::string(e.text).find("resync started, this node is the source") == 0) ++stats_.resyncs;
+            if (std::string(e.text).find("split brain: both") == 0) ++stats_.split_brains;
+            return;
+    }
+}
+
+void World::arm_timer(int n) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    const auto next = node.core->next_deadline();
+    if (!next) return;
+    const std::uint64_t due = std::max(next->ns, now_ + 1000);
+    if (node.timer != 0 && node.timer <= due && node.timer > now_) return;
+    node.timer = due;
+    schedule(n, due - now_, [this, n, due] {
+        Node& at = nodes_[static_cast<std::size_t>(n)];
+        if (at.timer != due) return;
+        at.timer = 0;
+        at.core->on_tick(Instant{now_});
+        perform(n);
+    });
+}
+
+// --- Life and death ---------------------------------------------------------------------------------------
+
+void World::start(int n) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    node.up = true;
+    node.timer = 0;
+    CoreConfig config = base_;
+    config.node_id = static_cast<NodeId>(n);
+    config.peers = NodeMask{};
+    for (int p = 0; p < static_cast<int>(nodes_.size()); ++p) {
+        if (p != n) config.peers.add(static_cast<NodeId>(p));
+    }
+    config.entropy = random_.next();
+    node.core = std::make_unique<Core>(config);
+    node.requests.assign(config.limits.requests, AppRequest{});
+    node.receive.clear();
+    node.receive_free.clear();
+    node.resync.assign(config.limits.resync_chunks, {});
+    node.serve.assign(config.limits.peer_reads, {});
+    node.links = {};
+    trace(n, "starts");
+    attach(n);
+    command(n, CommandKind::connect);
+}
+
+void World::attach(int n) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    const auto sb = choose_superblock(node.disk->superblock, node.disk->copy);
+    if (!sb) fail("no usable superblock after a crash: " + sb.error().message);
+    const auto ring = std::span<const std::byte>(
+        reinterpret_cast<const std::byte*>(node.disk->activity_log.data()),
+        node.disk->activity_log.size() * 4096);
+    const auto replay = replay_activity_log(ring, 1, static_cast<std::uint32_t>(node.disk->activity_log.size()));
+    if (!replay && (sb.value().flags & md_flag::primary_ind) != 0) {
+        fail("no usable activity log after a crash: " + replay.error().message);
+    }
+    const Status ready = node.core->prepare_attach(sb.value());
+    if (!ready) {
+        trace(n, "attach refused: %s", ready.error().message.c_str());
+        return;
+    }
+    for (std::uint64_t page = 0; page < node.core->bitmap_pages(); ++page) {
+        node.core->load_bitmap_page(page, node.disk->bitmap[page]);
+    }
+    AttachInfo info;
+    if (replay) info.hot_extents = replay.value().extents;
+    std::memcpy(info.boot_id.data(), &node.boot, sizeof node.boot);
+    info.data_bytes_max = volume_sectors_ * sector_bytes;
+    node.core->on_attach(Instant{now_}, info);
+    perform(n);
+}
+
+// kill -9: what was submitted still completes, caches survive. Power: caches are lost, in-flight
+// writes tear, peers hear nothing.
+void World::crash(int n, bool power) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    if (!node.up) return;
+    trace(n, power ? "loses power" : "is killed");
+    ++stats_.crashes;
+    node.up = false;
+    ++node.incarnation;
+    node.paused_until = 0;
+    for (const auto& [id, op] : node.ops) {
+        if (op.write) {
+            if (power) {
+                node.disk->tear(op.sector, op.data, random_);
+            } else {
+                node.disk->write(op.sector, op.data, false);
+            }
+        }
+        if (!op.metadata) continue;
+        SimDisk::Block* places[2] = {nullptr, nullptr};
+        switch (op.tag.origin) {
+            case IoOrigin::superblock:
+                places[0] = op.stage == 0 ? &node.disk->copy : &node.disk->superblock;
+                break;
+            case IoOrigin::al: places[0] = &node.disk->activity_log[op.al_block]; break;
+            case IoOrigin::bitmap_page: places[0] = &node.disk->bitmap[op.tag.index]; break;
+            case IoOrigin::al_init:
+                for (SimDisk::Block& block : node.disk->activity_log) {
+                    if (random_.below(2) == 0) SimDisk::tear_bytes(block, op.bytes, random_);
+                }
+                break;
+            case IoOrigin::request:
+            case IoOrigin::peer_request:
+            case IoOrigin::resync:
+            case IoOrigin::peer_read:
+            case IoOrigin::local_flush:
+            case IoOrigin::epoch_flush: break;
+        }
+        if (places[0] == nullptr) continue;
+        if (power) {
+            SimDisk::tear_bytes(*places[0], op.bytes, random_);
+        } else {
+            *places[0] = op.bytes;
+        }
+    }
+    node.ops.clear();
+    if (power) {
+        node.boot = random_.next();
+        node.lost_power_at = now_;
+        node.disk->power_cut(static_cast<SimDisk::LossMode>(random_.below(3)), random_);
+    }
+    node.core.reset();
+    std::vector<std::uint64_t> mine;
+    for (const auto& [id, c] : connections_) {
+        if ((c.node[0] == n && c.open[0]) || (c.node[1] == n && c.open[1])) mine.push_back(id);
+    }
+    for (const std::uint64_t id : mine) {
+        const auto found = connections_.find(id);
+        if (found == connections_.end()) continue;
+        const int side = found->second.node[0] == n ? 0 : 1;
+        if (power) {  // silence; the other side finds out by itself
+            found->second.open[static_cast<std::size_t>(side)] = false;
+            if (!found->second.open[static_cast<std::size_t>(1 - side)]) connections_.erase(found);
+        } else {
+            close_side(id, side, true);
+        }
+    }
+}
+
+}  // namespace replica::sim

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+// A cluster in one thread and virtual time: real cores, simulated disks, connections, machines,
+// application and operator, all drawn from one seed. The second shell over engine/core.
+#pragma once
+
+#include <deque>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <queue>
+#include <string>
+#include <vector>
+
+#include "engine/core/core.hpp"
+#include "tests/sim/checker.hpp"
+#include "tests/sim/sim_disk.hpp"
+
+namespace replica::sim {
+
+struct Options {
+    std::uint64_t seed = 1;
+    Mutant mutant = Mutant::none;
+    bool trace = false;
+};
+
+struct Stats {
+    std::uint64_t events = 0, writes = 0, reads = 0, flushes = 0, faults = 0, crashes = 0;
+    std::uint64_t resyncs = 0, promotions = 0, split_brains = 0, audits = 0;
+    std::uint64_t simulated_ns = 0;
+};
+
+// Thrown by the checker and the world: what was violated. Ends the run of this seed.
+struct Violation {
+    std::string what;
+};
+
+class World {
+  public:
+    explicit World(const Options& options);
+    // The whole life of the seed: faults, healing, convergence, audit. Throws Violation.
+    void run();
+    std::uint64_t hash() const { return hash_; }
+    const Stats& stats() const { return stats_; }
+
+  private:
+    // Which faults this seed has, and how often (per million steps of the fault actor).
+    struct Swarm {
+        bool process_crash = false, power_cut = false, all_power = false, partition = false;
+        bool half_open = false, slow_disk = false, disk_errors = false, pause = false;
+        bool operators = false, force = false, detach = false;
+        std::uint64_t net_delay_ns = 0, disk_delay_ns = 0;
+    };
+    struct Frame {
+        std::array<std::byte, wire_header_bytes> header{};
+        std::vector<std::byte> structured;
+        std::vector<Stamp> data;
+    };
+    // One TCP connection. Side 0 dialled it.
+    struct Connection {
+        std::array<int, 2> node{-1, -1};
+        std::array<std::uint32_t, 2> incarnation{};
+        std::array<bool, 2> open{true, true};
+        std::array<bool, 2> bound{false, false};  // belongs to a link of that side
+        std::array<std::uint64_t, 2> last_arrival{};
+        std::array<std::deque<Frame>, 2> stalled;  // sent by that side while the network was cut
+        Stream stream = Stream::bulk;
+    };
+    struct Link {
+        std::array<std::uint64_t, 2> connection{};  // by stream; 0: none
+    };
+    struct AppRequest {
+        bool used = false;
+        IoKind kind = IoKind::read;
+        bool fua = false;
+        std::uint64_t id = 0;
+        std::uint64_t sector = 0;
+        std::uint32_t sectors = 0;
+        std::vector<Stamp> buffer;
+        ReadToken read;
+        Uuid generation = 0;
+        std::map<std::uint64_t, std::uint64_t> promise;  // flush
+    };
+    struct DiskOp {
+        bool write = false, metadata = false;
+        IoTag tag;
+        std::uint64_t sector = 0;
+        std::vector<Stamp> data;
+        SimDisk::Block bytes{};
+        std::uint32_t al_block = 0;
+        int stage = 0;  // superblock: 0 the copy is being written, 1 the disk
+    };
+    struct Node {
+        std::unique_ptr<Core> core;
+        std::unique_ptr<SimDisk> disk;
+        bool up = false;
+        bool attached = false;           // the shell has attached or is about to
+        std::uint32_t incarnation = 0;
+        std::uint64_t boot = 0;
+        std::uint64_t paused_until = 0;
+        bool disk_broken = false;        // every I/O fails until it is replaced... by itself
+        std::array<Link, nodes_max> links;
+        std::vector<AppRequest> requests;
+        std::vector<std::vector<Stamp>> receive, resync, serve;
+        std::vector<std::uint32_t> receive_free;
+        std::map<std::uint64_t, DiskOp> ops;  // in the kernel
+        std::uint64_t timer = 0;              // armed for this instant
+        std::uint64_t lost_power_at = 0;
+        Role last_role = Role::secondary;
+        bool forced = false;                  // its pending promotion is a forced one
+        std::uint32_t promote_token = 0;
+        Uuid parent = 0;                      // its generation when it was told to be primary
+        bool broke = false;                   // its disk had errors in this run
+    };
+    using Task = std::function<void()>;
+    struct Scheduled {
+        std::uint64_t at;
+        std::uint64_t seq;
+        int node;                // -1: the world's own
+        std::uint32_t incarnation;
+        Task task;
+        bool operator>(const Scheduled& o) const { return at != o.at ? at > o.at : seq > o.seq; }
+    };
+
+    void at(std::uint64_t delay, Task task) { schedule(-1, delay, std::move(task)); }
+    void schedule(int node, std::uint64_t delay, Task task);
+    bool step();
+    [[noreturn]] void fail(const std::string& what);
+    void trace(int node, const char* format, ...) __attribute__((format(printf, 3, 4)));
+    void mix(std::uint64_t value) { hash_ = (hash_ ^ value) * 0x100000001b3U; }
+
+    void draw_swarm();
+    void make_nodes();
+    void start(int n);
+    void attach(int n);
+    void crash(int n, bool power);
+    void perform(int n);
+    void perform_one(int n, const Effect& e);
+    void arm_timer(int n);
+    void send(int n, const Effect& e);
+    void dial(int n, NodeId peer);
+    void deliver(std::uint64_t id, int to_side, Frame frame);
+    void receive(std::uint64_t id, int side, const Frame& frame);
+    void transmit(std::uint64_t id, int from_side, Frame frame);
+    void close_side(std::uint64_t id, int side, bool abrupt);
+    void close_link(int n, NodeId peer);
+    void disk_io(int n, const Effect& e);
+    void metadata_io(int n, const Effect& e);
+    void finish_op(int n, std::uint64_t op);
+    std::vector<Stamp>& buffer(int n, BufferRef ref);
+    std::uint64_t net_delay();
+    std::uint64_t disk_delay(int n);
+    bool cut(int a, int b) const { return cut_[static_cast<std::size_t>(a)][static_cast<std::size_t>(b)]; }
+    void set_cut(int a, int b, bool value);
+
+    void application();
+    void submit(int n);
+    std::vector<const SimDisk*> holders(int n);
+    bool moved_on(int member, int primary);
+    void completed(int n, std::uint32_t slot, int error);
+    void replied(int n, std::uint32_t token, Errc code);
+    void operators();
+    void faults();
+    void one_fault();
+    void one_command();
+    void command(int n, CommandKind kind, int peer = -1, bool force = false, bool discard = false);
+    void heal();
+    void settle_split_brain();
+    bool converged(std::string& why);
+    void audit_all();
+    void audit_pair(int a, int b);
+    std::set<std::uint64_t> covered(int n, int peer);
+
+    Options options_;
+    Prng random_;
+    Swarm swarm_;
+    CoreConfig base_;
+    std::uint64_t now_ = ns_per_s;
+    std::uint64_t seq_ = 0;
+    std::priority_queue<Scheduled, std::vector<Scheduled>, std::greater<>> queue_;
+    std::vector<Node> nodes_;
+    std::map<std::uint64_t, Connection> connections_;
+    std::uint64_t next_connection_ = 1;
+    std::uint64_t next_op_ = 1;
+    std::array<std::array<bool, 8>, 8> cut_{};
+    std::uint64_t volume_sectors_ = 0;
+    std::vector<std::uint64_t> hot_blocks_;
+    bool faulty_ = true;
+    bool busy_ = true;
+    std::uint32_t token_ = 0;
+    std::uint64_t hash_ = 0xcbf29ce484222325U;
+    Stats stats_;
+    struct LastAck {
+        NodeMask members;
+        std::uint64_t at = 0;
+        int by = -1;
+    };
+    std::map<Uuid, LastAck> last_ack_;
+    std::uint64_t next_write_ = 1;
+    Checker checker_;
+};
+
+}  // namespace replica::sim
