@@ -21,6 +21,8 @@ SKIPPED = 77
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 EXTENSION = 1392  # what v09 leaves zero starts here
 PRIMARY = 0x13  # consistent, primary-ind, was-up-to-date
+PEER_FLAGS = {"connected": 1, "peer-outdated": 2, "peer-fencing": 4, "full-sync": 8,
+              "peer-device-seen": 16, "node-exists": 1 << 16}
 REPLICAMETA, CRASH_MAKER = map(os.path.abspath, sys.argv[1:3])
 
 
@@ -106,6 +108,10 @@ def parse_dump(text):
     for node, body in re.findall(r"^peer\[(\d+)\] \{(.*?)\}", text, re.MULTILINE | re.DOTALL):
         found["peers"][int(node)] = {
             name: int(value, 0) for name, value in re.findall(rf"([a-z-]+) {number};", body)}
+    found["bits"] = []
+    for body in re.findall(r"^bitmap\[\d+\] \{(.*?)\}", text, re.MULTILINE | re.DOTALL):
+        words = re.findall(r"(?:(\d+) times )?(0x[0-9A-F]{16});", body)
+        found["bits"].append(sum(int(n or 1) * int(word, 16).bit_count() for n, word in words))
     history = re.search(r"history-uuids \{(.*?)\}", text, re.DOTALL)
     found["history"] = [int(value, 16) for value in re.findall(r"0x[0-9A-F]+", history.group(1))]
     return found
@@ -124,7 +130,6 @@ def compare_dumps(disk):
             ("current-uuid", int(ours["current-uuid"], 16)),
             ("flags", ours["flags-value"]),
             ("al-extents", ours["al-nr-extents"]),
-            ("bits-set", sum(slot["bits-set"] for slot in ours["bitmap"])),
             ("la-size-sect", ours["effective-size-sectors"]),
             ("bm-byte-per-bit", ours["bm-bytes-per-bit"]),
             ("device-uuid", int(ours["device-uuid"], 16)),
@@ -134,8 +139,11 @@ def compare_dumps(disk):
         assert theirs[their_name] == value, (their_name, theirs[their_name], value)
     peers = {peer["node-id"]: peer for peer in ours["peers"]}
     assert len(theirs["peers"]) == 32
+    assert theirs["bits"] == [slot["bits-set"] for slot in ours["bitmap"]]
     for number, peer in theirs["peers"].items():
-        mine = peers.get(number, {"bitmap-index": -1, "bitmap-uuid": "0", "bitmap-dagtag": "0"})
+        mine = peers.get(number, {"bitmap-index": -1, "bitmap-uuid": "0", "bitmap-dagtag": "0",
+                                  "flags": []})
+        assert peer["flags"] == sum(PEER_FLAGS[name] for name in mine["flags"]), number
         assert peer["bitmap-index"] == mine["bitmap-index"], number
         assert peer["bitmap-uuid"] == int(mine["bitmap-uuid"], 16), number
         assert peer["bitmap-dagtag"] == int(mine["bitmap-dagtag"], 16), number
@@ -148,9 +156,9 @@ def each_shape(folder):
     """(disk, peers, al-stripes, al-stripe-size-kib) of many kinds."""
     internal = [(16 * MIB, 1, 1, 32), (64 * MIB, 3, 1, 32), (64 * MIB + 512, 1, 2, 64),
                 (GIB, 7, 1, 32), (GIB + 3072, 1, 1, 32), (GIB + 4096 + 3584, 31, 1, 32),
-                (10 * GIB + 1536, 2, 4, 32), (100 * GIB, 5, 1, 36), (1024 * GIB, 1, 1, 32)]
+                (10 * GIB + 1536, 2, 4, 32), (12 * GIB, 5, 1, 36), (1024 * GIB, 1, 1, 32)]
     external = [(64 * MIB, MIB, 1, 1, 32), (64 * MIB + 512, 2 * MIB + 1536, 3, 1, 32),
-                (10 * GIB, 128 * MIB, 7, 2, 64), (100 * GIB + 512, 64 * MIB + 512, 15, 1, 32)]
+                (10 * GIB, 128 * MIB, 7, 2, 64), (20 * GIB + 512, 8 * MIB + 512, 15, 1, 32)]
     for i, (size, peers, stripes, stripe_kib) in enumerate(internal):
         yield Disk(folder, f"internal{i}", size), peers, stripes, stripe_kib
     for i, (size, metadata_size, peers, stripes, stripe_kib) in enumerate(external):
@@ -269,7 +277,8 @@ def apply_both(disk, label, rc_theirs=0, rc_ours=0):
         assert ours.superblock() == disk.superblock(), label
         return None
     assert ours.check()["problems"] == theirs.check()["problems"] == [], label
-    assert ours.dump()["extension"]["write-seq"] == dump["extension"]["write-seq"] + 16, label
+    after = compare_dumps(ours)
+    assert after["extension"]["write-seq"] == dump["extension"]["write-seq"] + 16, label
     return {**json.loads(done.stdout), "bytes-equal": bytes_equal}
 
 
@@ -293,6 +302,7 @@ def test_replay(folder):
             values = {"seed": len(results), "transactions": count, "start": start, "slots": slots,
                       "damage": damage, "flags": PRIMARY, "smaller_by_sectors": smaller}
             crash(trial, **values)
+            compare_dumps(trial)  # as it is while in use
             results.append(apply_both(trial, (disk.data, values)))
             assert results[-1]["was-primary"]
             assert results[-1]["bytes-equal"] or smaller != whole

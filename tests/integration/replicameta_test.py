@@ -19,8 +19,8 @@ SUPERBLOCK = SIZE - 4096
 def run(command, disk, *arguments, rc=0, says=""):
     done = subprocess.run([REPLICAMETA, command, "--disk", disk, *arguments],
                           capture_output=True, text=True, check=False)
-    assert done.returncode == rc, f"{command} {arguments}: exit code {done.returncode}, not {rc}\n" \
-                                  f"{done.stdout}{done.stderr}"
+    assert done.returncode == rc, \
+        f"{command} {arguments}: exit code {done.returncode}, not {rc}\n{done.stdout}{done.stderr}"
     assert says in done.stderr, f"{command}: {done.stderr!r} does not say {says!r}"
     return done.stdout
 
