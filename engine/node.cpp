@@ -1,0 +1,700 @@
+// SPDX-License-Identifier: Apache-2.0
+// The node: which resources there are, on which reactor each lives, and the calls that other
+// threads make. A call that changes a resource holds that resource's `changing`; what blocks
+// (disks, name servers) is done on the caller's thread; the rest is posted to the reactor and
+// waited for.
+#include "engine/node.hpp"
+
+#include <sys/stat.h>
+#include <syslog.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "engine/base/text.hpp"
+#include "engine/io/metadata_file.hpp"
+#include "engine/io/process.hpp"
+#include "engine/node/accepted_socket.hpp"
+#include "engine/node/acceptor.hpp"
+#include "engine/node/check_config.hpp"
+#include "engine/node/resource_shell.hpp"
+#include "engine/node/submissions.hpp"
+
+namespace replica {
+namespace {
+
+using std::chrono::seconds;
+// Longer than any timeout of the core, which ends what waits for a peer.
+constexpr seconds command_timeout{120};
+constexpr seconds quiet_timeout{30};
+
+// Sizes of volumes are whole blocks of the bitmap, so that every client can address all of it.
+constexpr std::uint64_t size_unit = block_bytes;
+
+struct Resource {
+    ResourceConfig config;  // all but the options never changes
+    ReactorThread* thread = nullptr;
+    std::mutex changing;
+    bool removed = false;                  // under `changing`
+    bool up = false;                       // under `changing`: there is a shell
+    std::unique_ptr<ResourceShell> shell;  // made under `changing`; used on the reactor's thread
+    Submissions submissions;
+};
+using ResourcePtr = std::shared_ptr<Resource>;
+
+Status make_directory(const std::string& path) {
+    for (std::size_t at = path.find('/', 1);; at = path.find('/', at + 1)) {
+        const std::string part = path.substr(0, at);
+        if (::mkdir(part.c_str(), 0700) != 0 && errno != EEXIST) {
+            return Error{errno == EACCES ? Errc::permission : Errc::io, errno,
+                         text_of("the state directory %s can not be made: %s", part.c_str(),
+                                 std::strerror(errno))};
+        }
+        if (at == std::string::npos) return ok_status();
+    }
+}
+
+class LocalNode final : public Node {
+  public:
+    explicit LocalNode(const NodeOptions& options)
+        : options_(options), hub_(std::make_unique<EventHub>()) {
+        if (!options_.log) options_.log = [](int, const std::string&) {};
+    }
+    ~LocalNode() override;
+    Status open();
+
+    Status create_resource(const ResourceConfig& config, const CreateOptions& options) override;
+    Status add_resource(const ResourceConfig& config) override;
+    Status remove_resource(const std::string& name) override;
+    Status change_options(const std::string& name, const ResourceOptions& options) override;
+
+    Status up(const std::string& name) override;
+    Status down(const std::string& name) override;
+    Status attach(const std::string& name) override;
+    Status detach(const std::string& name) override;
+    Status connect(const std::string& name, const std::string& peer, bool discard) override;
+    Status disconnect(const std::string& name, const std::string& peer) override;
+    Status promote(const std::string& name, bool force) override;
+    Status demote(const std::string& name) override;
+    Status invalidate(const std::string& name) override;
+    Status invalidate_remote(const std::string& name, const std::string& peer) override;
+    Status pause_sync(const std::string& name, const std::string& peer) override;
+    Status resume_sync(const std::string& name, const std::string& peer) override;
+    Status new_current_uuid(const std::string& name, bool clear_bitmap) override;
+
+    Status export_nbd(const std::string& name, const std::string& door) override;
+    Status unexport(const std::string& name, const std::string& door) override;
+
+    std::vector<std::string> resources() override;
+    Result<ResourceStatus> status(const std::string& name) override;
+    Result<ResourceStats> stats(const std::string& name) override;
+    std::uint64_t subscribe(std::function<void(const Event&)> listener) override {
+        return hub_->subscribe(std::move(listener));
+    }
+    void unsubscribe(std::uint64_t token) override { hub_->unsubscribe(token); }
+
+    Status read(const std::string& name, std::uint64_t offset, std::span<std::byte> into) override;
+    Status write(const std::string& name, std::uint64_t offset, std::span<const std::byte> from,
+                 bool fua) override;
+    Status flush(const std::string& name) override;
+    Status discard(const std::string& name, std::uint64_t offset, std::uint64_t length) override;
+    Status write_zeroes(const std::string& name, std::uint64_t offset,
+                        std::uint64_t length) override;
+    Status submit(const std::string& name, IoKind kind, bool fua, std::uint64_t offset,
+                  std::span<std::byte> bytes, std::uint64_t length,
+                  void (*done)(void* context, int error), void* context) override;
+
+  private:
+    Result<ResourcePtr> find(const std::string& name);
+    Status know(const ResourceConfig& config);
+    void route(int fd, const HelloPayload& hello);
+    DiskPaths paths_of(const ResourceConfig& config) const;
+    void publish(const std::string& resource, const char* action);
+    ReactorThread& least_loaded();
+
+    // With `changing` held.
+    Status attach_fresh(Resource& resource);
+    Status attach_again(Resource& resource);
+    Status take_down(Resource& resource);
+    void destroy_shell(Resource& resource);
+    Status connect_all(Resource& resource);
+
+    Status run(Resource& resource, const Command& command, const std::string& peer = "");
+    Status call(const std::string& name, const Command& command, const std::string& peer = "");
+    template <class F>
+    Result<std::invoke_result_t<F, ResourceShell&>> ask(Resource& resource, F&& f);
+    Status io(const std::string& name, IoKind kind, bool fua, std::uint64_t offset,
+              std::byte* memory, std::uint64_t length);
+
+    NodeOptions options_;
+    std::unique_ptr<EventHub> hub_;
+    std::vector<std::unique_ptr<ReactorThread>> threads_;
+    std::unique_ptr<Acceptor> acceptor_;
+    std::atomic<std::uint64_t> handle_next_{1};
+    std::mutex mutex_;
+    std::map<std::string, ResourcePtr> resources_;  // under mutex_
+};
+
+Error is_down(const std::string& name) {
+    return {Errc::state, 0, name + " is down: bring it up first"};
+}
+
+// ---- the node -----------------------------------------------------------------------------------
+
+Status LocalNode::open() {
+    TRY_STATUS(check_node_name("node", options_.name));
+    if (options_.state_dir.empty() || options_.state_dir.front() != '/') {
+        return Error{Errc::invalid, 0, "the state directory has to be an absolute path"};
+    }
+    if (options_.reactors < 1 || options_.reactors > 64) {
+        return Error{Errc::invalid, 0, "a node has 1 to 64 reactors"};
+    }
+    TRY_STATUS(make_directory(options_.state_dir + "/superblocks"));
+    for (const std::string& warning : prepare_process({options_.lock_memory, options_.lock_memory}))
+        options_.log(LOG_WARNING, warning);
+    for (unsigned i = 0; i < options_.reactors; ++i) {
+        TRY(auto thread, ReactorThread::start());
+        if (!thread->reactor().warning().empty()) {
+            options_.log(LOG_WARNING, thread->reactor().warning());
+        }
+        threads_.push_back(std::move(thread));
+    }
+    if (options_.listen.empty()) return ok_status();
+    TRY(acceptor_,
+        Acceptor::open(
+            *threads_.front(), options_.listen,
+            [this](int fd, const HelloPayload& hello) { route(fd, hello); }, options_.log));
+    return ok_status();
+}
+
+LocalNode::~LocalNode() {
+    if (acceptor_) acceptor_->close();
+    bool stuck = false;
+    for (auto& [name, resource] : resources_) {
+        const std::lock_guard changing(resource->changing);
+        const Status down = take_down(*resource);
+        if (down) continue;
+        // A disk that never answers. Its thread and all that the thread may touch are left behind,
+        // because memory that the kernel may still write to can not be given back.
+        options_.log(LOG_CRIT, name + " does not come down: " + down.error().message);
+        static_cast<void>(new ResourcePtr(resource));
+        stuck = true;
+    }
+    if (!stuck) return;
+    for (auto& thread : threads_)
+        static_cast<void>(thread.release());
+    static_cast<void>(hub_.release());
+    static_cast<void>(acceptor_.release());
+}
+
+// On the first reactor's thread.
+void LocalNode::route(int fd, const HelloPayload& hello) {
+    const std::string name(hello.resource.data());
+    const auto found = find(name);
+    if (!found) return reject_and_close(fd, "there is no such resource here: check its name");
+    const ResourcePtr resource = found.value();
+    const std::uint64_t handle = handle_next_++;
+    resource->thread->reactor().post([resource, fd, hello, handle] {
+        if (resource->shell) return resource->shell->on_accepted(handle, fd, hello);
+        reject_and_close(fd, "the resource is down here");
+    });
+}
+
+Result<ResourcePtr> LocalNode::find(const std::string& name) {
+    const std::lock_guard lock(mutex_);
+    const auto found = resources_.find(name);
+    if (found != resources_.end()) return found->second;
+    return Error{Errc::not_found, 0, "there is no resource " + name + " on node " + options_.name};
+}
+
+std::vector<std::string> LocalNode::resources() {
+    const std::lock_guard lock(mutex_);
+    std::vector<std::string> names;
+    for (const auto& [name, resource] : resources_)
+        names.push_back(name);
+    return names;
+}
+
+void LocalNode::publish(const std::string& resource, const char* action) {
+    Event event;
+    event.resource = resource;
+    event.kind = "resource";
+    event.action = action;
+    hub_->publish(std::move(event));
+}
+
+DiskPaths LocalNode::paths_of(const ResourceConfig& config) const {
+    return {config.disk, config.metadata,
+            text_of("%s/superblocks/%s.v%u", options_.state_dir.c_str(), config.name.c_str(),
+                    config.volume)};
+}
+
+// ---- resources come and go ----------------------------------------------------------------------
+
+// With mutex_ held.
+ReactorThread& LocalNode::least_loaded() {
+    const auto load = [this](const std::unique_ptr<ReactorThread>& thread) {
+        return std::count_if(resources_.begin(), resources_.end(), [&](const auto& entry) {
+            return entry.second->thread == thread.get();
+        });
+    };
+    return **std::min_element(threads_.begin(), threads_.end(),
+                              [&](const auto& a, const auto& b) { return load(a) < load(b); });
+}
+
+Status LocalNode::know(const ResourceConfig& config) {
+    const auto resource = std::make_shared<Resource>();
+    resource->config = config;
+    {
+        const std::lock_guard lock(mutex_);
+        resource->thread = &least_loaded();
+        if (!resources_.emplace(config.name, resource).second) {
+            return Error{Errc::exists, 0, "resource " + config.name + " exists already"};
+        }
+    }
+    publish(config.name, "create");
+    return ok_status();
+}
+
+Status LocalNode::add_resource(const ResourceConfig& config) {
+    TRY_STATUS(check_resource_config(config, options_.name));
+    return know(config);
+}
+
+Status LocalNode::create_resource(const ResourceConfig& config, const CreateOptions& options) {
+    TRY_STATUS(check_resource_config(config, options_.name));
+    if (find(config.name)) {
+        return Error{Errc::exists, 0, "resource " + config.name + " exists already"};
+    }
+    Superblock initial;
+    initial.node_id = config.node_id;
+    initial.max_peers =
+        options.max_peers != 0
+            ? options.max_peers
+            : std::max<std::uint32_t>(1, static_cast<std::uint32_t>(config.peers.size()));
+    if (initial.max_peers < config.peers.size() || initial.max_peers > bitmap_slots_max) {
+        return Error{Errc::invalid, 0,
+                     text_of("%u bitmap slots for %zu peers: 1 to %u, and one for each peer",
+                             initial.max_peers, config.peers.size(), bitmap_slots_max)};
+    }
+    initial.al_extents = config.options.al_extents;
+    initial.device_uuid = random_u64();
+    initial.extension.present = true;
+    initial.extension.write_seq = 1;
+    initial.extension.in_sync = NodeMask::of(config.node_id);
+
+    const DiskPaths paths = paths_of(config);
+    const MetadataTarget target{paths.disk, paths.metadata};
+    std::uint64_t size = options.size_bytes;
+    if (size == 0) {
+        TRY(const MetadataFile file, MetadataFile::open(target, DiskAccess::shared_read));
+        Superblock planned = initial;
+        TRY(const MetadataLayout layout, plan_layout(file.place(), file.disk().size_bytes(),
+                                                     file.device().size_bytes(), planned));
+        size = layout.data_bytes_max / size_unit * size_unit;
+        if (size == 0) return Error{Errc::no_space, 0, paths.disk + " has no room for a volume"};
+    }
+    if (size % size_unit != 0) {
+        return Error{Errc::invalid, 0,
+                     text_of("a volume of %llu bytes: its size is a multiple of %llu",
+                             static_cast<unsigned long long>(size),
+                             static_cast<unsigned long long>(size_unit))};
+    }
+    initial.effective_size_sectors = size / sector_bytes;
+    TRY(const MetadataImage image, create_metadata(target, initial, options.force));
+    MetadataFile::Block block;
+    encode_superblock(image.superblock, block);
+    TRY_STATUS(write_superblock_copy(paths.copy, block));
+    return know(config);
+}
+
+Status LocalNode::remove_resource(const std::string& name) {
+    TRY(const ResourcePtr resource, find(name));
+    {
+        const std::lock_guard changing(resource->changing);
+        if (resource->up) return Error{Errc::state, 0, name + " is up: bring it down first"};
+        resource->removed = true;
+        const std::lock_guard lock(mutex_);
+        resources_.erase(name);
+    }
+    publish(name, "destroy");
+    return ok_status();
+}
+
+Status LocalNode::change_options(const std::string& name, const ResourceOptions& options) {
+    TRY_STATUS(check_resource_options(options));
+    TRY(const ResourcePtr resource, find(name));
+    const std::lock_guard changing(resource->changing);
+    resource->config.options = options;
+    static_cast<void>(ask(*resource, [&](ResourceShell& shell) {
+        shell.change_options(options);
+        return true;
+    }));
+    return ok_status();
+}
+
+// ---- up and down --------------------------------------------------------------------------------
+
+// Asks the shell on its thread. Errors: state (it is down).
+template <class F>
+Result<std::invoke_result_t<F, ResourceShell&>> LocalNode::ask(Resource& resource, F&& f) {
+    using Answer = Result<std::invoke_result_t<F, ResourceShell&>>;
+    return resource.thread->call([&]() -> Answer {
+        if (!resource.shell) return is_down(resource.config.name);
+        return f(*resource.shell);
+    });
+}
+
+// The shell is new and nobody else knows it, so the bitmap goes to its core right here.
+Status LocalNode::attach_fresh(Resource& resource) {
+    TRY(OpenDisk disk, open_disk(resource.thread->reactor(), paths_of(resource.config)));
+    auto shell = std::make_unique<ResourceShell>(
+        ResourceShell::Context{*resource.thread, *hub_, options_.log}, resource.config);
+    TRY_STATUS(shell->load(disk));
+    resource.up = true;
+    const auto handed = std::make_shared<OpenDisk>(std::move(disk));
+    const auto made = std::make_shared<std::unique_ptr<ResourceShell>>(std::move(shell));
+    return resource.thread->call_async(
+        [&resource, handed, made](ResourceShell::Done done) {
+            resource.shell = std::move(*made);
+            resource.shell->start();
+            resource.shell->attach(std::move(*handed), std::move(done));
+        },
+        command_timeout);
+}
+
+Status LocalNode::attach_again(Resource& resource) {
+    TRY(const bool open, ask(resource, [](ResourceShell& shell) { return shell.disk_open(); }));
+    if (open) {
+        return Error{Errc::busy, 0, resource.config.name + " has its disk attached already"};
+    }
+    const auto disk = std::make_shared<OpenDisk>();
+    TRY(*disk, open_disk(resource.thread->reactor(), paths_of(resource.config)));
+    const auto pages = std::make_shared<std::vector<ResourceShell::Page>>();
+    TRY_STATUS(read_bitmap(*disk, [&](std::uint64_t index, std::span<const std::byte, 4096> from) {
+        pages->emplace_back().index = index;
+        std::copy(from.begin(), from.end(), pages->back().bytes.begin());
+    }));
+    return resource.thread->call_async(
+        [&resource, disk, pages](ResourceShell::Done done) {
+            const Status loaded = resource.shell->load(*disk, *pages);
+            if (!loaded) return done(loaded);
+            resource.shell->attach(std::move(*disk), std::move(done));
+        },
+        command_timeout);
+}
+
+Status LocalNode::connect_all(Resource& resource) {
+    Command connect;
+    connect.kind = CommandKind::connect;
+    return run(resource, connect);
+}
+
+Status LocalNode::up(const std::string& name) {
+    TRY(const ResourcePtr resource, find(name));
+    const std::lock_guard changing(resource->changing);
+    if (resource->removed) return Error{Errc::not_found, 0, name + " was just removed"};
+    if (!resource->up) {
+        const Status attached = attach_fresh(*resource);
+        if (!attached) {
+            static_cast<void>(take_down(*resource));
+            return attached;
+        }
+    } else {
+        TRY(const bool open,
+            ask(*resource, [](ResourceShell& shell) { return shell.disk_open(); }));
+        if (!open) TRY_STATUS(attach_again(*resource));
+    }
+    return connect_all(*resource);
+}
+
+Status LocalNode::attach(const std::string& name) {
+    TRY(const ResourcePtr resource, find(name));
+    const std::lock_guard changing(resource->changing);
+    if (resource->removed) return Error{Errc::not_found, 0, name + " was just removed"};
+    if (resource->up) return attach_again(*resource);
+    const Status attached = attach_fresh(*resource);
+    if (!attached) static_cast<void>(take_down(*resource));
+    return attached;
+}
+
+Status LocalNode::down(const std::string& name) {
+    TRY(const ResourcePtr resource, find(name));
+    const std::lock_guard changing(resource->changing);
+    return take_down(*resource);
+}
+
+Status LocalNode::take_down(Resource& resource) {
+    if (!resource.up) return ok_status();
+    ReactorThread& thread = *resource.thread;
+    const auto each = [&](void (ResourceShell::*what)(ResourceShell::Done), seconds timeout) {
+        return thread.call_async(
+            [&resource, what](ResourceShell::Done done) {
+                (resource.shell.get()->*what)(std::move(done));
+            },
+            timeout);
+    };
+    TRY_STATUS(each(&ResourceShell::stop_doors, command_timeout));
+    TRY(const bool primary, ask(resource, [](ResourceShell& shell) { return shell.primary(); }));
+    Command command;
+    command.kind = CommandKind::demote;
+    if (primary) {
+        const Status demoted = run(resource, command);
+        // A disk that fails meanwhile fails the command, but not the change of the role.
+        TRY(const bool still, ask(resource, [](ResourceShell& shell) { return shell.primary(); }));
+        if (still) return demoted;
+    }
+    command.kind = CommandKind::down;
+    TRY_STATUS(run(resource, command));
+    TRY_STATUS(each(&ResourceShell::wait_quiet, quiet_timeout));
+    destroy_shell(resource);
+    resource.up = false;
+    return ok_status();
+}
+
+// Deferred calls of the present turn may still refer to it.
+void LocalNode::destroy_shell(Resource& resource) {
+    const auto gone = [&resource] {
+        if (!resource.shell->removable()) return false;
+        resource.shell.reset();
+        return true;
+    };
+    while (!resource.thread->call(gone)) {
+    }
+}
+
+// ---- commands -----------------------------------------------------------------------------------
+
+Status LocalNode::run(Resource& resource, const Command& command, const std::string& peer) {
+    return resource.thread->call_async(
+        [&resource, command, peer](ResourceShell::Done done) {
+            if (!resource.shell) return done(is_down(resource.config.name));
+            Command addressed = command;
+            if (!peer.empty()) {
+                addressed.peer = resource.shell->peer_id(peer);
+                if (addressed.peer < 0) {
+                    return done(
+                        Error{Errc::not_found, 0, resource.config.name + " has no peer " + peer});
+                }
+            }
+            resource.shell->command(addressed, std::move(done));
+        },
+        command_timeout);
+}
+
+Status LocalNode::call(const std::string& name, const Command& command, const std::string& peer) {
+    TRY(const ResourcePtr resource, find(name));
+    return run(*resource, command, peer);
+}
+
+Status LocalNode::detach(const std::string& name) {
+    TRY(const ResourcePtr resource, find(name));
+    const std::lock_guard changing(resource->changing);
+    return run(*resource, {.kind = CommandKind::detach});
+}
+
+Status LocalNode::connect(const std::string& name, const std::string& peer, bool discard) {
+    return call(name, {.kind = CommandKind::connect, .discard_my_data = discard}, peer);
+}
+Status LocalNode::disconnect(const std::string& name, const std::string& peer) {
+    return call(name, {.kind = CommandKind::disconnect}, peer);
+}
+Status LocalNode::promote(const std::string& name, bool force) {
+    return call(name, {.kind = CommandKind::promote, .force = force});
+}
+Status LocalNode::invalidate(const std::string& name) {
+    return call(name, {.kind = CommandKind::invalidate});
+}
+Status LocalNode::invalidate_remote(const std::string& name, const std::string& peer) {
+    return call(name, {.kind = CommandKind::invalidate_remote}, peer);
+}
+Status LocalNode::pause_sync(const std::string& name, const std::string& peer) {
+    return call(name, {.kind = CommandKind::pause_sync}, peer);
+}
+Status LocalNode::resume_sync(const std::string& name, const std::string& peer) {
+    return call(name, {.kind = CommandKind::resume_sync}, peer);
+}
+Status LocalNode::new_current_uuid(const std::string& name, bool clear_bitmap) {
+    return call(name, {.kind = CommandKind::new_current_uuid, .force = clear_bitmap});
+}
+
+Status LocalNode::demote(const std::string& name) {
+    TRY(const ResourcePtr resource, find(name));
+    const std::lock_guard changing(resource->changing);
+    TRY(const Status unused, ask(*resource, [](ResourceShell& shell) -> Status {
+            if (!shell.primary()) return ok_status();
+            return shell.doors_unused();
+        }));
+    TRY_STATUS(unused);
+    TRY_STATUS(unexport(name, ""));
+    return run(*resource, {.kind = CommandKind::demote});
+}
+
+Status LocalNode::export_nbd(const std::string& name, const std::string& door) {
+    TRY(const ResourcePtr resource, find(name));
+    TRY(const Status exported,
+        ask(*resource, [&](ResourceShell& shell) { return shell.export_nbd(door); }));
+    return exported;
+}
+
+Status LocalNode::unexport(const std::string& name, const std::string& door) {
+    TRY(const ResourcePtr resource, find(name));
+    return resource->thread->call_async(
+        [resource, door](ResourceShell::Done done) {
+            if (!resource->shell) return done(is_down(resource->config.name));
+            resource->shell->unexport(door, std::move(done));
+        },
+        command_timeout);
+}
+
+// ---- views --------------------------------------------------------------------------------------
+
+ResourceStatus status_when_down(const ResourceConfig& config) {
+    ResourceStatus status;
+    status.name = config.name;
+    status.node_id = config.node_id;
+    status.volume = config.volume;
+    status.role = "Secondary";
+    status.disk = "Diskless";
+    for (const PeerConfig& peer : config.peers) {
+        PeerStatus& down = status.peers.emplace_back();
+        down.name = peer.name;
+        down.node_id = peer.node_id;
+        down.connection = "StandAlone";
+        down.role = "Unknown";
+        down.disk = "DUnknown";
+        down.replication = "Off";
+    }
+    return status;
+}
+
+Result<ResourceStatus> LocalNode::status(const std::string& name) {
+    TRY(const ResourcePtr resource, find(name));
+    return resource->thread->call([&] {
+        return resource->shell ? resource->shell->status() : status_when_down(resource->config);
+    });
+}
+
+Result<ResourceStats> LocalNode::stats(const std::string& name) {
+    TRY(const ResourcePtr resource, find(name));
+    return resource->thread->call(
+        [&] { return resource->shell ? resource->shell->stats() : ResourceStats{}; });
+}
+
+// ---- the in-process door ------------------------------------------------------------------------
+
+Error io_error(const std::string& name, int error) {
+    switch (error) {
+        case EROFS:
+            return {Errc::state, error, name + " is Secondary here: promote it first"};
+        case ENOSPC:
+        case EINVAL:
+            return {Errc::invalid, error,
+                    name + ": the range lies beyond the end, or is not a whole number of sectors"};
+        case ESHUTDOWN:
+            return {Errc::cancelled, error, name + " is down, or going down"};
+        default:
+            return {Errc::io, error, name + ": " + std::strerror(error)};
+    }
+}
+
+// On the reactor's thread.
+void start(Resource& resource, Submission& submission) {
+    LocalDoor* const door = resource.shell ? resource.shell->local_door() : nullptr;
+    if (door != nullptr) return door->submit(submission.call);
+    submission.call.done(submission.call, ESHUTDOWN);
+}
+
+void submit_to(const ResourcePtr& resource, Submission& submission) {
+    Reactor& reactor = resource->thread->reactor();
+    if (reactor.on_owner_thread()) return start(*resource, submission);
+    if (!resource->submissions.push(submission, resource)) return;
+    reactor.post([waiting = resource.get()] {
+        std::shared_ptr<void> alive;
+        Submission* next = waiting->submissions.pop_all(alive);
+        while (next != nullptr)
+            start(*waiting, *std::exchange(next, next->next));
+    });
+}
+
+struct Waiter {
+    Submission submission;
+    Baton baton;
+    int error = 0;
+};
+
+Status LocalNode::io(const std::string& name, IoKind kind, bool fua, std::uint64_t offset,
+                     std::byte* memory, std::uint64_t length) {
+    TRY(const ResourcePtr resource, find(name));
+    ASSERT(!resource->thread->reactor().on_owner_thread());
+    Waiter waiter;
+    LocalCall& call = waiter.submission.call;
+    call.kind = kind;
+    call.fua = fua;
+    call.offset = offset;
+    call.length = length;
+    call.memory = memory;
+    call.context = &waiter;
+    call.done = [](LocalCall& ended, int error) {
+        auto& waiting = *static_cast<Waiter*>(ended.context);
+        waiting.error = error;
+        waiting.baton.pass();
+    };
+    submit_to(resource, waiter.submission);
+    waiter.baton.wait();
+    if (waiter.error == 0) return ok_status();
+    return io_error(name, waiter.error);
+}
+
+Status LocalNode::read(const std::string& name, std::uint64_t offset, std::span<std::byte> into) {
+    return io(name, IoKind::read, false, offset, into.data(), into.size());
+}
+Status LocalNode::write(const std::string& name, std::uint64_t offset,
+                        std::span<const std::byte> from, bool fua) {
+    // One field of a call serves both directions; a write does not touch it.
+    return io(name, IoKind::write, fua, offset, const_cast<std::byte*>(from.data()), from.size());
+}
+Status LocalNode::flush(const std::string& name) {
+    return io(name, IoKind::flush, false, 0, nullptr, 0);
+}
+Status LocalNode::discard(const std::string& name, std::uint64_t offset, std::uint64_t length) {
+    return io(name, IoKind::discard, false, offset, nullptr, length);
+}
+Status LocalNode::write_zeroes(const std::string& name, std::uint64_t offset,
+                               std::uint64_t length) {
+    return io(name, IoKind::write_zeroes, false, offset, nullptr, length);
+}
+
+Status LocalNode::submit(const std::string& name, IoKind kind, bool fua, std::uint64_t offset,
+                         std::span<std::byte> bytes, std::uint64_t length,
+                         void (*done)(void* context, int error), void* context) {
+    TRY(const ResourcePtr resource, find(name));
+    const bool data = kind == IoKind::read || kind == IoKind::write;
+    Submission& submission = resource->submissions.take();
+    submission.done = done;
+    submission.context = context;
+    LocalCall& call = submission.call;
+    call.kind = kind;
+    call.fua = fua;
+    call.offset = offset;
+    call.length = data ? bytes.size() : length;
+    call.memory = bytes.data();
+    submit_to(resource, submission);
+    return ok_status();
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Node>> Node::create(const NodeOptions& options) {
+    auto node = std::make_unique<LocalNode>(options);
+    TRY_STATUS(node->open());
+    return std::unique_ptr<Node>(std::move(node));
+}
+
+}  // namespace replica

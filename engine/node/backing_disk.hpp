@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// The disk below one resource: opening it with everything that its metadata says (any thread,
+// blocks), and then reading, writing, zeroing and flushing its data on the reactor. The data begins
+// at byte 0 of the disk, wherever the metadata lies.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/core/core.hpp"
+#include "engine/format/layout.hpp"
+#include "engine/io/block_file.hpp"
+
+namespace replica {
+
+// A file descriptor that closes itself.
+class OwnedFd {
+  public:
+    OwnedFd() = default;
+    explicit OwnedFd(int fd) : fd_(fd) {}
+    OwnedFd(OwnedFd&& other) noexcept : fd_(other.release()) {}
+    OwnedFd& operator=(OwnedFd&& other) noexcept;
+    ~OwnedFd();
+    int get() const { return fd_; }
+    int release();
+
+  private:
+    int fd_ = -1;
+};
+
+struct DiskPaths {
+    std::string disk;
+    std::string metadata;  // empty: internal
+    std::string copy;      // of the superblock, in the node's state directory
+};
+
+// An open disk whose metadata was read and found whole. BlockFiles belong to `reactor`.
+struct OpenDisk {
+    std::unique_ptr<BlockFile> data;
+    std::unique_ptr<BlockFile> external;  // metadata device, null: internal
+    OwnedFd copy;                         // the superblock's copy, open for writing in place
+    DiskPaths paths;
+    MetadataLayout layout;
+    Superblock superblock;
+    AttachInfo info;
+    std::vector<std::string> warnings;
+
+    BlockFile& metadata() const { return external ? *external : *data; }
+};
+
+// Opens exclusively, chooses between superblock and copy, checks the layout, replays the activity
+// log. Errors name what is wrong with which device.
+Result<OpenDisk> open_disk(Reactor& reactor, const DiskPaths& paths);
+
+// The pages of the on-disk bitmap that are not all zero, in order. Errors: io.
+using PageSink = std::function<void(std::uint64_t page, std::span<const std::byte, 4096> bytes)>;
+Status read_bitmap(const OpenDisk& disk, const PageSink& sink);
+
+// A disk on which DRBD wrote last gets the extension that `core` made up for it, all else as it
+// was, before anything else is written: of a mix of two v09 parts nobody could tell the halves.
+Status seal_extension(OpenDisk& disk, const Core& core);
+
+// Reactor thread only.
+class BackingDisk {
+  public:
+    // zeroes: a read that was asked to look found nothing else.
+    using Done = void (*)(void* context, IoTag tag, int error, bool zeroes);
+
+    BackingDisk(BlockFile& file, Done done, void* context);
+    ~BackingDisk();  // nothing may be in flight
+
+    void read(IoTag tag, std::span<std::byte> into, std::uint64_t offset, bool look_for_zeroes);
+    void write(IoTag tag, std::span<const std::byte> from, std::uint64_t offset, bool durable);
+    void zero(IoTag tag, std::uint64_t offset, std::uint64_t length, bool discard, bool durable);
+    void flush(IoTag tag);
+
+    bool idle() const { return in_flight_ == 0; }
+    BlockFile& file() { return file_; }
+
+  private:
+    struct Task {
+        DiskOp op;
+        BackingDisk* disk = nullptr;
+        IoTag tag;
+        std::span<std::byte> look_at;  // a read that is to be looked at for zeroes
+        bool flush_after = false;
+        Task* next = nullptr;
+    };
+    Task& take(IoTag tag);
+    static void op_done(DiskOp& op, int error);
+
+    BlockFile& file_;
+    Done done_;
+    void* context_;
+    std::uint32_t in_flight_ = 0;
+    std::deque<Task> tasks_;  // grows when more than ever before are in flight
+    Task* free_ = nullptr;
+};
+
+}  // namespace replica

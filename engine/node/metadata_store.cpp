@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+// See metadata_store.hpp.
+#include "engine/node/metadata_store.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+#include "engine/format/activity_log.hpp"
+
+namespace replica {
+namespace {
+
+constexpr std::size_t block_size = 4096;
+constexpr std::size_t blocks_at_a_time = 64;
+constexpr std::size_t al_run_max = 256U << 10;
+
+std::byte* aligned_memory(std::size_t bytes) {
+    auto* const memory = static_cast<std::byte*>(std::aligned_alloc(block_size, bytes));
+    ASSERT(memory != nullptr);
+    return memory;
+}
+
+}  // namespace
+
+void MetadataStore::FreeMemory::operator()(std::byte* memory) const { std::free(memory); }
+
+MetadataStore::MetadataStore(Reactor& reactor, BlockFile& file, int copy_fd,
+                             const MetadataLayout& layout, Done done, void* context)
+    : reactor_(reactor),
+      file_(file),
+      copy_fd_(copy_fd),
+      layout_(layout),
+      done_(done),
+      context_(context),
+      al_run_bytes_(std::min<std::size_t>(layout.al_bytes, al_run_max)) {
+    al_run_.reset(aligned_memory(al_run_bytes_));
+    al_op_.context = this;
+    al_op_.done = [](DiskOp& op, int error) {
+        auto& self = *static_cast<MetadataStore*>(op.context);
+        if (error == 0 && self.al_done_bytes_ < self.layout_.al_bytes) return self.next_al_init();
+        --self.in_flight_;
+        self.done_(self.context_, {IoOrigin::al_init, 0}, error);
+    };
+}
+
+MetadataStore::~MetadataStore() { ASSERT(idle()); }
+
+MetadataStore::Block& MetadataStore::take(IoTag tag) {
+    if (free_ == nullptr) {
+        memory_.emplace_back(aligned_memory(blocks_at_a_time * block_size));
+        for (std::size_t i = 0; i < blocks_at_a_time; ++i) {
+            Block& block = blocks_.emplace_back();
+            block.store = this;
+            block.bytes = memory_.back().get() + i * block_size;
+            block.next = free_;
+            free_ = &block;
+        }
+    }
+    Block& block = *free_;
+    free_ = block.next;
+    block.tag = tag;
+    block.op.context = block.copy_op.context = &block;
+    block.op.done = [](DiskOp& op, int error) {
+        Block& ended = *static_cast<Block*>(op.context);
+        ended.store->finish(ended, error);
+    };
+    block.copy_op.callback = [](Op& op, std::int32_t result) {
+        Block& copied = *static_cast<Block*>(op.context);
+        if (result == -EINTR || result == -EAGAIN) return copied.store->write_superblock(copied);
+        if (result != static_cast<std::int32_t>(block_size)) {
+            return copied.store->finish(copied, result < 0 ? -result : EIO);
+        }
+        copied.store->file_.write(copied.op, {copied.bytes, block_size}, copied.offset, true);
+    };
+    ++in_flight_;
+    return block;
+}
+
+void MetadataStore::finish(Block& block, int error) {
+    const IoTag tag = block.tag;
+    block.next = free_;
+    free_ = &block;
+    --in_flight_;
+    done_(context_, tag, error);
+}
+
+void MetadataStore::write_superblock(Block& block) {
+    reactor_.write(block.copy_op, copy_fd_, {block.bytes, block_size}, 0, true);
+}
+
+void MetadataStore::write(const Core& core, IoTag tag) {
+    if (tag.origin == IoOrigin::al_init) return write_al_init(core);
+    Block& block = take(tag);
+    core.encode_metadata(tag, {block.bytes, block_size});
+    if (tag.origin == IoOrigin::superblock) {
+        block.offset = layout_.superblock_offset;
+        return write_superblock(block);
+    }
+    block.offset = tag.origin == IoOrigin::al
+                       ? layout_.al_offset + core.al_block() * std::uint64_t{block_size}
+                       : layout_.bitmap_offset + tag.index * std::uint64_t{block_size};
+    file_.write(block.op, {block.bytes, block_size}, block.offset, true);
+}
+
+void MetadataStore::write_al_init(const Core& core) {
+    std::byte* const run = al_run_.get();
+    core.encode_metadata({IoOrigin::al_init, 0}, {run, block_size});
+    for (std::size_t at = block_size; at < al_run_bytes_; at += block_size) {
+        std::memcpy(run + at, run, block_size);
+    }
+    ++in_flight_;
+    al_done_bytes_ = 0;
+    next_al_init();
+}
+
+void MetadataStore::next_al_init() {
+    const auto bytes = static_cast<std::size_t>(
+        std::min<std::uint64_t>(al_run_bytes_, layout_.al_bytes - al_done_bytes_));
+    const std::uint64_t offset = layout_.al_offset + al_done_bytes_;
+    al_done_bytes_ += bytes;
+    file_.write(al_op_, {al_run_.get(), bytes}, offset, true);
+}
+
+}  // namespace replica

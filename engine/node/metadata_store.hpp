@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// Writes a resource's metadata while it is attached: superblock (copy first, then the disk),
+// activity log, bitmap pages. Each write is on stable storage when it is reported. The bytes are
+// taken from the core at the moment of the call, so that later changes do not tear them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+
+#include "engine/core/core.hpp"
+#include "engine/format/layout.hpp"
+#include "engine/io/block_file.hpp"
+
+namespace replica {
+
+// Reactor thread only. Must stay in place while something is in flight.
+class MetadataStore {
+  public:
+    using Done = void (*)(void* context, IoTag tag, int error);
+
+    // `copy_fd`: the superblock's copy, 4096 bytes; the caller keeps it open.
+    MetadataStore(Reactor& reactor, BlockFile& file, int copy_fd, const MetadataLayout& layout,
+                  Done done, void* context);
+    ~MetadataStore();  // nothing may be in flight
+    MetadataStore(const MetadataStore&) = delete;
+    MetadataStore& operator=(const MetadataStore&) = delete;
+
+    // Performs a metadata effect: tag is superblock, al, al_init or bitmap_page.
+    void write(const Core& core, IoTag tag);
+    bool idle() const { return in_flight_ == 0; }
+
+  private:
+    struct Block {
+        MetadataStore* store = nullptr;
+        std::byte* bytes = nullptr;
+        DiskOp op;
+        Op copy_op;
+        IoTag tag;
+        std::uint64_t offset = 0;
+        Block* next = nullptr;
+    };
+    Block& take(IoTag tag);
+    void finish(Block& block, int error);
+    void write_superblock(Block& block);
+    void write_al_init(const Core& core);
+    void next_al_init();
+
+    Reactor& reactor_;
+    BlockFile& file_;
+    int copy_fd_;
+    MetadataLayout layout_;
+    Done done_;
+    void* context_;
+    std::uint32_t in_flight_ = 0;
+
+    struct FreeMemory {
+        void operator()(std::byte* memory) const;
+    };
+    std::deque<std::unique_ptr<std::byte, FreeMemory>> memory_;
+    std::deque<Block> blocks_;
+    Block* free_ = nullptr;
+
+    // Initialising the log: the same block over and over, a run of it at a time.
+    std::unique_ptr<std::byte, FreeMemory> al_run_;
+    std::size_t al_run_bytes_ = 0;
+    std::uint64_t al_done_bytes_ = 0;
+    DiskOp al_op_;
+};
+
+}  // namespace replica

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+// Opens a resource's disk: all the blocking work of an attach, done on the caller's thread so that
+// no reactor waits for a disk.
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "engine/base/text.hpp"
+#include "engine/format/activity_log.hpp"
+#include "engine/io/metadata_file.hpp"
+#include "engine/io/process.hpp"
+#include "engine/node/backing_disk.hpp"
+
+namespace replica {
+namespace {
+
+using Block = MetadataFile::Block;
+constexpr std::size_t page_bytes = 4096;
+constexpr std::size_t bitmap_read_bytes = 1U << 20;
+
+struct FreeMemory {
+    void operator()(std::byte* memory) const { std::free(memory); }
+};
+using AlignedMemory = std::unique_ptr<std::byte, FreeMemory>;
+
+// For O_DIRECT. `bytes`: a multiple of 4096.
+AlignedMemory aligned_memory(std::size_t bytes) {
+    AlignedMemory memory(static_cast<std::byte*>(std::aligned_alloc(page_bytes, bytes)));
+    ASSERT(memory != nullptr);
+    return memory;
+}
+
+Error disk_error(const BlockFile& file, const char* what, int os_errno) {
+    return {Errc::io, os_errno,
+            text_of("disk %s: %s failed: %s", file.path().c_str(), what, std::strerror(os_errno))};
+}
+
+// Writes one block in place, stable when it returns.
+Status put_block(const BlockFile& file, std::uint64_t offset, const Block& block) {
+    const AlignedMemory memory = aligned_memory(block.size());
+    std::memcpy(memory.get(), block.data(), block.size());
+    const ssize_t written =
+        ::pwrite(file.fd(), memory.get(), block.size(), static_cast<off_t>(offset));
+    if (written != static_cast<ssize_t>(block.size())) {
+        return disk_error(file, "writing the superblock", written < 0 ? errno : EIO);
+    }
+    if (::fdatasync(file.fd()) != 0) return disk_error(file, "flushing the superblock", errno);
+    return ok_status();
+}
+
+Block encoded(const Superblock& superblock) {
+    Block block;
+    encode_superblock(superblock, block);
+    return block;
+}
+
+Status open_copy(OpenDisk& disk, bool exists) {
+    const std::string& path = disk.paths.copy;
+    if (!exists) TRY_STATUS(write_superblock_copy(path, encoded(disk.superblock)));
+    disk.copy = OwnedFd(::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOFOLLOW));
+    if (disk.copy.get() >= 0) return ok_status();
+    return Error{Errc::io, errno,
+                 text_of("the superblock's copy %s can not be opened: %s", path.c_str(),
+                         std::strerror(errno))};
+}
+
+// The choice between disk and copy. If it is not what lies on the disk, it is put there before the
+// copy is touched again: a torn disk and a torn copy together would be lost.
+Status settle_superblock(OpenDisk& disk, const MetadataFile& file) {
+    TRY(const Block on_disk, file.read_superblock());
+    TRY(const auto copy, read_superblock_copy(disk.paths.copy));
+    auto chosen = choose_superblock(on_disk, copy);
+    if (!chosen) {
+        Error error = chosen.error();
+        error.message = disk.metadata().path() + ": " + error.message;
+        return error;
+    }
+    disk.superblock = std::move(chosen).value();
+    const Block block = encoded(disk.superblock);
+    if (block != on_disk) {
+        TRY_STATUS(put_block(disk.metadata(), file.superblock_offset(), block));
+        disk.warnings.push_back(disk.metadata().path() +
+                                ": the superblock was damaged or older than its copy in the state "
+                                "directory, and was restored from it");
+    }
+    return open_copy(disk, !copy.empty());
+}
+
+Status replay_log(OpenDisk& disk, const MetadataFile& file) {
+    TRY(const auto log, file.read_activity_log(disk.layout));
+    const Superblock& sb = disk.superblock;
+    auto replay = replay_activity_log(log, sb.al_stripes, sb.al_stripe_blocks);
+    const bool matters = (sb.flags & md_flag::primary_ind) != 0;
+    if (replay) {
+        disk.info.hot_extents = std::move(replay.value().extents);
+        return ok_status();
+    }
+    const std::string text = disk.metadata().path() + ": " + replay.error().message;
+    if (matters) return Error{Errc::corrupt, 0, text};
+    disk.warnings.push_back(text + " (ignored: the volume was not in use)");
+    return ok_status();
+}
+
+bool reads_as_zeroes(const OpenDisk& disk) {
+    if (disk.data->is_block_device()) return false;
+    const std::uint64_t bytes = disk.superblock.effective_size_sectors * sector_bytes;
+    bool hole = false;
+    return disk.data->extent_status(0, bytes, hole) == bytes && hole;
+}
+
+bool is_zero(const std::byte* page) {
+    static constexpr std::byte zeroes[page_bytes]{};
+    return std::memcmp(page, zeroes, page_bytes) == 0;
+}
+
+}  // namespace
+
+OwnedFd& OwnedFd::operator=(OwnedFd&& other) noexcept {
+    std::swap(fd_, other.fd_);
+    return *this;
+}
+OwnedFd::~OwnedFd() {
+    if (fd_ >= 0) ::close(fd_);
+}
+int OwnedFd::release() { return std::exchange(fd_, -1); }
+
+Result<OpenDisk> open_disk(Reactor& reactor, const DiskPaths& paths) {
+    OpenDisk disk;
+    disk.paths = paths;
+    TRY(disk.data, BlockFile::open(reactor, paths.disk, {}));
+    if (!paths.metadata.empty()) {
+        TRY(disk.external, BlockFile::open(reactor, paths.metadata, {}));
+    }
+    TRY(const MetadataFile file,
+        MetadataFile::open({paths.disk, paths.metadata}, DiskAccess::shared_read));
+    TRY_STATUS(settle_superblock(disk, file));
+    TRY(disk.layout, file.layout_of(disk.superblock));
+    TRY_STATUS(replay_log(disk, file));
+    TRY(const auto boot_id, read_boot_id());
+    std::transform(boot_id.begin(), boot_id.end(), disk.info.boot_id.begin(),
+                   [](std::byte b) { return std::to_integer<std::uint8_t>(b); });
+    disk.info.data_bytes_max = disk.layout.data_bytes_max;
+    disk.info.all_zero = reads_as_zeroes(disk);
+    for (const BlockFile* device : {disk.data.get(), disk.external.get()}) {
+        if (device != nullptr && !device->warning().empty()) {
+            disk.warnings.push_back(device->warning());
+        }
+    }
+    return disk;
+}
+
+Status read_bitmap(const OpenDisk& disk, const PageSink& sink) {
+    const Superblock& sb = disk.superblock;
+    const std::uint64_t end =
+        disk.layout.bitmap_offset +
+        bitmap_bytes_for(sb.effective_size_sectors * sector_bytes, sb.bytes_per_bit, sb.max_peers);
+    const BlockFile& file = disk.metadata();
+    const AlignedMemory memory = aligned_memory(bitmap_read_bytes);
+    for (std::uint64_t at = disk.layout.bitmap_offset; at < end;) {
+        bool hole = false;
+        const std::uint64_t run = file.extent_status(at, end - at, hole);
+        // The edge of a hole may lie inside a page.
+        const std::uint64_t whole = run / page_bytes * page_bytes;
+        if (hole && whole > 0) {
+            at += whole;
+            continue;
+        }
+        const auto bytes = static_cast<std::size_t>(
+            std::min<std::uint64_t>({bitmap_read_bytes, end - at, std::max(whole, page_bytes)}));
+        const ssize_t got = ::pread(file.fd(), memory.get(), bytes, static_cast<off_t>(at));
+        if (got < 0 && errno == EINTR) continue;
+        if (got != static_cast<ssize_t>(bytes)) {
+            return disk_error(file, "reading the bitmap", got < 0 ? errno : EIO);
+        }
+        for (std::size_t i = 0; i < bytes; i += page_bytes) {
+            const std::byte* const page = memory.get() + i;
+            if (is_zero(page)) continue;
+            sink((at + i - disk.layout.bitmap_offset) / page_bytes,
+                 std::span<const std::byte, page_bytes>{page, page_bytes});
+        }
+        at += bytes;
+    }
+    return ok_status();
+}
+
+Status seal_extension(OpenDisk& disk, const Core& core) {
+    if (disk.superblock.extension.present) return ok_status();
+    disk.superblock.extension = core.superblock().extension;
+    const Block block = encoded(disk.superblock);
+    TRY_STATUS(write_superblock_copy(disk.paths.copy, block));
+    TRY_STATUS(open_copy(disk, true));
+    return put_block(disk.metadata(), disk.layout.superblock_offset, block);
+}
+
+}  // namespace replica
