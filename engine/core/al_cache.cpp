@@ -5,7 +5,8 @@
 
 namespace replica {
 
-AlCache::AlCache(std::uint32_t slots, std::uint32_t extents) {
+AlCache::AlCache(std::uint32_t slots, std::uint32_t extents, std::uint32_t ring_blocks)
+    : ring_blocks_(ring_blocks) {
     ASSERT(slots >= 1 && slots < no_slot);
     slots_.resize(slots);
     slot_of_.assign(extents, no_slot);
@@ -26,7 +27,7 @@ void AlCache::reset() {
     in_flight_ = false;
     context_next_ = 0;
     transaction_ = AlTransaction{};
-    transaction_.number = ~std::uint32_t{0};  // the first one is number 0
+    started_ = false;  // the first one is number 0
 }
 
 void AlCache::unlink(std::uint16_t slot) {
@@ -98,7 +99,10 @@ void AlCache::begin_transaction(std::vector<std::uint32_t>& evicted) {
     in_flight_ = true;
 
     AlTransaction& t = transaction_;
-    t.number += 1;
+    // From the second lap on numbers skip what a wrap would map onto blocks that replay still
+    // needs.
+    t.number = started_ ? al_next_number(t.number, 1, ring_blocks_) : 0;
+    started_ = true;
     t.slots = static_cast<std::uint16_t>(slots_.size());
     t.update_count = static_cast<std::uint16_t>(n);
     t.updates = {};

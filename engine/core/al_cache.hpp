@@ -22,7 +22,8 @@ class AlCache {
         starved,  // not held: no slot can be freed now; try again after a release
     };
 
-    AlCache(std::uint32_t slots, std::uint32_t extents);
+    // ring_blocks: transactions that the log on the disk has room for.
+    AlCache(std::uint32_t slots, std::uint32_t extents, std::uint32_t ring_blocks);
 
     // Each granted or pending hold is given back by one release().
     Hold hold(std::uint32_t extent);
@@ -73,6 +74,8 @@ class AlCache {
     std::uint32_t used_ = 0;
     std::uint32_t held_ = 0;
     bool in_flight_ = false;
+    bool started_ = false;
+    std::uint32_t ring_blocks_;
     std::uint16_t context_next_ = 0;
     AlTransaction transaction_;
 };

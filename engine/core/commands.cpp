@@ -20,7 +20,9 @@ void Core::on_io(Instant now, IoTag tag, int result, bool zeroes) {
         case IoOrigin::resync:
             on_chunk_read(tag.index, result, zeroes);
             break;
-        case IoOrigin::peer_read: on_peer_read_io(tag.index, result); break;
+        case IoOrigin::peer_read:
+            on_peer_read_io(tag.index, result);
+            break;
         case IoOrigin::local_flush:
             on_local_flushed(result);
             break;
@@ -229,11 +231,9 @@ void Core::begin_clean_detach() {
 }
 
 void Core::invalidate_local(NodeId source) {
-    const auto slot = static_cast<unsigned>(peers_[source].slot);
     stop_being_source();
+    for_peers([&](Peer&, NodeId id) { set_slot_full(id); });
     set_disk(DiskState::inconsistent);
-    bitmap_->set_all(slot);
-    set_slot_full(source);
     want_handshake(source);
 }
 
@@ -255,7 +255,7 @@ void Core::command_invalidate(const Command& c) {
                                 ? other_good
                                 : disk_ == DiskState::up_to_date && peer.role != Role::primary &&
                                       peer.disk >= DiskState::inconsistent;
-        if (ready && usable && chosen < 0) chosen = id;
+        if (ready && usable && (chosen < 0 || peer.role == Role::primary)) chosen = id;
     });
     if (chosen < 0 || !disk_usable()) {
         return reply(c.token, Errc::state,
@@ -326,6 +326,7 @@ void Core::command_new_uuid(const Command& c) {
     ext.in_sync = members;
     if (c.force) {
         all_zero_ = false;
+        flush_bitmap_ = true;  // or the bits of "just created" would come back after a crash
         for_peers([&](const Peer&, NodeId id) {
             Message m;
             m.type = MessageType::adopt_generation;
@@ -350,6 +351,7 @@ void Core::on_adopt_generation(NodeId id, const GenerationPayload& g) {
         bitmap_->clear_all(static_cast<unsigned>(peer.slot));
         sb_.peers[other].flags &= ~md_peer_flag::full_sync;
     });
+    flush_bitmap_ = true;
     sb_.current_uuid = g.current_uuid;
     sb_.history = g.history;
     SuperblockExtension& ext = sb_.extension;

@@ -94,7 +94,7 @@ void Core::on_tick(Instant now) {
     for_peers([&](Peer&, NodeId id) { tick_link(id); });
     if (idle_flush_at_ && *idle_flush_at_ <= now) {
         idle_flush_at_.reset();
-        want_epoch_flush_ = true;
+        want_epoch_flush_ = !journal_.empty();
     }
     end_step();
 }

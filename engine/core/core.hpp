@@ -186,7 +186,7 @@ class Core {
         std::uint64_t al_writes = 0, bm_writes = 0, md_writes = 0;
     };
     const Counters& counters() const { return counters_; }
-    std::string describe() const;  // for people
+    std::string describe() const;                                   // for people
     std::uint64_t state_version() const { return state_version_; }  // changes with any status word
 
     void check_invariants() const;
@@ -514,7 +514,7 @@ class Core {
     Role role_ = Role::secondary;
     DiskState disk_ = DiskState::diskless;
     MetaPhase meta_ = MetaPhase::detached;
-    bool orphaned_ = false;        // diskless primary whose last copy lost acknowledged writes
+    bool orphaned_ = false;  // diskless primary whose last copy lost acknowledged writes
     const char* why_ = "";
     std::uint64_t volume_bytes_ = 0;
     std::uint64_t data_bytes_max_ = 0;
@@ -536,10 +536,10 @@ class Core {
     std::vector<std::uint8_t> page_in_flight_;
     std::uint64_t bitmap_cursor_ = 0;
     bool flush_wanted_ = false, flushing_ = false;  // a local flush before the next handshake
-    bool flush_bitmap_ = false;      // write all dirty pages in the background
-    bool al_starving_ = false;       // application writes wait for a slot
-    bool peer_al_starving_ = false;  // peers' writes do
-    std::uint32_t disk_io_ = 0;      // data I/O in the kernel
+    bool flush_bitmap_ = false;                     // write all dirty pages in the background
+    bool al_starving_ = false;                      // application writes wait for a slot
+    bool peer_al_starving_ = false;                 // peers' writes do
+    std::uint32_t disk_io_ = 0;                     // data I/O in the kernel
 
     std::array<Peer, nodes_max> peers_;
     std::vector<Request> requests_;    // one more than limits.requests: the epoch flush

@@ -149,6 +149,14 @@ void Core::evaluate(NodeId id) {
         theirs.volume_id != peer.sent.volume_id) {
         return go_standalone(id, "the peer's disk holds another volume");
     }
+    bool other_primary = role_ == Role::primary;
+    for_peers([&](const Peer& other, NodeId other_id) {
+        other_primary = other_primary || (other_id != id && other.phase == LinkPhase::up &&
+                                          other.role == Role::primary);
+    });
+    if (role_ != Role::primary && peer.role == Role::primary && other_primary) {
+        return go_standalone(id, "split brain: another connected peer is Primary already");
+    }
     if (!agree_on_size(id)) return;
     if (role_ == Role::primary && !disk_usable() && in_sync().has(id) &&
         (theirs.flags & state_flag::crashed_power) != 0) {
@@ -226,7 +234,8 @@ void Core::maybe_up_to_date(bool peer_is_up_to_date) {
 
 // An Inconsistent disk is no copy: whoever counts on the in-sync set must not count on it (I-R9).
 void Core::no_good_copy(NodeId id) {
-    if (role_ == Role::primary && in_sync().has(id) && !peers_[id].finishing) evict(NodeMask::of(id));
+    if (role_ == Role::primary && in_sync().has(id) && !peers_[id].finishing)
+        evict(NodeMask::of(id));
 }
 
 void Core::announce_state() {
@@ -252,7 +261,11 @@ void Core::on_state_update(NodeId id, const Message& m) {
     peer.disk = disk;
     touch();
     if (lost_data) peer_lost_data(id);
-    if (disk <= DiskState::inconsistent) no_good_copy(id);
+    const bool member = role_ == Role::primary && in_sync().has(id) && !peer.finishing;
+    if (disk <= DiskState::inconsistent && member) {
+        no_good_copy(id);
+        want_handshake(id);
+    }
     if (demoted) {
         // It had made everything stable everywhere before it stepped down.
         if (journal_owner_ == id) drop_journal(false);

@@ -158,6 +158,7 @@ void Core::on_in_sync(NodeId id, const Message& m) {
         sb_.peers[other].bitmap_uuid = sb_.peers[other].admitting_uuid = uuid_none;
         sb_.peers[other].flags &= ~md_peer_flag::full_sync;
     });
+    flush_bitmap_ = true;
     sb_.extension.in_sync = members;
     persist();
 }

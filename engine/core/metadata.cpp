@@ -273,6 +273,13 @@ void Core::assign_slots() {
     for (const PeerMetadata& peer : sb_.peers) {
         if (peer.bitmap_index >= 0) taken |= 1U << peer.bitmap_index;
     }
+    for (unsigned n = 0; n < nodes_max; ++n) {
+        // Nobody tracks what nodes lack that are not configured: they start from nothing later on.
+        PeerMetadata& md = sb_.peers[n];
+        if (config_.peers.has(static_cast<NodeId>(n))) continue;
+        md.bitmap_uuid = md.admitting_uuid = uuid_none;
+        if (md.bitmap_index >= 0) md.flags |= md_peer_flag::full_sync;
+    }
     for_peers([&](Peer& peer, NodeId id) {
         PeerMetadata& md = sb_.peers[id];
         if (md.bitmap_index < 0) {
@@ -298,6 +305,11 @@ Status Core::prepare_attach(const Superblock& superblock) {
         return state_error("the metadata belongs to node id " + std::to_string(superblock.node_id) +
                            ", this node is " + std::to_string(config_.node_id) +
                            ": is it another node's disk?");
+    }
+    if (superblock.bytes_per_bit != block_bytes) {
+        return Error{Errc::unsupported, 0,
+                     "the bitmap has " + std::to_string(superblock.bytes_per_bit) +
+                         " bytes a bit; Replica uses 4096: create the metadata anew"};
     }
     if (superblock.effective_size_sectors == 0) {
         return state_error("the metadata has no volume size; create the resource first");
@@ -334,7 +346,8 @@ void Core::change_volume_size(std::uint64_t bytes) {
     page_in_flight_.assign(bitmap_->pages(), 0);
     bitmap_cursor_ = 0;
     al_.emplace(sb_.al_extents,
-                static_cast<std::uint32_t>((bytes + extent_bytes - 1) / extent_bytes));
+                static_cast<std::uint32_t>((bytes + extent_bytes - 1) / extent_bytes),
+                sb_.al_stripes * sb_.al_stripe_blocks);
     evicted_.reserve(al_updates_max);
     al_pages_.reserve(std::size_t{al_updates_max} * 34);
 }
@@ -419,7 +432,8 @@ void Core::start_detach() {
 
 void Core::detach_next() {
     if (meta_ == MetaPhase::detach_drain) {
-        if (flush_wanted_ || disk_io_ > 0 || sb_in_flight_ || al_writing_ || al_preparing_ || !peer_queue_.empty())
+        if (flush_wanted_ || disk_io_ > 0 || sb_in_flight_ || al_writing_ || al_preparing_ ||
+            !peer_queue_.empty())
             return;
         drop_journal(true);
         meta_ = MetaPhase::detach_bitmap;

@@ -93,7 +93,7 @@ bool Core::conflicts(const Request& request) const {
     return false;
 }
 
-// A resync moves these blocks just now, from here (chunk) or to here (a peer's request).
+// These blocks are on their way: a resync's from here (chunk), or a peer's to this disk.
 bool Core::write_range_busy(std::uint64_t offset, std::uint64_t length) const {
     for (const Chunk& chunk : chunks_) {
         if (chunk.state != Chunk::State::free &&
@@ -103,8 +103,9 @@ bool Core::write_range_busy(std::uint64_t offset, std::uint64_t length) const {
     }
     for (const std::uint32_t index : peer_queue_) {
         const PeerRequest& p = peer_requests_[index];
-        const bool resync = p.kind == PeerIo::resync_write || p.kind == PeerIo::resync_zero;
-        if (resync && p.phase == Phase::active && overlap(offset, length, p.offset, p.length)) {
+        // Also what a primary that is gone had sent: it may be on its way to the disk still.
+        if (p.kind != PeerIo::flush && p.phase == Phase::active &&
+            overlap(offset, length, p.offset, p.length)) {
             return true;
         }
     }
@@ -144,8 +145,10 @@ void Core::issue_write(std::uint32_t slot) {
         }
     });
     if (!disk_usable()) missing.add(config_.node_id);
-    // FUA is a promise about every in-sync disk, whatever the protocol.
-    const Protocol protocol = r.fua ? Protocol::c : config_.options.protocol;
+    // FUA is a promise about every in-sync disk, whatever the protocol; and without a disk of its
+    // own a primary may not count on what its peers only received.
+    const bool strict = r.fua || !disk_usable();
+    const Protocol protocol = strict ? Protocol::c : config_.options.protocol;
     if (protocol == Protocol::b) entry.unreceived = entry.unwritten;
     if (protocol != Protocol::a && !is(Mutant::ack_before_peer)) r.waiting = entry.unwritten;
     r.local_pending = entry.local_pending;
@@ -184,7 +187,7 @@ void Core::send_write(std::uint32_t slot, NodeId id, NodeMask missing) {
     m.nodes = missing.bits;
     if (r.fua) m.flags |= write_flag::fua;
     if (r.kind == IoKind::discard) m.flags |= write_flag::discard;
-    if (config_.options.protocol == Protocol::b && !r.fua) m.flags |= write_flag::want_received;
+    if (config_.options.protocol == Protocol::b) m.flags |= write_flag::want_received;
     peers_[id].trim_told = m.trim_seq;
     if (r.kind == IoKind::write) {
         m.payload_bytes = r.length;
@@ -402,6 +405,8 @@ void Core::complete(std::uint32_t slot, int error) {
     r.phase = Phase::free;
     if (epoch) {
         epoch_flush_ = false;
+        // What was still on its way when it went out is for the next one.
+        if (!idle_flush_at_) idle_flush_at_ = now_ + config_.limits.idle_flush_ns;
     } else {
         Effect& e = emit(EffectKind::complete);
         e.index = slot;

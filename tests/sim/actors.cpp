@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What happens to the cluster: the swarm of faults that a seed draws, the application, the operator,
-// and the end of each run: heal, resolve, demand convergence, compare every byte.
+// What happens to the cluster: the swarm of faults that a seed draws, the application, the
+// operator, and the end of each run: heal, resolve, demand convergence, compare every byte.
 #include <algorithm>
 #include <cerrno>
 
@@ -44,8 +44,8 @@ void World::make_nodes() {
     const std::size_t n = 1 + random_.below(16) % 4;
     const std::size_t count = n == 1 && random_.below(3) != 0 ? 2 : n;
     const std::uint64_t extents = 2 + random_.below(5);
-    volume_sectors_ = extents * sectors_per_extent - random_.below(64) * sectors_per_block -
-                      random_.below(3);
+    volume_sectors_ =
+        extents * sectors_per_extent - random_.below(64) * sectors_per_block - random_.below(3);
     const std::size_t hot = 3 + random_.below(12);
     for (std::size_t i = 0; i < hot; ++i) {
         hot_blocks_.push_back(random_.below(volume_sectors_ / sectors_per_block));
@@ -62,7 +62,9 @@ void World::make_nodes() {
     base_.options.request_timeout_ms = 4'000;
     base_.options.connect_interval_ms = 200;
     if (random_.below(4) == 0) base_.options.resync_rate_max = 4U << 20;
-    const auto policy = [&](unsigned n_policies) { return static_cast<std::uint8_t>(random_.below(n_policies)); };
+    const auto policy = [&](unsigned n_policies) {
+        return static_cast<std::uint8_t>(random_.below(n_policies));
+    };
     if (random_.below(2) == 0) {
         base_.options.after_sb_0pri = static_cast<AfterSb0Pri>(policy(5));
         base_.options.after_sb_1pri = static_cast<AfterSb1Pri>(policy(4));
@@ -91,18 +93,21 @@ void World::make_nodes() {
         sb.extension.present = true;
         encode_superblock(sb, node.disk->superblock);
         node.disk->copy = node.disk->superblock;
-        for (SimDisk::Block& block : node.disk->activity_log) encode_al_initialised(block);
+        for (SimDisk::Block& block : node.disk->activity_log)
+            encode_al_initialised(block);
         node.boot = random_.next();
     }
 }
 
-// --- Application ------------------------------------------------------------------------------------------
+// --- Application
+// ------------------------------------------------------------------------------------------
 
 void World::application() {
     for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
         const Node& node = nodes_[static_cast<std::size_t>(n)];
         if (!busy_ || !node.up || node.paused_until > now_) continue;
-        if (node.core->role() == Role::primary && node.promote_token == 0 && random_.below(4) != 0) {
+        if (node.core->role() == Role::primary && node.promote_token == 0 &&
+            random_.below(4) != 0) {
             submit(n);
         }
     }
@@ -118,6 +123,7 @@ void World::submit(int n) {
     AppRequest& r = *slot_it;
     r = AppRequest{};
     r.used = true;
+    r.submitted_at = now_;
     const std::uint64_t dice = random_.below(100);
     r.kind = dice < 62   ? IoKind::write
              : dice < 80 ? IoKind::read
@@ -125,8 +131,10 @@ void World::submit(int n) {
              : dice < 95 ? IoKind::discard
                          : IoKind::write_zeroes;
     const std::uint64_t block = hot_blocks_[random_.below(hot_blocks_.size())];
-    r.sector = block * sectors_per_block + (random_.below(3) == 0 ? random_.below(sectors_per_block) : 0);
-    r.sectors = static_cast<std::uint32_t>(random_.below(3) == 0 ? 1 + random_.below(24) : sectors_per_block);
+    r.sector =
+        block * sectors_per_block + (random_.below(3) == 0 ? random_.below(sectors_per_block) : 0);
+    r.sectors = static_cast<std::uint32_t>(random_.below(3) == 0 ? 1 + random_.below(24)
+                                                                 : sectors_per_block);
     const std::uint64_t extent_end = (r.sector / sectors_per_extent + 1) * sectors_per_extent;
     const std::uint64_t end = std::min(volume_sectors_, extent_end);
     if (r.sector >= end) r.sector = end - 1;
@@ -168,11 +176,13 @@ bool World::moved_on(int member, int primary) {
 }
 
 // The disks of the in-sync set of this primary, as it sees it.
-std::vector<const SimDisk*> World::holders(int n) {
+// `since`: a member whose cache was lost after that had it when it answered.
+std::vector<const SimDisk*> World::holders(int n, std::uint64_t since) {
     std::vector<const SimDisk*> disks;
     const Core& core = *nodes_[static_cast<std::size_t>(n)].core;
     for (std::size_t m = 0; m < nodes_.size(); ++m) {
-        if (core.in_sync().has(static_cast<NodeId>(m)) && !moved_on(static_cast<int>(m), n)) {
+        if (core.in_sync().has(static_cast<NodeId>(m)) && !moved_on(static_cast<int>(m), n) &&
+            nodes_[m].lost_power_at <= since) {
             disks.push_back(nodes_[m].disk.get());
         }
     }
@@ -184,13 +194,14 @@ void World::completed(int n, std::uint32_t slot, int error) {
     AppRequest& r = node.requests[slot];
     if (!r.used) fail("a request was completed twice");
     r.used = false;
-    trace(n, "request %u kind %u write %llu sector %llu+%u: %d", slot, static_cast<unsigned>(r.kind),
-          static_cast<unsigned long long>(r.id), static_cast<unsigned long long>(r.sector), r.sectors, error);
+    trace(n, "request %u kind %u write %llu sector %llu+%u: %d", slot,
+          static_cast<unsigned>(r.kind), static_cast<unsigned long long>(r.id),
+          static_cast<unsigned long long>(r.sector), r.sectors, error);
     if (error != 0) return;
     const Core& core = *node.core;
     const Uuid generation = core.superblock().current_uuid;
     const bool c = base_.options.protocol == Protocol::c;
-    const auto disks = holders(n);
+    const auto disks = holders(n, r.kind == IoKind::flush || r.fua ? now_ : r.submitted_at);
     std::string wrong;
     if (r.kind == IoKind::read) {
         wrong = checker_.read_done(r.read, r.sector, r.buffer);
@@ -203,21 +214,25 @@ void World::completed(int n, std::uint32_t slot, int error) {
     if (r.kind == IoKind::read) return;
     // I-Q2: every member of the set has the generation on its disk before the acknowledgement.
     for (std::size_t m = 0; m < nodes_.size(); ++m) {
-        if (!core.in_sync().has(static_cast<NodeId>(m)) || moved_on(static_cast<int>(m), n)) continue;
+        if (!core.in_sync().has(static_cast<NodeId>(m)) || moved_on(static_cast<int>(m), n))
+            continue;
         const auto sb = choose_superblock(nodes_[m].disk->superblock, nodes_[m].disk->copy);
         if (!sb) fail("a member's superblock can not be read");
         const bool same = uuid_equal(sb.value().current_uuid, generation);
         // A member that is being told that it is UpToDate was counted in a moment before.
-        const bool joining = static_cast<int>(m) != n &&
-                             core.view(static_cast<NodeId>(m)).replication == ReplicationState::sync_source;
+        const bool joining =
+            static_cast<int>(m) != n &&
+            core.view(static_cast<NodeId>(m)).replication == ReplicationState::sync_source;
         if (!same && !joining) {
-            fail("I-Q2 acknowledged before n" + std::to_string(m) + " has the generation on its disk");
+            fail("I-Q2 acknowledged before n" + std::to_string(m) +
+                 " has the generation on its disk");
         }
     }
     last_ack_[uuid_identity(generation)] = {core.in_sync(), now_, n};
 }
 
-// --- Operator ---------------------------------------------------------------------------------------------
+// --- Operator
+// ---------------------------------------------------------------------------------------------
 
 void World::command(int n, CommandKind kind, int peer, bool force, bool discard) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
@@ -228,8 +243,10 @@ void World::command(int n, CommandKind kind, int peer, bool force, bool discard)
     c.force = force;
     c.discard_my_data = discard;
     c.wall_clock_s = now_ / ns_per_s;
-    trace(n, "command %u peer %d force %d discard %d", static_cast<unsigned>(kind), peer, force, discard);
-    if (kind == CommandKind::promote && node.core->role() == Role::secondary && node.promote_token == 0) {
+    trace(n, "command %u peer %d force %d discard %d", static_cast<unsigned>(kind), peer, force,
+          discard);
+    if (kind == CommandKind::promote && node.core->role() == Role::secondary &&
+        node.promote_token == 0) {
         node.promote_token = c.token;
         node.forced = force && node.core->disk() != DiskState::up_to_date;
         node.parent = node.core->superblock().current_uuid;
@@ -245,7 +262,8 @@ void World::replied(int n, std::uint32_t token, Errc code) {
     if (code != Errc::ok || node.core->role() != Role::primary) return;
     ++stats_.promotions;
     const Uuid generation = node.core->superblock().current_uuid;
-    if (!checker_.knows(generation)) checker_.generation(generation, node.core->superblock().extension.parent_uuid);
+    if (!checker_.knows(generation))
+        checker_.generation(generation, node.core->superblock().extension.parent_uuid);
     if (node.forced) return checker_.adopted(generation, *node.disk);
     // Nothing acknowledged is missing, unless every holder of it lost its cache since.
     bool strict = false;
@@ -255,8 +273,8 @@ void World::replied(int n, std::uint32_t token, Errc code) {
             const bool holder = base_.options.protocol == Protocol::c
                                     ? ack->second.members.has(static_cast<NodeId>(m))
                                     : false;
-            strict = strict || (holder && nodes_[m].lost_power_at <= ack->second.at &&
-                                !nodes_[m].broke);
+            strict =
+                strict || (holder && nodes_[m].lost_power_at <= ack->second.at && !nodes_[m].broke);
         }
         if (base_.options.protocol != Protocol::c) {
             strict = ack->second.by == n && node.lost_power_at <= ack->second.at && !node.broke;
@@ -274,14 +292,21 @@ void World::one_command() {
     const int peer = random_.below(2) == 0 ? -1 : static_cast<int>(random_.below(nodes_.size()));
     const int other = peer == n ? -1 : peer;
     switch (random_.below(10)) {
-        case 0: return command(n, CommandKind::demote);
-        case 1: return command(n, CommandKind::disconnect, other);
+        case 0:
+            return command(n, CommandKind::demote);
+        case 1:
+            return command(n, CommandKind::disconnect, other);
         case 2:
-        case 3: return command(n, CommandKind::connect, other);
-        case 4: return command(n, CommandKind::invalidate, other);
-        case 5: return command(n, CommandKind::invalidate_remote, other);
-        case 6: return command(n, CommandKind::pause_sync, other);
-        case 7: return command(n, CommandKind::resume_sync, other);
+        case 3:
+            return command(n, CommandKind::connect, other);
+        case 4:
+            return command(n, CommandKind::invalidate, other);
+        case 5:
+            return command(n, CommandKind::invalidate_remote, other);
+        case 6:
+            return command(n, CommandKind::pause_sync, other);
+        case 7:
+            return command(n, CommandKind::resume_sync, other);
         case 8:
             if (swarm_.detach) command(n, CommandKind::detach);
             return;
@@ -316,7 +341,8 @@ void World::operators() {
     at(100 * ns_per_ms + random_.below(900 * ns_per_ms), [this] { operators(); });
 }
 
-// --- Faults -----------------------------------------------------------------------------------------------
+// --- Faults
+// -----------------------------------------------------------------------------------------------
 
 void World::one_fault() {
     const int n = static_cast<int>(random_.below(nodes_.size()));
@@ -381,7 +407,8 @@ void World::faults() {
     at(20 * ns_per_ms + random_.below(1'500 * ns_per_ms), [this] { faults(); });
 }
 
-// --- The global checks --------------------------------------------------------------------------------------
+// --- The global checks
+// --------------------------------------------------------------------------------------
 
 // Blocks that node n's records say may differ on `peer`.
 std::set<std::uint64_t> World::covered(int n, int peer) {
@@ -390,21 +417,24 @@ std::set<std::uint64_t> World::covered(int n, int peer) {
     const auto sb = choose_superblock(node.disk->superblock, node.disk->copy);
     if (!sb) fail("a superblock can not be read");
     const auto add_range = [&](std::uint64_t offset, std::uint64_t length) {
-        for (std::uint64_t b = offset / block_bytes; b * block_bytes < offset + length; ++b) blocks.insert(b);
+        for (std::uint64_t b = offset / block_bytes; b * block_bytes < offset + length; ++b)
+            blocks.insert(b);
     };
-    const bool running = node.up && node.core->bitmap() != nullptr &&
-                         node.core->disk() >= DiskState::inconsistent;
+    const bool running =
+        node.up && node.core->bitmap() != nullptr && node.core->disk() >= DiskState::inconsistent;
     const Superblock& known = running ? node.core->superblock() : sb.value();
     const int slot = known.peers[static_cast<std::size_t>(peer)].bitmap_index;
     const std::uint64_t all = (volume_sectors_ + sectors_per_block - 1) / sectors_per_block;
-    const bool full = (known.peers[static_cast<std::size_t>(peer)].flags & md_peer_flag::full_sync) != 0;
+    const bool full =
+        (known.peers[static_cast<std::size_t>(peer)].flags & md_peer_flag::full_sync) != 0;
     if (slot < 0 || full) {
         add_range(0, all * block_bytes);
         return blocks;
     }
     if (running) {
         const Bitmap& bitmap = *node.core->bitmap();
-        for (std::uint64_t bit = 0; (bit = bitmap.find_set(static_cast<unsigned>(slot), bit)) != Bitmap::none; ++bit) {
+        for (std::uint64_t bit = 0;
+             (bit = bitmap.find_set(static_cast<unsigned>(slot), bit)) != Bitmap::none; ++bit) {
             blocks.insert(bit);
         }
         const Journal& journal = node.core->journal();
@@ -413,14 +443,17 @@ std::set<std::uint64_t> World::covered(int n, int peer) {
         }
     } else {
         Bitmap bitmap(volume_sectors_ * sector_bytes, known.max_peers, 1U << slot);
-        for (std::uint64_t page = 0; page < bitmap.pages(); ++page) bitmap.load_page(page, node.disk->bitmap[page]);
-        for (std::uint64_t bit = 0; (bit = bitmap.find_set(static_cast<unsigned>(slot), bit)) != Bitmap::none; ++bit) {
+        for (std::uint64_t page = 0; page < bitmap.pages(); ++page)
+            bitmap.load_page(page, node.disk->bitmap[page]);
+        for (std::uint64_t bit = 0;
+             (bit = bitmap.find_set(static_cast<unsigned>(slot), bit)) != Bitmap::none; ++bit) {
             blocks.insert(bit);
         }
         if ((known.flags & md_flag::primary_ind) != 0) {
             const auto replay = replay_activity_log(
                 {reinterpret_cast<const std::byte*>(node.disk->activity_log.data()),
-                 node.disk->activity_log.size() * 4096}, 1, 8);
+                 node.disk->activity_log.size() * 4096},
+                1, 8);
             if (replay) {
                 for (const std::uint32_t extent : replay.value().extents) {
                     add_range(std::uint64_t{extent} * extent_bytes, extent_bytes);
@@ -438,15 +471,18 @@ std::set<std::uint64_t> World::covered(int n, int peer) {
 void World::audit_pair(int a, int b) {
     Node& x = nodes_[static_cast<std::size_t>(a)];
     Node& y = nodes_[static_cast<std::size_t>(b)];
-    if (x.broke || y.broke) return;  // a disk that failed keeps what it had; its label is judged at attach
+    if (x.broke || y.broke)
+        return;  // a disk that failed keeps what it had; its label is judged at attach
     const auto label = [&](Node& node) {
         const auto sb = choose_superblock(node.disk->superblock, node.disk->copy);
-        return node.up && node.core->disk() >= DiskState::inconsistent ? node.core->superblock() : sb.value();
+        return node.up && node.core->disk() >= DiskState::inconsistent ? node.core->superblock()
+                                                                       : sb.value();
     };
     const Superblock sx = label(x), sy = label(y);
     const auto tracks = [](const Superblock& s, int peer, Uuid uuid) {
         const PeerMetadata& md = s.peers[static_cast<std::size_t>(peer)];
-        const bool known = uuid_identity(uuid) != uuid_none && uuid_identity(uuid) != uuid_just_created;
+        const bool known =
+            uuid_identity(uuid) != uuid_none && uuid_identity(uuid) != uuid_just_created;
         return known && (uuid_equal(md.bitmap_uuid, uuid) || uuid_equal(md.admitting_uuid, uuid));
     };
     const bool equal = uuid_equal(sx.current_uuid, sy.current_uuid) &&
@@ -455,30 +491,36 @@ void World::audit_pair(int a, int b) {
     std::set<std::uint64_t> cover = covered(a, b);
     cover.merge(covered(b, a));
     for (std::uint64_t s = 0; s < volume_sectors_; ++s) {
-        if (x.disk->visible(s) == y.disk->visible(s) || cover.count(s / sectors_per_block) != 0) continue;
+        if (x.disk->visible(s) == y.disk->visible(s) || cover.count(s / sectors_per_block) != 0)
+            continue;
         fail("I-R7 n" + std::to_string(a) + " and n" + std::to_string(b) + " differ in block " +
-             std::to_string(s / sectors_per_block) + " (writes " + std::to_string(x.disk->visible(s)) +
-             ", " + std::to_string(y.disk->visible(s)) + ") and nothing says so");
+             std::to_string(s / sectors_per_block) + " (writes " +
+             std::to_string(x.disk->visible(s)) + ", " + std::to_string(y.disk->visible(s)) +
+             ") and nothing says so");
     }
 }
 
 void World::audit_all() {
     ++stats_.audits;
     for (int a = 0; a < static_cast<int>(nodes_.size()); ++a) {
-        for (int b = a + 1; b < static_cast<int>(nodes_.size()); ++b) audit_pair(a, b);
+        for (int b = a + 1; b < static_cast<int>(nodes_.size()); ++b)
+            audit_pair(a, b);
     }
 }
 
-// --- The end ----------------------------------------------------------------------------------------------
+// --- The end
+// ----------------------------------------------------------------------------------------------
 
-// An operator looks at what is StandAlone and decides: the primary's data stays, else the lowest id's.
+// An operator looks at what is StandAlone and decides: the primary's data stays, else the lowest
+// id's.
 void World::settle_split_brain() {
     int keep = -1;
     for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
         const Core& core = *nodes_[static_cast<std::size_t>(n)].core;
         const bool good = core.disk() == DiskState::up_to_date;
-        if (good && (keep < 0 || (core.role() == Role::primary &&
-                                  nodes_[static_cast<std::size_t>(keep)].core->role() != Role::primary))) {
+        if (good &&
+            (keep < 0 || (core.role() == Role::primary &&
+                          nodes_[static_cast<std::size_t>(keep)].core->role() != Role::primary))) {
             keep = n;
         }
     }
@@ -488,14 +530,21 @@ void World::settle_split_brain() {
         if (n != keep && node.core->role() == Role::primary) command(n, CommandKind::demote);
         command(n, CommandKind::resume_sync);
         for (int p = 0; p < static_cast<int>(nodes_.size()); ++p) {
-            if (p != n) command(n, CommandKind::connect, p, false, keep >= 0 && n != keep && p == keep);
+            if (p != n)
+                command(n, CommandKind::connect, p, false, keep >= 0 && n != keep && p == keep);
         }
     }
     if (keep >= 0) return;
     // Nobody is UpToDate: the one that is closest to it is told to be.
-    int best = 0;
-    for (int n = 1; n < static_cast<int>(nodes_.size()); ++n) {
-        if (nodes_[static_cast<std::size_t>(n)].core->disk() > nodes_[static_cast<std::size_t>(best)].core->disk()) best = n;
+    int best = -1;
+    const auto rank = [&](int n) {
+        const Core& core = *nodes_[static_cast<std::size_t>(n)].core;
+        const bool had_data = uuid_identity(core.superblock().current_uuid) != uuid_just_created;
+        return static_cast<int>(core.disk()) + (had_data ? 100 : 0);
+    };
+    for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
+        if (nodes_[static_cast<std::size_t>(n)].core->disk() < DiskState::inconsistent) return;
+        if (best < 0 || rank(n) > rank(best)) best = n;
     }
     command(best, CommandKind::promote, -1, true);
 }
@@ -519,10 +568,12 @@ bool World::converged(std::string& why) {
         for (int p = 0; p < n_nodes; ++p) {
             if (p == n) continue;
             const PeerView v = node.core->view(static_cast<NodeId>(p));
-            if (v.connection != ConnectionState::connected || v.replication != ReplicationState::established ||
-                v.disk != DiskState::up_to_date) {
-                return why = name + " and n" + std::to_string(p) + ": " + name_of(v.connection) + " " +
-                             name_of(v.replication) + " " + name_of(v.disk) + " (" + v.why + ")", false;
+            if (v.connection != ConnectionState::connected ||
+                v.replication != ReplicationState::established || v.disk != DiskState::up_to_date) {
+                return why = name + " and n" + std::to_string(p) + ": " + name_of(v.connection) +
+                             " " + name_of(v.replication) + " " + name_of(v.disk) + " (" + v.why +
+                             ")",
+                       false;
             }
             if (v.out_of_sync_bits != 0) {
                 return why = name + " has bits toward n" + std::to_string(p), false;
@@ -550,7 +601,8 @@ void World::heal() {
         if (now_ > begin + 300 * ns_per_s) fail("I-L1 no convergence: " + why);
         if (now_ >= operator_at) {
             bool all_up = true;
-            for (const Node& node : nodes_) all_up = all_up && node.up && node.paused_until <= now_;
+            for (const Node& node : nodes_)
+                all_up = all_up && node.up && node.paused_until <= now_;
             if (all_up) settle_split_brain();
             operator_at = now_ + 12 * ns_per_s;
         }
@@ -561,17 +613,20 @@ void World::heal() {
     for (std::size_t n = 1; n < nodes_.size(); ++n) {
         for (std::uint64_t s = 0; s < volume_sectors_; ++s) {
             if (nodes_[0].disk->visible(s) != nodes_[n].disk->visible(s)) {
-                fail("I-R12 n0 and n" + std::to_string(n) + " differ in sector " + std::to_string(s));
+                fail("I-R12 n0 and n" + std::to_string(n) + " differ in sector " +
+                     std::to_string(s));
             }
         }
-        if (!uuid_equal(nodes_[0].core->superblock().current_uuid, nodes_[n].core->superblock().current_uuid)) {
+        if (!uuid_equal(nodes_[0].core->superblock().current_uuid,
+                        nodes_[n].core->superblock().current_uuid)) {
             fail("I-R8 converged with different generations");
         }
     }
 }
 
 void World::run() {
-    for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) start(n);
+    for (int n = 0; n < static_cast<int>(nodes_.size()); ++n)
+        start(n);
     at(10 * ns_per_ms, [this] { application(); });
     at(300 * ns_per_ms, [this] { operators(); });
     at(700 * ns_per_ms, [this] { faults(); });

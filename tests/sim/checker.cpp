@@ -81,11 +81,12 @@ void Checker::submitted(std::uint64_t id, Uuid generation, std::uint64_t sector,
                         std::uint32_t sectors, bool zero) {
     writes_[id] = {uuid_identity(generation), sector, sectors, zero};
     if (!zero) return;
-    for (std::uint32_t i = 0; i < sectors; ++i) zeroes_[sector + i].push_back(id);
+    for (std::uint32_t i = 0; i < sectors; ++i)
+        zeroes_[sector + i].push_back(id);
 }
 
-Checker::Complain Checker::acknowledged(std::uint64_t id, Uuid generation, bool protocol_c, bool fua,
-                                        const std::vector<const SimDisk*>& holders) {
+Checker::Complain Checker::acknowledged(std::uint64_t id, Uuid generation, bool protocol_c,
+                                        bool fua, const std::vector<const SimDisk*>& holders) {
     const Write& w = writes_.at(id);
     Model& m = models_.at(uuid_identity(generation));
     for (std::uint64_t s = w.sector; s < w.sector + w.sectors; ++s) {
@@ -124,7 +125,8 @@ Checker::Complain Checker::flushed(const std::map<std::uint64_t, std::uint64_t>&
     return {};
 }
 
-ReadToken Checker::read_submitted(Uuid generation, std::uint64_t sector, std::uint32_t sectors) const {
+ReadToken Checker::read_submitted(Uuid generation, std::uint64_t sector,
+                                  std::uint32_t sectors) const {
     ReadToken token{uuid_identity(generation), {}};
     const Model& m = model(generation);
     for (std::uint64_t s = sector; s < sector + sectors; ++s) {
@@ -139,9 +141,10 @@ Checker::Complain Checker::read_done(const ReadToken& token, std::uint64_t secto
     // The generation may have moved on while the read was under way; its writes are newer still.
     for (std::size_t i = 0; i < values.size(); ++i) {
         const auto written = writes_.find(values[i]);
-        const Uuid lineage = written != writes_.end() && descends(written->second.generation, token.generation)
-                                 ? written->second.generation
-                                 : token.generation;
+        const Uuid lineage =
+            written != writes_.end() && descends(written->second.generation, token.generation)
+                ? written->second.generation
+                : token.generation;
         if (values[i] == 0 && token.bound[i] != 0) {
             const auto zeroes = zeroes_.find(sector + i);
             const bool zeroed = zeroes != zeroes_.end() && !zeroes->second.empty() &&

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The independent model. It knows what was asked and answered, which generation each write belongs
-// to, and which nodes were in the in-sync set when it was acknowledged; from that it says what every
-// disk must hold. It shares no code with the core but the formats.
+// to, and which nodes were in the in-sync set when it was acknowledged; from that it says what
+// every disk must hold. It shares no code with the core but the formats.
 #pragma once
 
 #include <cstdint>
@@ -30,9 +30,10 @@ class Checker {
     bool knows(Uuid uuid) const { return models_.count(uuid_identity(uuid)) != 0; }
 
     // A write was submitted on a primary of `generation`. Ids rise.
-    void submitted(std::uint64_t id, Uuid generation, std::uint64_t sector, std::uint32_t sectors, bool zero);
-    // It was acknowledged: `holders` are the members of the in-sync set with their disks. protocol_c:
-    // every one has it. fua: durably.
+    void submitted(std::uint64_t id, Uuid generation, std::uint64_t sector, std::uint32_t sectors,
+                   bool zero);
+    // It was acknowledged: `holders` are the members of the in-sync set with their disks.
+    // protocol_c: every one has it. fua: durably.
     Complain acknowledged(std::uint64_t id, Uuid generation, bool protocol_c, bool fua,
                           const std::vector<const SimDisk*>& holders);
     // What must be stable once a flush that is submitted now is acknowledged.
@@ -41,7 +42,8 @@ class Checker {
                      const std::vector<const SimDisk*>& holders);
 
     ReadToken read_submitted(Uuid generation, std::uint64_t sector, std::uint32_t sectors) const;
-    Complain read_done(const ReadToken& token, std::uint64_t sector, const std::vector<Stamp>& values) const;
+    Complain read_done(const ReadToken& token, std::uint64_t sector,
+                       const std::vector<Stamp>& values) const;
 
     // A node becomes primary of `generation` with this disk. strict: no acknowledged write may be
     // missing; else only what was flushed must be there.

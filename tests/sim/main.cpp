@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The simulator's command: runs seeds, prints what they exercised, and for a failure the one command
-// that replays it. Every run may be repeated with the same result: --twice proves it.
+// The simulator's command: runs seeds, prints what they exercised, and for a failure the one
+// command that replays it. Every run may be repeated with the same result: --twice proves it.
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -121,12 +121,13 @@ void worker(const Settings& s, std::atomic<std::uint64_t>& next, std::atomic<boo
 }
 
 [[noreturn]] void usage(const char* wrong) {
-    std::fprintf(stderr,
-                 "replica_sim: %s\n"
-                 "usage: replica_sim [--seed N] [--seeds FIRST COUNT] [--random COUNT] [--seconds S]\n"
-                 "                   [--threads N] [--mutant NAME] [--until-caught] [--keep-going]\n"
-                 "                   [--twice] [--trace] [--list-mutants]\n",
-                 wrong);
+    std::fprintf(
+        stderr,
+        "replica_sim: %s\n"
+        "usage: replica_sim [--seed N] [--seeds FIRST COUNT] [--random COUNT] [--seconds S]\n"
+        "                   [--threads N] [--mutant NAME] [--until-caught] [--keep-going]\n"
+        "                   [--twice] [--trace] [--list-mutants]\n",
+        wrong);
     std::exit(2);
 }
 
@@ -172,7 +173,8 @@ Settings parse(int argc, char** argv) {
         } else if (arg == "--trace") {
             s.trace = true;
         } else if (arg == "--list-mutants") {
-            for (const NamedMutant& m : mutants) std::printf("%s\n", m.name);
+            for (const NamedMutant& m : mutants)
+                std::printf("%s\n", m.name);
             std::exit(0);
         } else {
             usage(("unknown option " + arg).c_str());
@@ -192,10 +194,13 @@ int main(int argc, char** argv) {
     std::atomic<bool> stop{false};
     std::vector<std::thread> threads;
     for (unsigned t = 0; t < s.threads; ++t) {
-        threads.emplace_back(worker, std::cref(s), std::ref(next), std::ref(stop), deadline, std::ref(totals));
+        threads.emplace_back(worker, std::cref(s), std::ref(next), std::ref(stop), deadline,
+                             std::ref(totals));
     }
-    for (std::thread& thread : threads) thread.join();
-    const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    for (std::thread& thread : threads)
+        thread.join();
+    const double took =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     const Stats& t = totals.stats;
     const auto n = [](std::uint64_t value) { return static_cast<unsigned long long>(value); };
     std::printf("seeds from %llu: %llu in %.1f s (%.1f a second), simulated %.0f s\n", n(s.first),
@@ -206,7 +211,8 @@ int main(int argc, char** argv) {
     std::printf("  %llu resyncs, %llu promotions, %llu split brains, %llu audits\n", n(t.resyncs),
                 n(t.promotions), n(t.split_brains), n(t.audits));
     if (s.until_caught) {
-        std::printf("mutant %s: %s\n", s.mutant.name, totals.failures > 0 ? "caught" : "NOT caught");
+        std::printf("mutant %s: %s\n", s.mutant.name,
+                    totals.failures > 0 ? "caught" : "NOT caught");
         return totals.failures > 0 ? 0 : 1;
     }
     std::printf("%llu failed\n", n(totals.failures));

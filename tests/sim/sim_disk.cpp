@@ -31,7 +31,8 @@ void SimDisk::finish_flush(const Snapshot& snapshot) {
         version = pending.version;
         durable_[sector] = pending.stamp;
         const auto now = unflushed_.find(sector);
-        if (now != unflushed_.end() && now->second.version == pending.version) unflushed_.erase(now);
+        if (now != unflushed_.end() && now->second.version == pending.version)
+            unflushed_.erase(now);
     }
     if (unflushed_.empty()) order_.clear();
 }
@@ -47,12 +48,14 @@ void SimDisk::tear(std::uint64_t sector, const std::vector<Stamp>& stamps, Prng&
 
 void SimDisk::power_cut(LossMode mode, Prng& random) {
     const std::size_t keep = order_.empty() ? 0 : random.below(order_.size() + 1);
-    std::vector<std::uint64_t> kept(order_.begin(), order_.begin() + static_cast<std::ptrdiff_t>(keep));
+    std::vector<std::uint64_t> kept(order_.begin(),
+                                    order_.begin() + static_cast<std::ptrdiff_t>(keep));
     std::sort(kept.begin(), kept.end());
     for (const auto& [sector, pending] : unflushed_) {
-        const bool stays = mode == LossMode::subset   ? random.below(2) == 0
-                           : mode == LossMode::prefix ? std::binary_search(kept.begin(), kept.end(), sector)
-                                                      : false;
+        const bool stays = mode == LossMode::subset ? random.below(2) == 0
+                           : mode == LossMode::prefix
+                               ? std::binary_search(kept.begin(), kept.end(), sector)
+                               : false;
         if (stays) {
             durable_[sector] = pending.stamp;
             durable_version_[sector] = pending.version;

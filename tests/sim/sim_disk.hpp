@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A disk with a volatile cache, as the fault model has it (docs/testing.md): a completed write sits
-// in the cache until a flush that was submitted later completes; at a power cut every sector that was
-// not flushed, or was in flight, is kept or lost on its own. Data sectors hold the id of the write
-// that made them (0: zeroes); metadata is real bytes.
+// in the cache until a flush that was submitted later completes; at a power cut every sector that
+// was not flushed, or was in flight, is kept or lost on its own. Data sectors hold the id of the
+// write that made them (0: zeroes); metadata is real bytes.
 #pragma once
 
 #include <array>
@@ -53,8 +53,8 @@ class SimDisk {
     std::vector<Stamp> durable_;
     std::map<std::uint64_t, std::uint64_t> durable_version_;
     std::uint64_t version_ = 0;
-    Snapshot unflushed_;                  // visible and not durable, by sector
-    std::vector<std::uint64_t> order_;    // sectors in the order in which they became unflushed
+    Snapshot unflushed_;                // visible and not durable, by sector
+    std::vector<std::uint64_t> order_;  // sectors in the order in which they became unflushed
 };
 
 }  // namespace replica::sim

@@ -62,7 +62,8 @@ bool World::step() {
     return true;
 }
 
-// --- Disks ----------------------------------------------------------------------------------------------
+// --- Disks
+// ----------------------------------------------------------------------------------------------
 
 std::uint64_t World::disk_delay(int) {
     std::uint64_t d = 1 + random_.below(swarm_.disk_delay_ns);
@@ -73,11 +74,16 @@ std::uint64_t World::disk_delay(int) {
 std::vector<Stamp>& World::buffer(int n, BufferRef ref) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     switch (ref.kind) {
-        case BufferKind::request: return node.requests[ref.index].buffer;
-        case BufferKind::receive: return node.receive[ref.index];
-        case BufferKind::resync: return node.resync[ref.index];
-        case BufferKind::serve: return node.serve[ref.index];
-        case BufferKind::none: break;
+        case BufferKind::request:
+            return node.requests[ref.index].buffer;
+        case BufferKind::receive:
+            return node.receive[ref.index];
+        case BufferKind::resync:
+            return node.resync[ref.index];
+        case BufferKind::serve:
+            return node.serve[ref.index];
+        case BufferKind::none:
+            break;
     }
     fail("an I/O without a buffer");
 }
@@ -97,16 +103,18 @@ void World::disk_io(int n, const Effect& e) {
     if (node.disk_broken || injected) error = EIO;
     if (e.kind == EffectKind::disk_write || e.kind == EffectKind::disk_zero) {
         op.write = true;
-        op.data = e.kind == EffectKind::disk_write ? buffer(n, e.buffer) : std::vector<Stamp>(sectors);
+        op.data =
+            e.kind == EffectKind::disk_write ? buffer(n, e.buffer) : std::vector<Stamp>(sectors);
         if (op.data.size() != sectors) fail("a write of another length than its buffer");
         const std::uint64_t extent = e.offset / extent_bytes;
         bool logged = false;
-        const auto replay = replay_activity_log(
-            {reinterpret_cast<const std::byte*>(node.disk->activity_log.data()),
-             node.disk->activity_log.size() * 4096},
-            1, static_cast<std::uint32_t>(node.disk->activity_log.size()));
+        const auto replay =
+            replay_activity_log({reinterpret_cast<const std::byte*>(node.disk->activity_log.data()),
+                                 node.disk->activity_log.size() * 4096},
+                                1, static_cast<std::uint32_t>(node.disk->activity_log.size()));
         if (replay) {
-            for (const std::uint32_t hot : replay.value().extents) logged = logged || hot == extent;
+            for (const std::uint32_t hot : replay.value().extents)
+                logged = logged || hot == extent;
         }
         if (!logged) fail("I-R5 a write before its extent is in a durable activity log");
     }
@@ -165,17 +173,23 @@ void World::finish_op(int n, std::uint64_t id) {
                 }
                 node.disk->superblock = op.bytes;
                 break;
-            case IoOrigin::al: node.disk->activity_log[op.al_block] = op.bytes; break;
-            case IoOrigin::al_init:
-                for (SimDisk::Block& block : node.disk->activity_log) block = op.bytes;
+            case IoOrigin::al:
+                node.disk->activity_log[op.al_block] = op.bytes;
                 break;
-            case IoOrigin::bitmap_page: node.disk->bitmap[op.tag.index] = op.bytes; break;
+            case IoOrigin::al_init:
+                for (SimDisk::Block& block : node.disk->activity_log)
+                    block = op.bytes;
+                break;
+            case IoOrigin::bitmap_page:
+                node.disk->bitmap[op.tag.index] = op.bytes;
+                break;
             case IoOrigin::request:
             case IoOrigin::peer_request:
             case IoOrigin::resync:
             case IoOrigin::peer_read:
             case IoOrigin::local_flush:
-            case IoOrigin::epoch_flush: fail("data as metadata");
+            case IoOrigin::epoch_flush:
+                fail("data as metadata");
         }
     }
     const IoTag tag = op.tag;
@@ -184,7 +198,8 @@ void World::finish_op(int n, std::uint64_t id) {
     perform(n);
 }
 
-// --- Connections ------------------------------------------------------------------------------------------
+// --- Connections
+// ------------------------------------------------------------------------------------------
 
 std::uint64_t World::net_delay() {
     std::uint64_t d = 10'000 + random_.below(swarm_.net_delay_ns);
@@ -215,9 +230,9 @@ void World::dial(int n, NodeId peer) {
 }
 
 void World::send(int n, const Effect& e) {
-    const std::uint64_t id =
-        nodes_[static_cast<std::size_t>(n)].links[static_cast<std::size_t>(e.peer)]
-            .connection[static_cast<std::size_t>(e.stream)];
+    const std::uint64_t id = nodes_[static_cast<std::size_t>(n)]
+                                 .links[static_cast<std::size_t>(e.peer)]
+                                 .connection[static_cast<std::size_t>(e.stream)];
     Frame frame;
     encode_header(e.message, 0, frame.header);
     if (e.buffer.kind != BufferKind::none) {
@@ -257,8 +272,12 @@ void World::receive(std::uint64_t id, int side, const Frame& frame) {
     const auto s = static_cast<std::size_t>(side);
     if (!c.open[s]) return;
     const int n = c.node[s];
-    if (cut(c.node[0], c.node[1])) {  // cut while it was on the way: it arrives when the network heals
-        c.stalled[1 - s].push_front(frame);
+    if (cut(c.node[0],
+            c.node[1])) {  // cut while it was on the way: it arrives when the network heals
+        // In order: behind what was on the way before it, in front of what was sent since.
+        auto& stalled = c.stalled[1 - s];
+        stalled.insert(stalled.begin() + static_cast<std::ptrdiff_t>(c.stalled_on_the_way[1 - s]++),
+                       frame);
         return;
     }
     Node& node = nodes_[static_cast<std::size_t>(n)];
@@ -296,7 +315,8 @@ void World::receive(std::uint64_t id, int side, const Frame& frame) {
     perform(n);
 }
 
-// One side closes; the other learns of it after what was sent before, or never while the net is cut.
+// One side closes; the other learns of it after what was sent before, or never while the net is
+// cut.
 void World::close_side(std::uint64_t id, int side, bool abrupt) {
     const auto found = connections_.find(id);
     if (found == connections_.end()) return;
@@ -320,7 +340,8 @@ void World::close_side(std::uint64_t id, int side, bool abrupt) {
         if (at.incarnation[1 - s] != node.incarnation) return;
         const bool bound = at.bound[1 - s];
         const auto peer = static_cast<NodeId>(at.node[s]);
-        const bool current = bound && (node.links[peer].connection[0] == id || node.links[peer].connection[1] == id);
+        const bool current =
+            bound && (node.links[peer].connection[0] == id || node.links[peer].connection[1] == id);
         at.open[1 - s] = false;
         connections_.erase(still);
         if (!bound) {
@@ -360,6 +381,7 @@ void World::set_cut(int a, int b, bool value) {
                 deliver(id, 1 - side, std::move(stalled.front()));
                 stalled.pop_front();
             }
+            c.stalled_on_the_way[static_cast<std::size_t>(side)] = 0;
         }
         // A side that closed meanwhile answers the retransmission with a reset.
         for (std::size_t s = 0; s < 2; ++s) {
@@ -372,7 +394,8 @@ void World::set_cut(int a, int b, bool value) {
     }
 }
 
-// --- Effects ----------------------------------------------------------------------------------------------
+// --- Effects
+// ----------------------------------------------------------------------------------------------
 
 void World::perform(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
@@ -387,14 +410,22 @@ void World::perform(int n) {
                    !checker_.knows(sb.history[known])) {
                 ++known;
             }
-            for (std::size_t i = known; i-- > 0;) checker_.generation(sb.history[i], sb.history[i + 1]);
+            for (std::size_t i = known; i-- > 0;)
+                checker_.generation(sb.history[i], sb.history[i + 1]);
             checker_.generation(sb.current_uuid, sb.extension.parent_uuid);
         }
+    }
+    for (NodeId p = 0; options_.trace && p < nodes_.size(); ++p) {
+        const std::uint64_t bits = core.view(p).out_of_sync_bits;
+        if ((bits == 0) != (node.bits_seen[p] == 0))
+            trace(n, "bits toward n%d: %d", p, static_cast<int>(bits));
+        node.bits_seen[p] = bits;
     }
     std::vector<Effect> effects;
     effects.swap(core.effects());
     core.effects().reserve(effects.capacity());
-    for (const Effect& e : effects) perform_one(n, e);
+    for (const Effect& e : effects)
+        perform_one(n, e);
     arm_timer(n);
 }
 
@@ -402,15 +433,21 @@ void World::perform_one(int n, const Effect& e) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     mix(static_cast<std::uint64_t>(e.kind) * 31 + e.index);
     switch (e.kind) {
-        case EffectKind::complete: return completed(n, e.index, e.error);
+        case EffectKind::complete:
+            return completed(n, e.index, e.error);
         case EffectKind::disk_read:
         case EffectKind::disk_write:
         case EffectKind::disk_zero:
-        case EffectKind::disk_flush: return disk_io(n, e);
-        case EffectKind::metadata: return metadata_io(n, e);
-        case EffectKind::send: return send(n, e);
-        case EffectKind::release: return node.receive_free.push_back(e.index);
-        case EffectKind::dial: return dial(n, static_cast<NodeId>(e.peer));
+        case EffectKind::disk_flush:
+            return disk_io(n, e);
+        case EffectKind::metadata:
+            return metadata_io(n, e);
+        case EffectKind::send:
+            return send(n, e);
+        case EffectKind::release:
+            return node.receive_free.push_back(e.index);
+        case EffectKind::dial:
+            return dial(n, static_cast<NodeId>(e.peer));
         case EffectKind::adopt: {
             const std::uint64_t handles[2] = {e.handle, e.handle2};
             for (unsigned s = 0; s < 2; ++s) {
@@ -429,13 +466,15 @@ void World::perform_one(int n, const Effect& e) {
             if (connections_.count(e.handle) != 0) transmit(e.handle, 1, std::move(frame));
             return close_side(e.handle, 1, false);
         }
-        case EffectKind::close_link: return close_link(n, static_cast<NodeId>(e.peer));
+        case EffectKind::close_link:
+            return close_link(n, static_cast<NodeId>(e.peer));
         case EffectKind::reply:
             trace(n, "reply %u: %u %s", e.index, static_cast<unsigned>(e.errc), e.text);
             return replied(n, e.index, e.errc);
         case EffectKind::notice:
             trace(n, "notice (peer %d): %s", e.peer, e.text);
-            if (std::string(e.text).find("resync started, this node is the source") == 0) ++stats_.resyncs;
+            if (std::string(e.text).find("resync started, this node is the source") == 0)
+                ++stats_.resyncs;
             if (std::string(e.text).find("split brain: both") == 0) ++stats_.split_brains;
             return;
     }
@@ -457,7 +496,8 @@ void World::arm_timer(int n) {
     });
 }
 
-// --- Life and death ---------------------------------------------------------------------------------------
+// --- Life and death
+// ---------------------------------------------------------------------------------------
 
 void World::start(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
@@ -489,7 +529,8 @@ void World::attach(int n) {
     const auto ring = std::span<const std::byte>(
         reinterpret_cast<const std::byte*>(node.disk->activity_log.data()),
         node.disk->activity_log.size() * 4096);
-    const auto replay = replay_activity_log(ring, 1, static_cast<std::uint32_t>(node.disk->activity_log.size()));
+    const auto replay =
+        replay_activity_log(ring, 1, static_cast<std::uint32_t>(node.disk->activity_log.size()));
     if (!replay && (sb.value().flags & md_flag::primary_ind) != 0) {
         fail("no usable activity log after a crash: " + replay.error().message);
     }
@@ -533,8 +574,12 @@ void World::crash(int n, bool power) {
             case IoOrigin::superblock:
                 places[0] = op.stage == 0 ? &node.disk->copy : &node.disk->superblock;
                 break;
-            case IoOrigin::al: places[0] = &node.disk->activity_log[op.al_block]; break;
-            case IoOrigin::bitmap_page: places[0] = &node.disk->bitmap[op.tag.index]; break;
+            case IoOrigin::al:
+                places[0] = &node.disk->activity_log[op.al_block];
+                break;
+            case IoOrigin::bitmap_page:
+                places[0] = &node.disk->bitmap[op.tag.index];
+                break;
             case IoOrigin::al_init:
                 for (SimDisk::Block& block : node.disk->activity_log) {
                     if (random_.below(2) == 0) SimDisk::tear_bytes(block, op.bytes, random_);
@@ -545,7 +590,8 @@ void World::crash(int n, bool power) {
             case IoOrigin::resync:
             case IoOrigin::peer_read:
             case IoOrigin::local_flush:
-            case IoOrigin::epoch_flush: break;
+            case IoOrigin::epoch_flush:
+                break;
         }
         if (places[0] == nullptr) continue;
         if (power) {

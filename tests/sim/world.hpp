@@ -3,8 +3,8 @@
 // application and operator, all drawn from one seed. The second shell over engine/core.
 #pragma once
 
-#include <deque>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -65,6 +65,7 @@ class World {
         std::array<bool, 2> bound{false, false};  // belongs to a link of that side
         std::array<std::uint64_t, 2> last_arrival{};
         std::array<std::deque<Frame>, 2> stalled;  // sent by that side while the network was cut
+        std::array<std::size_t, 2> stalled_on_the_way{};
         Stream stream = Stream::bulk;
     };
     struct Link {
@@ -78,6 +79,7 @@ class World {
         std::uint64_t sector = 0;
         std::uint32_t sectors = 0;
         std::vector<Stamp> buffer;
+        std::uint64_t submitted_at = 0;
         ReadToken read;
         Uuid generation = 0;
         std::map<std::uint64_t, std::uint64_t> promise;  // flush
@@ -95,11 +97,11 @@ class World {
         std::unique_ptr<Core> core;
         std::unique_ptr<SimDisk> disk;
         bool up = false;
-        bool attached = false;           // the shell has attached or is about to
+        bool attached = false;  // the shell has attached or is about to
         std::uint32_t incarnation = 0;
         std::uint64_t boot = 0;
         std::uint64_t paused_until = 0;
-        bool disk_broken = false;        // every I/O fails until it is replaced... by itself
+        bool disk_broken = false;  // every I/O fails until it is replaced... by itself
         std::array<Link, nodes_max> links;
         std::vector<AppRequest> requests;
         std::vector<std::vector<Stamp>> receive, resync, serve;
@@ -107,17 +109,17 @@ class World {
         std::map<std::uint64_t, DiskOp> ops;  // in the kernel
         std::uint64_t timer = 0;              // armed for this instant
         std::uint64_t lost_power_at = 0;
-        Role last_role = Role::secondary;
-        bool forced = false;                  // its pending promotion is a forced one
+        std::array<std::uint64_t, 32> bits_seen{};
+        bool forced = false;  // its pending promotion is a forced one
         std::uint32_t promote_token = 0;
-        Uuid parent = 0;                      // its generation when it was told to be primary
-        bool broke = false;                   // its disk had errors in this run
+        Uuid parent = 0;     // its generation when it was told to be primary
+        bool broke = false;  // its disk had errors in this run
     };
     using Task = std::function<void()>;
     struct Scheduled {
         std::uint64_t at;
         std::uint64_t seq;
-        int node;                // -1: the world's own
+        int node;  // -1: the world's own
         std::uint32_t incarnation;
         Task task;
         bool operator>(const Scheduled& o) const { return at != o.at ? at > o.at : seq > o.seq; }
@@ -151,12 +153,14 @@ class World {
     std::vector<Stamp>& buffer(int n, BufferRef ref);
     std::uint64_t net_delay();
     std::uint64_t disk_delay(int n);
-    bool cut(int a, int b) const { return cut_[static_cast<std::size_t>(a)][static_cast<std::size_t>(b)]; }
+    bool cut(int a, int b) const {
+        return cut_[static_cast<std::size_t>(a)][static_cast<std::size_t>(b)];
+    }
     void set_cut(int a, int b, bool value);
 
     void application();
     void submit(int n);
-    std::vector<const SimDisk*> holders(int n);
+    std::vector<const SimDisk*> holders(int n, std::uint64_t since);
     bool moved_on(int member, int primary);
     void completed(int n, std::uint32_t slot, int error);
     void replied(int n, std::uint32_t token, Errc code);
