@@ -23,6 +23,7 @@ cluster_test_end() {
     trap - EXIT INT TERM
     [ "$code" = 0 ] || cluster_logs 40
     for pid in "${cluster_cleanup_pids[@]}"; do
+        pkill -TERM -P "$pid" 2>/dev/null || true
         kill "$pid" 2>/dev/null || true
     done
     cluster_end

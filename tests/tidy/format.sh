@@ -9,16 +9,11 @@ if ! command -v clang-format-14 >/dev/null; then
     exit 77
 fi
 if git rev-parse --git-dir >/dev/null 2>&1; then
-    files=$(git ls-files -co --exclude-standard -- '*.cpp' '*.hpp' '*.c' '*.h')
+    files=$(git ls-files -co --exclude-standard --deduplicate -- '*.cpp' '*.hpp' '*.c' '*.h')
 else
     files=$(find . -path ./build -prune -o -name '*.[ch]' -print -o -name '*.[ch]pp' -print)
 fi
-bad=0
-for file in $files; do
-    [ -f "$file" ] || continue
-    if ! clang-format-14 --dry-run --Werror "$file" >/dev/null 2>&1; then
-        echo "$file: not as clang-format-14 lays it out; run: clang-format-14 -i $file"
-        bad=1
-    fi
-done
-exit $bad
+if ! printf '%s\n' "$files" | xargs -P 2 -n 16 clang-format-14 --dry-run --Werror; then
+    echo "not as clang-format-14 lays it out; run: clang-format-14 -i FILE"
+    exit 1
+fi
