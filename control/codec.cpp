@@ -139,7 +139,9 @@ double percent(std::uint64_t part, std::uint64_t whole) {
 
 Json peer_device_to_json(const ResourceStatus& status, const PeerStatus& peer) {
     const bool paused = peer.replication.starts_with("Paused");
-    const bool syncing = peer.resync_total_bytes > 0;
+    // The engine keeps the figures of a resync that has ended; they are told while it runs.
+    const bool running = peer.replication != "Established" && peer.replication != "Off";
+    const bool syncing = running && peer.resync_total_bytes > 0;
     const std::uint64_t in_sync =
         status.size_bytes - std::min(peer.out_of_sync_bytes, status.size_bytes);
     Json json = {

@@ -3,7 +3,7 @@
 // lock that keeps a second daemon away from STATE. A file is replaced by write to NAME.json.tmp,
 // fsync, rename, fsync of the directory, so after a crash at any byte it is the old or the new one.
 // What can not be read is named and set aside, never dropped, and never stops the other resources.
-// docs/operations.md, "State directory".
+// docs/control.md, "What a node remembers".
 #pragma once
 
 #include <memory>

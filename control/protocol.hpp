@@ -2,7 +2,7 @@
 // JSON-RPC 2.0 as spoken on the control socket: one message a line, UTF-8, at most line_bytes_max
 // bytes. Requests go to the node, responses come back in the order of the requests, and after
 // events.subscribe the node sends notifications "event" and "events.gap" between them. Batches are
-// not spoken. Pure: no sockets here. docs/operations.md, "Control protocol".
+// not spoken. Pure: no sockets here. docs/control.md.
 #pragma once
 
 #include <cstddef>

@@ -89,6 +89,16 @@ struct Wakeup {
 
 const Json done = Json::object();
 
+// The resource that a request is about, for the log.
+std::string subject_of(const Json& params) {
+    if (!params.is_object()) return "";
+    const Json& holder = params.contains("config") ? params["config"] : params;
+    const auto found = holder.is_object() ? holder.find("name") : holder.end();
+    return holder.is_object() && found != holder.end() && found->is_string()
+               ? found->get<std::string>()
+               : "";
+}
+
 }  // namespace
 
 Service::Service(Node& node, ConfigStore& store, ServiceOptions options)
@@ -172,9 +182,7 @@ Result<Json> Service::call(const std::string& method, const Json& params, const 
     std::string subject;
     try {
         Params taken(method, params);
-        if (params.is_object() && params.contains("name") && params["name"].is_string()) {
-            subject = params["name"];
-        }
+        subject = subject_of(params);
         Json result = (this->*found->second.handler)(taken, caller);
         if (found->second.changes) {
             log(LOG_INFO, fmt::format("{}: {} {}: done", caller.who, method, subject));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The methods of the control protocol, mapped to a Node and to the configuration that it remembers.
 // Used by replicad behind a socket and by the embedded node of libreplica behind a call.
-// The list of methods with their parameters: docs/operations.md, "Control protocol".
+// The list of methods with their parameters: docs/control.md.
 #pragma once
 
 #include <sys/types.h>

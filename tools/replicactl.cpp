@@ -290,7 +290,8 @@ bool pause_until(Client& client, const Arguments& arguments) {
 }
 
 void warn_of_problems(Client& client) {
-    for (const auto& problem : ask(client, "node.info", Json::object())["problems"]) {
+    const Json info = ask(client, "node.info", Json::object());
+    for (const auto& problem : info.value("problems", Json::array())) {
         fmt::print(stderr, "replicactl: warning: configuration {} is not used: {}\n",
                    problem.value("file", ""), problem.value("reason", ""));
     }

@@ -165,7 +165,8 @@ typedef struct replica_resource_config {
  * NO_SPACE, NOT_FOUND, INVALID. */
 REPLICA_API int replica_create(replica_node* node, const replica_resource_config* config);
 
-/* Remembers a resource whose metadata is on its disk already. Errors: as replica_create(), CORRUPT.
+/* Remembers a resource whose metadata is on its disk already: one that was moved here, or that DRBD
+ * left. The disk is looked at when the resource is brought up. Errors: EXISTS (the name), INVALID.
  */
 REPLICA_API int replica_adopt(replica_node* node, const replica_resource_config* config);
 
@@ -291,7 +292,7 @@ REPLICA_API int replica_status_json(replica_node* node, const char* name, char**
  * "max-ns" and "counts-log2-ns", whose entry i counts [2^i, 2^(i+1)) ns. Errors: NOT_FOUND. */
 REPLICA_API int replica_stats_json(replica_node* node, const char* name, char** json);
 
-/* Any method of the control protocol (docs/operations.md) with its parameters as a JSON object
+/* Any method of the control protocol (docs/control.md) with its parameters as a JSON object
  * (NULL: none). `result` may be NULL; else free what it gets with replica_free(). Errors: as the
  * method, UNSUPPORTED (no such method), INVALID (params is not JSON). */
 REPLICA_API int replica_call(replica_node* node, const char* method, const char* params,

@@ -42,7 +42,7 @@ replicactl=("$work/prefix/sbin/replicactl" --control "$work/control.sock")
 "$replicad" --name alpha --state "$work/state" --control "$work/control.sock" --no-lock-memory \
     2>"$work/replicad.log" &
 daemon=$!
-trap 'kill "$daemon" 2>/dev/null; wait "$daemon" 2>/dev/null; rm -rf "$work"' EXIT
+trap 'kill "$daemon" 2>/dev/null || true; rm -rf "$work"' EXIT
 for _ in $(seq 100); do [ -S "$work/control.sock" ] && break; sleep 0.1; done
 truncate -s 32M "$work/r0.img"
 "${replicactl[@]}" create r0 --node-id 0 --disk "$work/r0.img"

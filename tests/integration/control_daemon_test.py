@@ -1,0 +1,372 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""replicad and replicactl as processes: starting, stopping, what is remembered, what is refused.
+
+Two real daemons on loopback addresses with disk files; no root needed.
+Usage: control_daemon_test.py REPLICAD REPLICACTL
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+REPLICAD, REPLICACTL = map(os.path.abspath, sys.argv[1:3])
+MIB = 1 << 20
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Daemon:
+    """One replicad; `ctl` runs replicactl against it."""
+
+    def __init__(self, folder, name, listen=True):
+        self.folder = os.path.join(folder, name)
+        self.name = name
+        self.socket = os.path.join(self.folder, "control.sock")
+        self.port = free_port() if listen else None
+        self.process = None
+        os.makedirs(self.folder, exist_ok=True)
+
+    def command(self, *more):
+        listen = ["--listen", f"127.0.0.1:{self.port}"] if self.port else []
+        return [REPLICAD, "--name", self.name, "--state", os.path.join(self.folder, "state"),
+                "--control", self.socket, "--no-lock-memory", *listen, *more]
+
+    def start(self, **environment):
+        with open(os.path.join(self.folder, "log"), "a", encoding="utf-8") as log:
+            self.process = subprocess.Popen(self.command(), stderr=log,
+                                            env={**os.environ, **environment})
+        until(lambda: self.ctl("list", rc=None).returncode == 0)
+
+    def stop(self, how=signal.SIGTERM, rc=0):
+        if self.process is None:
+            return
+        self.process.send_signal(how)
+        code = self.process.wait(timeout=30)
+        self.process = None
+        if rc is not None:
+            assert code == rc, f"{self.name} ended with {code}\n{self.log()}"
+
+    def log(self):
+        with open(os.path.join(self.folder, "log"), encoding="utf-8") as log:
+            return log.read()
+
+    def ctl(self, *arguments, rc=0):
+        done = subprocess.run([REPLICACTL, "--control", self.socket, *arguments],
+                              capture_output=True, text=True, check=False, timeout=60,
+                              cwd=self.folder)
+        if rc is not None and done.returncode != rc:
+            raise AssertionError(f"{arguments}: exit code {done.returncode}, not {rc}\n"
+                                 f"{done.stdout}{done.stderr}\n{self.log()}")
+        return done
+
+    def status(self, name="r0"):
+        return json.loads(self.ctl("--json", "status", name).stdout)[0]
+
+    def disk(self, size=32 * MIB, name="disk.img"):
+        path = os.path.join(self.folder, name)
+        with open(path, "wb") as disk:
+            disk.truncate(size)
+        return path
+
+
+def until(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def daemons(*names, listen=True):
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        made = [Daemon(folder, name, listen) for name in names]
+        try:
+            for daemon in made:
+                daemon.start()
+            yield made
+        finally:
+            for daemon in made:
+                if daemon.process is not None:
+                    daemon.process.kill()
+                    daemon.process.wait()
+
+
+@contextlib.contextmanager
+def mirror(size=32 * MIB):
+    with daemons("alpha", "beta") as (alpha, beta):
+        for daemon, peer, node_id in ((alpha, beta, 0), (beta, alpha, 1)):
+            daemon.disk(size)
+            daemon.ctl("create", "r0", "--node-id", str(node_id), "--disk", "disk.img",
+                       "--peer", f"{peer.name},{1 - node_id},127.0.0.1:{peer.port}",
+                       "--ping-interval-ms", "500")
+            daemon.ctl("up", "r0")
+        alpha.ctl("wait", "r0", "--until", "connected", "--timeout", "20")
+        yield alpha, beta
+
+
+def test_life_of_a_resource():
+    """create, up, promote, export, demote, down, remove, with their texts and exit codes."""
+    with daemons("alpha", listen=False) as (alpha,):
+        disk = alpha.disk()
+        assert alpha.ctl("status").stdout == "# no resource is defined\n"
+        alpha.ctl("create", "r0", "--node-id", "0", "--disk", "disk.img", "--protocol", "B")
+        assert "exists already" in alpha.ctl("create", "r0", "--node-id", "0", "--disk", disk,
+                                             rc=3).stderr
+        again = alpha.ctl("create", "r1", "--node-id", "0", "--disk", disk, rc=None)
+        assert again.returncode in (3, 4), again
+        shown = json.loads(alpha.ctl("--json", "show", "r0").stdout)
+        assert shown["disk"] == disk and shown["options"]["protocol"] == "B", shown
+        alpha.ctl("export", "r0", "--nbd", "unix:r0.sock", rc=8)
+        alpha.ctl("up", "r0")
+        refused = alpha.ctl("--json", "promote", "r0", rc=8)
+        assert json.loads(refused.stdout)["error"]["kind"] == "state"
+        assert "--force" in refused.stderr
+        alpha.ctl("promote", "r0", "--force")
+        alpha.ctl("wait", "r0", "--until", "primary", "--timeout", "5")
+        alpha.ctl("export", "r0", "--nbd", "unix:r0.sock")
+        door = f"unix:{alpha.folder}/r0.sock"
+        assert alpha.status()["devices"][0]["doors"] == [door]
+        assert f"disk:UpToDate door:{door}\n" in alpha.ctl("status", "r0").stdout
+        alpha.ctl("unexport", "r0", "--nbd", "unix:r0.sock")
+        alpha.ctl("options", "r0", "--resync-rate-max", "10M")
+        assert f"resync-rate-max {10 * MIB}\n" in alpha.ctl("options", "r0").stdout
+        assert "write-total" in alpha.ctl("stats", "r0").stdout
+        alpha.ctl("demote", "r0")
+        assert "down" in alpha.ctl("remove", "r0", rc=8).stderr
+        alpha.ctl("down", "r0")
+        alpha.ctl("remove", "r0")
+        assert alpha.ctl("list").stdout == ""
+        alpha.ctl("adopt", "r0", "--node-id", "0", "--disk", disk)
+        alpha.ctl("up", "r0")
+        assert alpha.status()["devices"][0]["disk-state"] == "UpToDate"
+
+
+def test_bad_command_lines():
+    """Each refusal says what is wrong, and nothing was done."""
+    with daemons("alpha", listen=False) as (alpha,):
+        disk = alpha.disk()
+        create = ["create", "r0", "--node-id", "0", "--disk", disk]
+        for arguments, code, text in (
+                (["frob"], 64, "no command frob"),
+                ([], 64, "subcommand"),
+                (["create", "r0"], 64, "required"),
+                (["create", "r0", "--node-id", "32", "--disk", disk], 64, "32"),
+                (["create", "../r0", *create[2:]], 1, "refused"),
+                ([*create, "--peer", "beta"], 1, "NAME,ID,HOST:PORT"),
+                ([*create, "--peer", "beta,0,127.0.0.1:1"], 1, "taken already"),
+                ([*create, "--peer", "beta,1,127.0.0.1"], 1, "HOST:PORT"),
+                ([*create, "--size", "7X"], 1, "7X"),
+                ([*create, "--protocol", "D"], 1, "A, B, C"),
+                ([*create, "--al-extents", "1"], 1, "67..6433"),
+                (["up", "r9"], 2, "no resource"),
+                (["wait", "r9", "--until", "connected"], 2, "no resource"),
+                (["wait", "r0", "--until", "later"], 64, "later"),
+                (["status", "--watch", "--until", "synced"], 1, "name of a resource")):
+            done = alpha.ctl(*arguments, rc=code)
+            assert text in done.stderr + done.stdout, (arguments, done)
+        missing = alpha.ctl("create", "r0", "--node-id", "0", "--disk", "/nowhere/disk", rc=2)
+        assert "/nowhere/disk" in missing.stderr
+        small = alpha.disk(16 << 10, "small.img")
+        alpha.ctl("create", "r0", "--node-id", "0", "--disk", small, rc=9)
+        assert alpha.ctl("list").stdout == ""
+        nobody = Daemon(alpha.folder, "nobody", listen=False)
+        assert "is replicad running" in nobody.ctl("status", rc=69).stderr
+        assert "no node answers" in nobody.ctl("version").stdout
+
+
+def test_daemon_command_line():
+    """What keeps a daemon from starting has an exit code and a text."""
+    with daemons("alpha") as (alpha,):
+        def refused(*arguments):
+            done = subprocess.run(arguments, capture_output=True, text=True, check=False,
+                                  timeout=20)
+            return done.returncode, done.stderr
+        code, text = refused(*alpha.command())
+        assert code == 4 and "in use by another node" in text, (code, text)
+        other = Daemon(alpha.folder, "other", listen=False)
+        code, text = refused(*other.command("--listen", f"127.0.0.1:{alpha.port}"))
+        assert code == 4 and str(alpha.port) in text, (code, text)
+        other.socket = alpha.socket
+        code, text = refused(*other.command())
+        assert code == 4 and "control socket" in text, (code, text)
+        assert refused(REPLICAD, "--frob")[0] == 64
+        assert refused(REPLICAD, "--name", "a/b")[0] == 1
+        assert refused(REPLICAD, "--name", "a", "--listen", "nowhere")[0] == 1
+        alpha.ctl("list")  # unharmed
+
+
+def test_restart_remembers():
+    """Configuration and up-ness survive SIGTERM and SIGKILL; roles do not."""
+    with daemons("alpha", listen=False) as (alpha,):
+        alpha.disk()
+        alpha.disk(name="second.img")
+        alpha.ctl("create", "r0", "--node-id", "0", "--disk", "disk.img")
+        alpha.ctl("create", "r1", "--node-id", "0", "--disk", "second.img")
+        alpha.ctl("up", "r0")
+        alpha.ctl("promote", "r0", "--force")
+        for how, code in ((signal.SIGTERM, 0), (signal.SIGINT, 0), (signal.SIGKILL, -9)):
+            alpha.process.send_signal(signal.SIGHUP)
+            alpha.stop(how, code)
+            assert (how == signal.SIGKILL) == os.path.exists(alpha.socket)
+            alpha.start()
+            assert alpha.status("r0")["up"] and not alpha.status("r1")["up"]
+            assert alpha.status("r0")["role"] == "Secondary"
+            alpha.ctl("promote", "r0")
+
+
+def test_damaged_configuration():
+    """A file cut short is named and set aside; the other resource comes up."""
+    with daemons("alpha", listen=False) as (alpha,):
+        for name in ("r0", "r1"):
+            alpha.disk(name=name)
+            alpha.ctl("create", name, "--node-id", "0", "--disk", name)
+            alpha.ctl("up", name)
+        alpha.stop()
+        path = os.path.join(alpha.folder, "state", "resources", "r0.json")
+        os.truncate(path, os.path.getsize(path) // 2)
+        alpha.start()
+        assert alpha.status("r1")["up"]
+        whole = alpha.ctl("status")
+        assert "r0.json is not used" in whole.stderr and "r1 role" in whole.stdout, whole
+        assert "r0.json.corrupt" in alpha.ctl("up", "r0", rc=6).stderr
+        assert os.path.exists(path + ".corrupt") and "r0.json" in alpha.log()
+        alpha.ctl("adopt", "r0", "--node-id", "0", "--disk", "r0")
+        alpha.ctl("up", "r0")
+        alpha.stop()
+        os.rename(os.path.join(alpha.folder, "r1"), os.path.join(alpha.folder, "away"))
+        alpha.start()
+        assert alpha.status("r0")["up"] and not alpha.status("r1")["up"]
+        os.rename(os.path.join(alpha.folder, "away"), os.path.join(alpha.folder, "r1"))
+        alpha.ctl("up", "r1")
+
+
+def test_ready_notification():
+    """A manager that gives a socket hears READY and STOPPING; journald's prefixes are written."""
+    with daemons("alpha", listen=False) as (alpha,):
+        alpha.stop()
+        for name in (os.path.join(alpha.folder, "notify"), "@replica-test-%d" % os.getpid()):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+                manager.bind("\0" + name[1:] if name[0] == "@" else name)
+                manager.settimeout(20)
+                alpha.start(NOTIFY_SOCKET=name, JOURNAL_STREAM="8:1")
+                assert manager.recv(4096).startswith(b"READY=1")
+                alpha.stop()
+                assert manager.recv(4096) == b"STOPPING=1"
+        assert "\n<6>node alpha" in "\n" + alpha.log()
+
+
+def test_mirror_status_wait_and_events():
+    """Two nodes: a resync is watched to its end and told by events."""
+    with mirror() as (alpha, beta):
+        assert "Inconsistent" in beta.ctl("wait", "r0", "--until", "synced", "--timeout", "0.2",
+                                          rc=11).stderr
+        with open(os.path.join(beta.folder, "events"), "w", encoding="utf-8") as out:
+            follower = subprocess.Popen([REPLICACTL, "--control", beta.socket, "--json", "events",
+                                         "r0"], stdout=out)
+        until(lambda: os.path.getsize(out.name) > 0)
+        alpha.ctl("promote", "r0", "--force")
+        watched = alpha.ctl("status", "r0", "--watch", "--interval", "0.05", "--until",
+                            "synced").stdout
+        assert "replication:SyncSource" in watched and "# no" not in watched, watched
+        assert watched.endswith("  beta role:Secondary\n    peer-disk:UpToDate\n\n"), watched
+        beta.ctl("wait", "r0", "--until", "uptodate", "--timeout", "5")
+        assert "Primary" in beta.ctl("promote", "r0", rc=8).stderr
+        status = alpha.status()
+        peer = status["connections"][0]
+        assert peer["connection-state"] == "Connected" and peer["peer-role"] == "Secondary"
+        device = peer["peer_devices"][0]
+        assert device["out-of-sync"] == 0 and "done" not in device, device
+        assert device["resync-sent-bytes"] == status["devices"][0]["size-bytes"], status
+        beta.ctl("disconnect", "r0")
+        assert beta.status()["connections"][0]["connection-state"] == "StandAlone"
+        beta.ctl("connect", "r0", "alpha")
+        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "20")
+        time.sleep(0.2)
+        follower.terminate()
+        follower.wait()
+        with open(out.name, encoding="utf-8") as lines:
+            events = [json.loads(line) for line in lines]
+        assert events[0]["action"] == "exists" and events[0]["status"][0]["name"] == "r0"
+        seqs = [event["seq"] for event in events[1:]]
+        assert seqs == sorted(set(seqs)) and len(seqs) > 5, seqs
+        assert any(event["kind"] == "connection" for event in events[1:])
+
+
+def test_stop_during_resync():
+    """SIGTERM in the middle of a resync is clean, and the resync goes on afterwards."""
+    with mirror(96 * MIB) as (alpha, beta):
+        alpha.ctl("promote", "r0", "--force")
+        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "30")
+        alpha.ctl("options", "r0", "--resync-rate-max", "8M")
+        beta.ctl("invalidate", "r0")
+
+        def progress():
+            device = alpha.status()["connections"][0]["peer_devices"][0]
+            return device.get("resync-done-bytes", 0)
+        until(lambda: progress() > 4 * MIB)
+        beta.stop()
+        assert alpha.status()["role"] == "Primary"
+        beta.start()
+        alpha.ctl("wait", "r0", "--until", "connected", "--timeout", "20")
+        alpha.stop()
+        alpha.start()
+        alpha.ctl("options", "r0", "--resync-rate-max", "0")
+        beta.ctl("wait", "r0", "--until", "synced", "--timeout", "30")
+        sent = alpha.status()["connections"][0]["peer_devices"][0]["resync-sent-bytes"]
+        assert sent < 94 * MIB, f"{sent} bytes were sent again: the resync began anew"
+
+
+def test_bash_completion():
+    """Commands, options, resources and peers are offered."""
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "tools",
+                          "replicactl.bash-completion")
+    with mirror() as (alpha, _):
+        def offered(*words):
+            line = " ".join(f"'{word}'" for word in ("replicactl", *words))
+            done = subprocess.run(
+                ["bash", "-c", f"source {script}; COMP_WORDS=({line}); "
+                 f"COMP_CWORD={len(words)}; _replicactl; printf '%s\\n' \"${{COMPREPLY[@]}}\""],
+                capture_output=True, text=True, check=True,
+                env={**os.environ, "REPLICA_CONTROL": alpha.socket,
+                     "PATH": os.path.dirname(REPLICACTL) + ":" + os.environ["PATH"]})
+            assert done.stderr == "", done.stderr
+            return done.stdout.split()
+        assert offered("prom") == ["promote"]
+        assert offered("promote", "") == ["r0"]
+        assert offered("promote", "r0", "--f") == ["--force"]
+        assert offered("connect", "r0", "") == ["beta"]
+        assert offered("wait", "r0", "--until", "s") == ["synced"]
+        assert offered("--control", alpha.socket, "up", "") == ["r0"]
+        help_text = alpha.ctl("--help").stdout
+        commands = [line.split()[0] for line in
+                    help_text.split("Subcommands:")[1].splitlines() if line.startswith("  ")
+                    and not line.startswith("   ")]
+        assert len(commands) > 20, help_text
+        for command in commands:
+            assert command in offered(command), command
+            options = set(offered(command, "r0", "--"))
+            for word in alpha.ctl(command, "--help").stdout.replace(",", " ").split():
+                assert not word.startswith("--") or word in options, (command, word)
+
+
+def main():
+    tests = [(name, test) for name, test in sorted(globals().items()) if name.startswith("test_")]
+    for name, test in tests:
+        begin = time.monotonic()
+        test()
+        print(f"{name}: ok, {time.monotonic() - begin:.1f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
