@@ -161,6 +161,16 @@ cluster_create() {
     ctl alpha wait "$resource" --until synced --timeout 30
 }
 
+# Waits until NODE has noticed that its peer is gone. A dead process's sockets are closed by the
+# kernel when its last io_uring request has ended, a few milliseconds after the process is reaped.
+cluster_loss_seen() {  # cluster_loss_seen NODE RESOURCE
+    local end=$((SECONDS + 15))
+    while [ "$(status_field "$1" "$2" '.connections[0]."connection-state"')" = Connected ]; do
+        [ "$SECONDS" -lt "$end" ] || cluster_fail "$1 does not notice that its peer is gone"
+        sleep 0.05
+    done
+}
+
 # Promotes and opens the NBD door.
 cluster_primary() {  # cluster_primary NODE RESOURCE
     ctl "$1" promote "$2"

@@ -178,6 +178,7 @@ lose_primary() {
     wait "$writer" || cluster_fail "the writer: $(cat "$CLUSTER_DIR/writer")"
     writer=
     seen "alpha is dead; the application saw: $(cat "$CLUSTER_DIR/writer")"
+    cluster_loss_seen beta $resource
     show_ctl beta promote $resource
     show_ctl beta export $resource --nbd "unix:$(door_of beta)"
     "$build_dir/tests/integration/acked_writer" verify "$(door_of beta)" $resource \

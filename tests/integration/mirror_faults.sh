@@ -106,11 +106,12 @@ kill_primary() {
         sleep "1.$((RANDOM % 10))"
         cluster_crash "$primary"
         wait "$writer" || cluster_fail "the writer: $(cat "$CLUSTER_DIR/writer")"
+        cluster_loss_seen "$survivor" $resource
         cluster_primary "$survivor" $resource
         "$bin/tests/integration/acked_writer" verify "$(door_of "$survivor")" $resource \
             "$CLUSTER_DIR/acked" >"$CLUSTER_DIR/verified" ||
             cluster_fail "acknowledged writes are lost: $(cat "$CLUSTER_DIR/verified")"
-        say "$primary killed, round $round: $(cat "$CLUSTER_DIR/writer" "$CLUSTER_DIR/verified")"
+        say "$primary killed, round $round: $(paste -sd " " "$CLUSTER_DIR/writer" "$CLUSTER_DIR/verified")"
         cluster_start "$primary"
         ctl "$survivor" wait $resource --until synced --timeout 60
         [ "$(status_field "$primary" $resource .role)" = Secondary ] ||
