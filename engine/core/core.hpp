@@ -444,6 +444,9 @@ class Core {
     void on_state_update(NodeId peer, const Message& m);
     void announce_state();
     void no_good_copy(NodeId peer);
+    bool equal_and_usable(const Peer& peer) const;
+    int lowest_equal() const;
+    void look_at_marked_peers();
     void maybe_up_to_date(bool peer_is_up_to_date);
     bool sees_primary() const;
     void primary_is_gone(NodeId peer);

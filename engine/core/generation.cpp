@@ -64,6 +64,15 @@ Decision equal_generations(const StatePayload& mine, NodeId my_id, const StatePa
     if (!full && !crashed && mine.bits + theirs.bits == 0) {
         return {Verdict::no_sync, true, "same generation, nothing out of sync"};
     }
+    // Without a primary everybody aligns with one: else three nodes would go on in a circle, each
+    // resync marking blocks toward the third. after_sb[3]: the lowest usable id that a side sees,
+    // + 1.
+    const auto sees_lower = [&](const StatePayload& s) {
+        return s.after_sb[3] != 0 && s.after_sb[3] - 1 < std::min(my_id, their_id);
+    };
+    if (!is_primary(mine) && !is_primary(theirs) && (sees_lower(mine) || sees_lower(theirs))) {
+        return {Verdict::deferred, false, "a node with a lower id aligns both sides"};
+    }
     if (better_source(mine, my_id, theirs, their_id) > 0) {
         return {Verdict::source_bitmap, true, "same generation, blocks to align"};
     }

@@ -35,7 +35,8 @@ StatePayload Core::make_state(NodeId id) const {
     s.known_nodes = (config_.peers | self()).bits;
     s.after_sb = {static_cast<std::uint8_t>(config_.options.after_sb_0pri),
                   static_cast<std::uint8_t>(config_.options.after_sb_1pri),
-                  static_cast<std::uint8_t>(config_.options.after_sb_2pri), 0};
+                  static_cast<std::uint8_t>(config_.options.after_sb_2pri),
+                  static_cast<std::uint8_t>(lowest_equal() + 1)};
     if (disk_usable()) {
         s.size_bytes = volume_bytes_;
         s.size_max_bytes = data_bytes_max_;
@@ -215,6 +216,32 @@ void Core::apply_no_sync(NodeId id) {
     maybe_clear_crash_marker();
     maybe_up_to_date(peer.disk == DiskState::up_to_date);
     announce_state();
+    tell_in_sync();
+}
+
+// Who aligned them may be gone: then it is their own turn.
+void Core::look_at_marked_peers() {
+    if (!disk_usable()) return;
+    for_peers([&](Peer& peer, NodeId id) {
+        const bool rests = peer.repl == ReplicationState::established;
+        if (rests && bitmap_->count(static_cast<unsigned>(peer.slot)) > 0) want_handshake(id);
+    });
+}
+
+// A connected peer, at rest, whose disk holds this node's generation.
+bool Core::equal_and_usable(const Peer& peer) const {
+    return peer.phase == LinkPhase::up && peer.repl == ReplicationState::established &&
+           peer.disk >= DiskState::outdated && peer.disk != DiskState::unknown &&
+           uuid_equal(peer.received.current_uuid, sb_.current_uuid);
+}
+
+// The lowest id among those that could align this generation, or -1.
+int Core::lowest_equal() const {
+    int lowest = disk_ >= DiskState::outdated && disk_usable() ? config_.node_id : -1;
+    for_peers([&](const Peer& peer, NodeId id) {
+        if (equal_and_usable(peer) && (lowest < 0 || id < lowest)) lowest = id;
+    });
+    return lowest;
 }
 
 // A Consistent disk is UpToDate once a peer of its generation is, or once everybody who could know
@@ -223,11 +250,7 @@ void Core::maybe_up_to_date(bool peer_is_up_to_date) {
     if (disk_ != DiskState::consistent && disk_ != DiskState::outdated) return;
     NodeMask heard = self();
     for_peers([&](const Peer& peer, NodeId id) {
-        const bool equal = peer.phase == LinkPhase::up &&
-                           peer.repl == ReplicationState::established &&
-                           peer.disk >= DiskState::outdated && peer.disk != DiskState::unknown &&
-                           uuid_equal(peer.received.current_uuid, sb_.current_uuid);
-        if (equal) heard.add(id);
+        if (equal_and_usable(peer)) heard.add(id);
     });
     if (peer_is_up_to_date || in_sync().without(heard).empty()) set_disk(DiskState::up_to_date);
 }

@@ -229,6 +229,7 @@ void Core::lose_link(NodeId id, const char* why, bool graceful) {
         promote_waiting_.remove(id);
         awaiting_ack_.remove(id);
         if (was_primary) primary_is_gone(id);
+        if (role_ == Role::secondary && !sees_primary()) look_at_marked_peers();
     }
     retry_peers_ = true;
     touch();

@@ -147,19 +147,28 @@ void Core::on_generation_committed(NodeId, const Message& m) {
     persist();
 }
 
-// Somebody was admitted: what is in sync with the primary is in sync with us.
+// What is in sync with the sender is in sync with us, if we are with the sender. A primary speaks
+// of its in-sync set, and the stream puts that behind every write that somebody did not get; a
+// Secondary speaks when there is no primary, so that nothing is written.
 void Core::on_in_sync(NodeId id, const Message& m) {
+    const Peer& sender = peers_[id];
     const NodeMask members{m.nodes};
-    if (peers_[id].role != Role::primary || !members.has(config_.node_id) || !disk_usable()) return;
-    if (!in_sync().has(config_.node_id) || disk_ != DiskState::up_to_date) return;
+    if (!members.has(config_.node_id) || !disk_usable() || role_ == Role::primary) return;
+    const bool leads = sender.role == Role::primary;
+    if (leads && (!in_sync().has(config_.node_id) || disk_ != DiskState::up_to_date)) return;
+    if (!leads && (sees_primary() || !equal_and_usable(sender) || disk_ < DiskState::outdated ||
+                   bitmap_->count(static_cast<unsigned>(sender.slot)) > 0)) {
+        return;
+    }
     for_peers([&](Peer& peer, NodeId other) {
         if (!members.has(other)) return;
         bitmap_->clear_all(static_cast<unsigned>(peer.slot));
         sb_.peers[other].bitmap_uuid = sb_.peers[other].admitting_uuid = uuid_none;
         sb_.peers[other].flags &= ~md_peer_flag::full_sync;
     });
+    if (leads) sb_.extension.in_sync = members;
+    maybe_clear_crash_marker();
     flush_bitmap_ = true;
-    sb_.extension.in_sync = members;
     persist();
 }
 

@@ -227,7 +227,7 @@ void Core::pump_local_flush() {
     if (meta_ != MetaPhase::attached && meta_ != MetaPhase::detach_drain) return;
     for (const std::uint32_t index : peer_queue_) {
         const PeerRequest& p = peer_requests_[index];
-        if (p.phase == Phase::active && p.link != peers_[p.peer].link) return;
+        if (p.phase == Phase::active && p.kind != PeerIo::flush) return;  // it has to be covered
     }
     flush_wanted_ = false;
     flushing_ = true;
@@ -300,6 +300,12 @@ Status Core::prepare_attach(const Superblock& superblock) {
         return Error{Errc::busy, 0,
                      "the resource has a disk attached, or I/O on the old one is "
                      "still in the kernel; detach it and wait"};
+    }
+    if (role_ == Role::primary) {
+        // Its generation is recorded by the peers only; the disk's label is an older one.
+        return state_error(
+            "the resource is Primary and lives on its peers' disks; demote it, then "
+            "attach the disk");
     }
     if (superblock.node_id != -1 && superblock.node_id != config_.node_id) {
         return state_error("the metadata belongs to node id " + std::to_string(superblock.node_id) +

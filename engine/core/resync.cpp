@@ -360,18 +360,26 @@ void Core::on_sync_done_ack(NodeId id, const Message& m) {
     notice(5, id, "resync done");
     maybe_clear_crash_marker();
     persist();
-    if (role_ == Role::primary) tell_in_sync();
+    tell_in_sync();
 }
 
-// The set grew. Its members clear what they track toward each other; the order of the stream puts
-// this behind every write that somebody did not get.
+// Tells those who hold what this node holds who the others are: they clear what they track toward
+// each other.
 void Core::tell_in_sync() {
-    Message grown;
-    grown.type = MessageType::in_sync;
-    grown.nodes = in_sync().bits;
-    for_peers([&](const Peer& other, NodeId other_id) {
-        const bool counts = in_sync().has(other_id) && !other.finishing;
-        if (counts && other.phase == LinkPhase::up) send(other_id, Stream::bulk, grown);
+    if (role_ != Role::primary && (sees_primary() || !disk_usable())) return;
+    NodeMask members = self();
+    for_peers([&](const Peer& peer, NodeId id) {
+        const bool counts = role_ == Role::primary
+                                ? in_sync().has(id) && !peer.finishing
+                                : equal_and_usable(peer) && !peer.state_sent && !peer.want_state &&
+                                      bitmap_->count(static_cast<unsigned>(peer.slot)) == 0;
+        if (counts && peer.phase == LinkPhase::up) members.add(id);
+    });
+    Message m;
+    m.type = MessageType::in_sync;
+    m.nodes = role_ == Role::primary ? in_sync().bits : members.bits;
+    for_peers([&](const Peer&, NodeId id) {
+        if (members.has(id) && members.count() > 2) send(id, Stream::bulk, m);
     });
 }
 
@@ -387,9 +395,12 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     const bool old_is_known =
         uuid_identity(old) != uuid_just_created && uuid_identity(old) != uuid_none;
     const NodeMask members{g.in_sync};
+    // Only a primary knows that the other members hold what it holds; among secondaries each pair
+    // has to look at itself after a crash.
+    const bool source_leads = peer.role == Role::primary;
     for_peers([&](Peer& other, NodeId other_id) {
         PeerMetadata& md = sb_.peers[other_id];
-        if (other_id == id || (members.has(other_id) && role_ != Role::primary)) {
+        if (other_id == id || (members.has(other_id) && source_leads)) {
             bitmap_->clear_all(static_cast<unsigned>(other.slot));
             md.bitmap_uuid = md.admitting_uuid = uuid_none;
             md.flags &= ~md_peer_flag::full_sync;
@@ -416,7 +427,9 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     peer.received.current_uuid = g.current_uuid;
     peer.repl = ReplicationState::established;
     crashed_ = crashed_power_ = false;
-    was_primary_ = role_ == Role::primary;
+    // It is as good a source now as the one that it took everything from.
+    was_primary_ = role_ == Role::primary || (peer.received.flags & state_flag::was_primary) != 0;
+    last_seq_ = std::max(last_seq_, peer.received.last_seq);
     flush_bitmap_ = true;
     notice(5, id, "resync done");
     set_disk(disk);
