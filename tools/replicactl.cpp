@@ -3,9 +3,11 @@
 // --watch` and `events`, which stay. Results go to standard output (as text, or with --json as the
 // protocol's JSON), errors to standard error with an exit code for each kind: man/replicactl.8.
 #include <fmt/format.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <csignal>
@@ -262,13 +264,28 @@ class Screen {
   public:
     void show(const std::string& text) {
         if (text == last_) return;
+        const std::string shown = terminal_ ? clipped(text) : text;
         if (terminal_ && lines_ > 0) print(fmt::format("\x1b[{}A\x1b[J", lines_));
-        print(text);
-        lines_ = static_cast<std::size_t>(std::count(text.begin(), text.end(), '\n'));
+        print(shown);
+        lines_ = static_cast<std::size_t>(std::count(shown.begin(), shown.end(), '\n'));
         last_ = text;
     }
 
   private:
+    // What fits: a line that wraps, or one that scrolled away, can not be drawn over.
+    static std::string clipped(const std::string& text) {
+        winsize size{};
+        if (::ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return text;
+        std::string out;
+        std::size_t rows = 1;
+        for (std::size_t at = 0; at < text.size() && rows < size.ws_row; ++rows) {
+            const auto end = std::min(text.find('\n', at), text.size());
+            out += text.substr(at, std::min<std::size_t>(end - at, size.ws_col - 1U)) + "\n";
+            at = end + 1;
+        }
+        return out;
+    }
+
     bool terminal_ = ::isatty(STDOUT_FILENO) == 1;
     std::size_t lines_ = 0;
     std::string last_;
@@ -361,8 +378,8 @@ class CommandLine {
         try {
             app_.parse(argc, argv);
         } catch (const CLI::RequiredError& error) {
-            const auto unknown = app_.get_subcommands().empty() ? app_.remaining(true)
-                                                                : std::vector<std::string>();
+            const auto unknown =
+                app_.get_subcommands().empty() ? app_.remaining(true) : std::vector<std::string>();
             if (unknown.empty()) return app_.exit(error), exit_usage;
             fmt::print(stderr, "replicactl: there is no command {}; see replicactl --help\n",
                        unknown.front());

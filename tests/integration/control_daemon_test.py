@@ -7,13 +7,18 @@ Usage: control_daemon_test.py REPLICAD REPLICACTL
 """
 
 import contextlib
+import fcntl
 import json
 import os
+import pty
+import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 
 REPLICAD, REPLICACTL = map(os.path.abspath, sys.argv[1:3])
@@ -301,6 +306,27 @@ def test_mirror_status_wait_and_events():
         seqs = [event["seq"] for event in events[1:]]
         assert seqs == sorted(set(seqs)) and len(seqs) > 5, seqs
         assert any(event["kind"] == "connection" for event in events[1:])
+
+
+def test_watch_on_a_terminal():
+    """On a terminal the status is drawn over the old one and never wraps."""
+    with mirror() as (alpha, _):
+        master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+        watch = subprocess.Popen([REPLICACTL, "--control", alpha.socket, "status", "r0", "--watch",
+                                  "--interval", "0.05", "--until", "synced"], stdout=slave)
+        os.close(slave)
+        alpha.ctl("promote", "r0", "--force")
+        drawn = b""
+        with contextlib.suppress(OSError):  # how a terminal says that its program has gone
+            while piece := os.read(master, 65536):
+                drawn += piece
+        assert watch.wait(timeout=20) == 0
+        os.close(master)
+        text = drawn.decode()
+        assert "\x1b[5A\x1b[J" in text and "peer-disk:UpToDate" in text, text
+        lines = re.sub("\x1b\\[[0-9]*[A-Z]", "", text).split("\r\n")
+        assert max(map(len, lines)) < 40, lines
 
 
 def test_stop_during_resync():
