@@ -74,6 +74,7 @@ bool Core::progress() {
     if (retry_al_) retry_al_waiters();
     if (retry_peers_) retry_peer_requests();
     if (retry_held_) retry_held();
+    if (disk_ == DiskState::inconsistent) revive_paused_sources();
     for_peers([&](Peer& peer, NodeId id) {
         if (peer.phase != LinkPhase::up) return;
         if (peer.want_state) maybe_send_state(id);

@@ -491,6 +491,7 @@ class Core {
     int active_source() const;
     void look_at_paused_sources();
     void stop_being_source();
+    void revive_paused_sources();
     void tell_in_sync();
 
     // commands.cpp

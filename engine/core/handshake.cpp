@@ -295,10 +295,10 @@ void Core::on_state_update(NodeId id, const Message& m) {
         primary_is_gone(id);
     }
     sync_flags();
-    const bool equal = peer.repl == ReplicationState::established &&
-                       disk == DiskState::up_to_date &&
-                       uuid_equal(peer.received.current_uuid, sb_.current_uuid);
-    if (equal) maybe_up_to_date(true);
+    if (equal_and_usable(peer)) {
+        maybe_up_to_date(disk == DiskState::up_to_date);
+        if (role_ != Role::primary) tell_in_sync();
+    }
 }
 
 // Secondaries that left the decisions to it have to look at each other now.

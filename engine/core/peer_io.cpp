@@ -160,6 +160,7 @@ void Core::retry_peer_requests() {
     // The extents are held by writes that wait for the primary's word that they are stable.
     if (journal_owner_ == config_.node_id) {
         want_epoch_flush_ = true;
+        touch();
     } else if (journal_owner_ >= 0) {
         send_control(static_cast<NodeId>(journal_owner_), MessageType::want_trim, 0);
     }
@@ -204,6 +205,7 @@ void Core::admit_peer_request(std::uint32_t index) {
         const AlCache::Hold hold = al_->hold(extent_of(p.offset));
         peer_al_starving_ = hold == AlCache::Hold::starved;
         if (peer_al_starving_) return;
+        if (hold == AlCache::Hold::pending) touch();  // a transaction has to bring it in
         p.al_held = true;
     }
     p.phase = Phase::al_wait;

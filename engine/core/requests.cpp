@@ -74,6 +74,7 @@ void Core::admit(std::uint32_t slot) {
                 al_starving_ = true;
                 want_epoch_flush_ = true;
             }
+            touch();  // a transaction has to bring it in, or a flush to make room
             return;
         }
     }
@@ -464,6 +465,7 @@ void Core::retry_al_waiters() {
             const AlCache::Hold hold = al_->hold(extent_of(r.offset));
             r.al_held = hold != AlCache::Hold::starved;
             al_starving_ = !r.al_held;
+            if (hold != AlCache::Hold::granted) touch();  // as in admit()
         }
         if (r.al_held && al_->is_active(extent_of(r.offset)) && !journal_full()) {
             issue_write(slot);

@@ -23,11 +23,9 @@ bool resyncing(ReplicationState s) {
 int Core::active_source() const {
     int found = -1;
     for_peers([&](const Peer& peer, NodeId id) {
-        const bool target =
-            peer.repl == ReplicationState::bitmap_target ||
-            peer.repl == ReplicationState::sync_target ||
-            (peer.repl == ReplicationState::paused_target && !peer.paused_for_other);
-        if (target && found < 0) found = id;
+        const bool target = peer.repl == ReplicationState::bitmap_target ||
+                            peer.repl == ReplicationState::sync_target;
+        if (target && !peer.paused_for_other && found < 0) found = id;
     });
     return found;
 }
@@ -108,6 +106,17 @@ void Core::stop_being_source() {
         if (!source) return;
         abort_resync(id);
         want_handshake(id);
+    });
+}
+
+// Several sources wait for each other's turn: somebody has to go on.
+void Core::revive_paused_sources() {
+    if (active_source() >= 0) return;
+    for_peers([&](Peer& peer, NodeId id) {
+        const bool target = peer.repl == ReplicationState::bitmap_target ||
+                            peer.repl == ReplicationState::sync_target;
+        const bool round = peer.want_state || peer.state_sent || peer.state_received;
+        if (target && peer.paused_for_other && !round) want_handshake(id);
     });
 }
 
@@ -348,8 +357,7 @@ void Core::on_sync_done_ack(NodeId id, const Message& m) {
     peer.finishing = false;
     if (peer.pending > 0) --peer.pending;
     peer.progress_at = now_;
-    peer.repl = ReplicationState::established;
-    peer.disk = disk_;
+    peer.repl = ReplicationState::established;  // its disk state comes by its own word
     peer.received.current_uuid = m.offset;
     if (is(Mutant::no_fence)) admit_to_in_sync(id);
     PeerMetadata& md = sb_.peers[id];
@@ -359,6 +367,7 @@ void Core::on_sync_done_ack(NodeId id, const Message& m) {
     flush_bitmap_ = true;
     notice(5, id, "resync done");
     maybe_clear_crash_marker();
+    maybe_up_to_date(false);
     persist();
     tell_in_sync();
 }

@@ -8,6 +8,15 @@ namespace replica::sim {
 SimDisk::SimDisk(std::uint64_t sectors, std::uint64_t al_blocks, std::uint64_t bitmap_pages)
     : activity_log(al_blocks), bitmap(bitmap_pages), visible_(sectors), durable_(sectors) {}
 
+const Result<Superblock>& SimDisk::newest() const {
+    if (!newest_ || seen_superblock_ != superblock || seen_copy_ != copy) {
+        seen_superblock_ = superblock;
+        seen_copy_ = copy;
+        newest_.emplace(choose_superblock(superblock, copy));
+    }
+    return *newest_;
+}
+
 void SimDisk::write(std::uint64_t sector, const std::vector<Stamp>& stamps, bool durable) {
     for (std::size_t i = 0; i < stamps.size(); ++i) {
         const std::uint64_t at = sector + i;

@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <vector>
 
 #include "engine/base/prng.hpp"
@@ -44,11 +45,15 @@ class SimDisk {
     using Block = std::array<std::byte, 4096>;
     Block superblock{};
     Block copy{};
+    // What a node that starts now would find; decoded once for each change.
+    const Result<Superblock>& newest() const;
     std::vector<Block> activity_log;
     std::vector<Block> bitmap;
     static void tear_bytes(Block& place, const Block& bytes, Prng& random);
 
   private:
+    mutable Block seen_superblock_{}, seen_copy_{};
+    mutable std::optional<Result<Superblock>> newest_;
     std::vector<Stamp> visible_;
     std::vector<Stamp> durable_;
     std::map<std::uint64_t, std::uint64_t> durable_version_;

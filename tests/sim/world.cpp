@@ -88,6 +88,21 @@ std::vector<Stamp>& World::buffer(int n, BufferRef ref) {
     fail("an I/O without a buffer");
 }
 
+// The extents that a replay of the activity log on this disk would find.
+const std::set<std::uint32_t>& World::node_log(int n) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    if (!node.log_known) {
+        node.log.clear();
+        const auto replay =
+            replay_activity_log({reinterpret_cast<const std::byte*>(node.disk->activity_log.data()),
+                                 node.disk->activity_log.size() * 4096},
+                                1, static_cast<std::uint32_t>(node.disk->activity_log.size()));
+        if (replay) node.log.insert(replay.value().extents.begin(), replay.value().extents.end());
+        node.log_known = true;
+    }
+    return node.log;
+}
+
 void World::disk_io(int n, const Effect& e) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     const std::uint64_t id = next_op_++;
@@ -107,15 +122,7 @@ void World::disk_io(int n, const Effect& e) {
             e.kind == EffectKind::disk_write ? buffer(n, e.buffer) : std::vector<Stamp>(sectors);
         if (op.data.size() != sectors) fail("a write of another length than its buffer");
         const std::uint64_t extent = e.offset / extent_bytes;
-        bool logged = false;
-        const auto replay =
-            replay_activity_log({reinterpret_cast<const std::byte*>(node.disk->activity_log.data()),
-                                 node.disk->activity_log.size() * 4096},
-                                1, static_cast<std::uint32_t>(node.disk->activity_log.size()));
-        if (replay) {
-            for (const std::uint32_t hot : replay.value().extents)
-                logged = logged || hot == extent;
-        }
+        const bool logged = node_log(n).count(static_cast<std::uint32_t>(extent)) != 0;
         if (!logged) fail("I-R5 a write before its extent is in a durable activity log");
     }
     const bool durable = e.durable;
@@ -162,6 +169,7 @@ void World::metadata_io(int n, const Effect& e) {
 void World::finish_op(int n, std::uint64_t id) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     DiskOp& op = node.ops.at(id);
+    node.log_known = false;
     const bool failed = node.disk_broken || (swarm_.disk_errors && faulty_ && random_.chance(200));
     if (!failed) {
         switch (op.tag.origin) {
@@ -557,6 +565,7 @@ void World::crash(int n, bool power) {
     if (!node.up) return;
     trace(n, power ? "loses power" : "is killed");
     ++stats_.crashes;
+    node.log_known = false;
     node.up = false;
     ++node.incarnation;
     node.paused_until = 0;

@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <queue>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -109,6 +110,8 @@ class World {
         std::map<std::uint64_t, DiskOp> ops;  // in the kernel
         std::uint64_t timer = 0;              // armed for this instant
         std::uint64_t lost_power_at = 0;
+        std::set<std::uint32_t> log;  // what a replay of its activity log finds
+        bool log_known = false;
         std::array<std::uint64_t, 32> bits_seen{};
         bool forced = false;  // its pending promotion is a forced one
         std::uint32_t promote_token = 0;
@@ -147,6 +150,7 @@ class World {
     void transmit(std::uint64_t id, int from_side, Frame frame);
     void close_side(std::uint64_t id, int side, bool abrupt);
     void close_link(int n, NodeId peer);
+    const std::set<std::uint32_t>& node_log(int n);
     void disk_io(int n, const Effect& e);
     void metadata_io(int n, const Effect& e);
     void finish_op(int n, std::uint64_t op);
