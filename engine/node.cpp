@@ -15,6 +15,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <thread>
 #include <utility>
 
 #include "engine/base/text.hpp"
@@ -33,6 +34,8 @@ using std::chrono::seconds;
 // Longer than any timeout of the core, which ends what waits for a peer.
 constexpr seconds command_timeout{120};
 constexpr seconds quiet_timeout{30};
+constexpr std::chrono::milliseconds busy_pause{50};
+constexpr int busy_attempts = 40;
 
 // Sizes of volumes are whole blocks of the bitmap, so that every client can address all of it.
 constexpr std::uint64_t size_unit = block_bytes;
@@ -68,6 +71,7 @@ class LocalNode final : public Node {
     }
     ~LocalNode() override;
     Status open();
+    Status listen();
 
     Status create_resource(const ResourceConfig& config, const CreateOptions& options) override;
     Status add_resource(const ResourceConfig& config) override;
@@ -166,11 +170,23 @@ Status LocalNode::open() {
         threads_.push_back(std::move(thread));
     }
     if (options_.listen.empty()) return ok_status();
-    TRY(acceptor_,
-        Acceptor::open(
+    return listen();
+}
+
+// Who is started again right after he was killed finds his port in use for a moment (open_disk.cpp
+// has the reason).
+Status LocalNode::listen() {
+    for (int attempt = 0;; ++attempt) {
+        auto opened = Acceptor::open(
             *threads_.front(), options_.listen,
-            [this](int fd, const HelloPayload& hello) { route(fd, hello); }, options_.log));
-    return ok_status();
+            [this](int fd, const HelloPayload& hello) { route(fd, hello); }, options_.log);
+        if (opened) {
+            acceptor_ = std::move(opened).value();
+            return ok_status();
+        }
+        if (opened.error().code != Errc::busy || attempt == busy_attempts) return opened.error();
+        std::this_thread::sleep_for(busy_pause);
+    }
 }
 
 LocalNode::~LocalNode() {

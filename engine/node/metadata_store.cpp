@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "engine/format/activity_log.hpp"
 
@@ -15,6 +16,9 @@ namespace {
 constexpr std::size_t block_size = 4096;
 constexpr std::size_t blocks_at_a_time = 64;
 constexpr std::size_t al_run_max = 256U << 10;
+// A flush is a second trip to the disk: not worth it for the few pages that an activity-log
+// transaction waits for.
+constexpr std::uint32_t batch_pages_min = 8;
 
 std::byte* aligned_memory(std::size_t bytes) {
     auto* const memory = static_cast<std::byte*>(std::aligned_alloc(block_size, bytes));
@@ -36,6 +40,10 @@ MetadataStore::MetadataStore(Reactor& reactor, BlockFile& file, int copy_fd,
       context_(context),
       al_run_bytes_(std::min<std::size_t>(layout.al_bytes, al_run_max)) {
     al_run_.reset(aligned_memory(al_run_bytes_));
+    pages_task_.context = this;
+    pages_task_.callback = [](Deferred& task) {
+        static_cast<MetadataStore*>(task.context)->write_pages();
+    };
     al_op_.context = this;
     al_op_.done = [](DiskOp& op, int error) {
         auto& self = *static_cast<MetadataStore*>(op.context);
@@ -45,7 +53,7 @@ MetadataStore::MetadataStore(Reactor& reactor, BlockFile& file, int copy_fd,
     };
 }
 
-MetadataStore::~MetadataStore() { ASSERT(idle()); }
+MetadataStore::~MetadataStore() { ASSERT(idle() && !pages_task_.queued); }
 
 MetadataStore::Block& MetadataStore::take(IoTag tag) {
     if (free_ == nullptr) {
@@ -60,10 +68,13 @@ MetadataStore::Block& MetadataStore::take(IoTag tag) {
     }
     Block& block = *free_;
     free_ = block.next;
+    block.next = nullptr;
+    block.batch = nullptr;
     block.tag = tag;
     block.op.context = block.copy_op.context = &block;
     block.op.done = [](DiskOp& op, int error) {
         Block& ended = *static_cast<Block*>(op.context);
+        if (ended.batch != nullptr) return ended.store->page_written(ended, error);
         ended.store->finish(ended, error);
     };
     block.copy_op.callback = [](Op& op, std::int32_t result) {
@@ -98,10 +109,57 @@ void MetadataStore::write(const Core& core, IoTag tag) {
         block.offset = layout_.superblock_offset;
         return write_superblock(block);
     }
-    block.offset = tag.origin == IoOrigin::al
-                       ? layout_.al_offset + core.al_block() * std::uint64_t{block_size}
-                       : layout_.bitmap_offset + tag.index * std::uint64_t{block_size};
-    file_.write(block.op, {block.bytes, block_size}, block.offset, true);
+    if (tag.origin == IoOrigin::al) {
+        block.offset = layout_.al_offset + core.al_block() * std::uint64_t{block_size};
+        return file_.write(block.op, {block.bytes, block_size}, block.offset, true);
+    }
+    block.offset = layout_.bitmap_offset + tag.index * std::uint64_t{block_size};
+    block.next = pages_;
+    pages_ = &block;
+    ++page_count_;
+    reactor_.defer(pages_task_);
+}
+
+// The pages of this turn.
+void MetadataStore::write_pages() {
+    Block* block = std::exchange(pages_, nullptr);
+    const std::uint32_t count = std::exchange(page_count_, 0);
+    Batch* batch = nullptr;
+    if (count >= batch_pages_min) {
+        if (free_batch_ == nullptr) free_batch_ = &batches_.emplace_back();
+        batch = std::exchange(free_batch_, free_batch_->next);
+        batch->store = this;
+        batch->writing = count;
+        batch->blocks = block;
+    }
+    while (block != nullptr) {
+        Block& page = *block;
+        block = page.next;
+        page.batch = batch;
+        file_.write(page.op, {page.bytes, block_size}, page.offset, batch == nullptr);
+    }
+}
+
+void MetadataStore::page_written(Block& block, int error) {
+    Batch& batch = *block.batch;
+    block.error = error;
+    if (--batch.writing > 0) return;
+    batch.flush.context = &batch;
+    batch.flush.done = [](DiskOp& op, int flush_error) {
+        Batch& flushed = *static_cast<Batch*>(op.context);
+        flushed.store->batch_flushed(flushed, flush_error);
+    };
+    file_.flush(batch.flush);
+}
+
+void MetadataStore::batch_flushed(Batch& batch, int error) {
+    Block* block = std::exchange(batch.blocks, nullptr);
+    batch.next = free_batch_;
+    free_batch_ = &batch;
+    while (block != nullptr) {
+        Block& page = *std::exchange(block, block->next);
+        finish(page, page.error != 0 ? page.error : error);
+    }
 }
 
 void MetadataStore::write_al_init(const Core& core) {

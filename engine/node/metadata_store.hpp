@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Writes a resource's metadata while it is attached: superblock (copy first, then the disk),
 // activity log, bitmap pages. Each write is on stable storage when it is reported. The bytes are
-// taken from the core at the moment of the call, so that later changes do not tear them.
+// taken from the core at the moment of the call, so that later changes do not tear them. Bitmap
+// pages of one turn that are many are written without DSYNC and flushed once.
 #pragma once
 
 #include <cstddef>
@@ -32,6 +33,7 @@ class MetadataStore {
     bool idle() const { return in_flight_ == 0; }
 
   private:
+    struct Batch;
     struct Block {
         MetadataStore* store = nullptr;
         std::byte* bytes = nullptr;
@@ -39,11 +41,24 @@ class MetadataStore {
         Op copy_op;
         IoTag tag;
         std::uint64_t offset = 0;
+        int error = 0;
+        Batch* batch = nullptr;
         Block* next = nullptr;
+    };
+    // Pages that are written together, then flushed.
+    struct Batch {
+        MetadataStore* store = nullptr;
+        DiskOp flush;
+        std::uint32_t writing = 0;
+        Block* blocks = nullptr;
+        Batch* next = nullptr;
     };
     Block& take(IoTag tag);
     void finish(Block& block, int error);
     void write_superblock(Block& block);
+    void write_pages();
+    void page_written(Block& block, int error);
+    void batch_flushed(Batch& batch, int error);
     void write_al_init(const Core& core);
     void next_al_init();
 
@@ -61,6 +76,11 @@ class MetadataStore {
     std::deque<std::unique_ptr<std::byte, FreeMemory>> memory_;
     std::deque<Block> blocks_;
     Block* free_ = nullptr;
+    Block* pages_ = nullptr;  // of this turn
+    std::uint32_t page_count_ = 0;
+    Deferred pages_task_;
+    std::deque<Batch> batches_;
+    Batch* free_batch_ = nullptr;
 
     // Initialising the log: the same block over and over, a run of it at a time.
     std::unique_ptr<std::byte, FreeMemory> al_run_;

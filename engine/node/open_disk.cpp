@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 #include "engine/base/text.hpp"
@@ -22,6 +24,8 @@ namespace {
 using Block = MetadataFile::Block;
 constexpr std::size_t page_bytes = 4096;
 constexpr std::size_t bitmap_read_bytes = 1U << 20;
+constexpr std::chrono::milliseconds busy_pause{50};
+constexpr int busy_attempts = 40;
 
 struct FreeMemory {
     void operator()(std::byte* memory) const { std::free(memory); }
@@ -51,6 +55,17 @@ Status put_block(const BlockFile& file, std::uint64_t offset, const Block& block
     }
     if (::fdatasync(file.fd()) != 0) return disk_error(file, "flushing the superblock", errno);
     return ok_status();
+}
+
+// A process that was killed keeps its disks until the kernel has dismantled its rings, which it
+// does after the process is gone: who is started again at once finds them in use for a moment.
+Result<std::unique_ptr<BlockFile>> open_patiently(Reactor& reactor, const std::string& path) {
+    for (int attempt = 0;; ++attempt) {
+        auto file = BlockFile::open(reactor, path, {});
+        const bool busy = !file && file.error().code == Errc::busy;
+        if (!busy || attempt == busy_attempts) return file;
+        std::this_thread::sleep_for(busy_pause);
+    }
 }
 
 Block encoded(const Superblock& superblock) {
@@ -132,9 +147,9 @@ int OwnedFd::release() { return std::exchange(fd_, -1); }
 Result<OpenDisk> open_disk(Reactor& reactor, const DiskPaths& paths) {
     OpenDisk disk;
     disk.paths = paths;
-    TRY(disk.data, BlockFile::open(reactor, paths.disk, {}));
+    TRY(disk.data, open_patiently(reactor, paths.disk));
     if (!paths.metadata.empty()) {
-        TRY(disk.external, BlockFile::open(reactor, paths.metadata, {}));
+        TRY(disk.external, open_patiently(reactor, paths.metadata));
     }
     TRY(const MetadataFile file,
         MetadataFile::open({paths.disk, paths.metadata}, DiskAccess::shared_read));

@@ -29,8 +29,7 @@ CoreConfig core_config(const ResourceConfig& config, const CoreLimits& limits) {
 
 CoreLimits shell_limits() {
     CoreLimits limits;
-    limits.resync_chunks = 16;
-    limits.bitmap_writes = 16;
+    limits.bitmap_writes = 256;  // written in batches (metadata_store.hpp)
     return limits;
 }
 

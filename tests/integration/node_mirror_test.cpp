@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Two nodes in one process, with real files, sockets and rings: what a mirror has to do, end to
-// end.
-#include <chrono>
+// Two nodes in one process, with real files, sockets and rings: what a mirror has to do as long as
+// nobody is killed.
+#include <atomic>
 #include <string>
 #include <thread>
 #include <vector>
@@ -12,20 +12,338 @@
 namespace replica::test {
 namespace {
 
-TEST_CASE("two nodes mirror a write") {
-    Pair pair;
-    pair.create(16 << 20);
-    pair.up();
-    REQUIRE_OK(pair.a->promote("r0", true));
-    pair.wait_synced();
-    pair.remember_size();
-    const auto bytes = pattern(1 << 20, 7);
-    REQUIRE_OK(pair.a->write("r0", 4096, bytes, false));
+constexpr std::uint64_t disk_bytes = 16U << 20;
+
+// A mirror that is up, in sync, with alpha as its primary.
+class Mirror : public Pair {
+  public:
+    explicit Mirror(ResourceOptions options = fast_options()) : Pair(options) {
+        create(disk_bytes);
+        up();
+        REQUIRE_OK(a->promote("r0", true));
+        wait_synced();
+        remember_size();
+    }
+    void finish() {
+        wait_synced();
+        down();
+        CHECK(same_content());
+    }
+};
+
+std::uint64_t resynced(Pair& pair) {
+    const PeerStatus peer = pair.status(0).peers[0];
+    return peer.resync_sent_bytes + peer.resync_received_bytes;
+}
+
+TEST_CASE("a write is on both disks, with each protocol") {
+    ResourceOptions options = Pair::fast_options();
+    options.protocol = GENERATE(Protocol::a, Protocol::b, Protocol::c);
+    Mirror mirror(options);
+    const auto bytes = pattern(3 << 20, 7);
+    REQUIRE_OK(mirror.a->write("r0", 4096, bytes, false));
+    REQUIRE_OK(mirror.a->write("r0", 512, std::span(bytes).first(1024), true));
     std::vector<std::byte> back(bytes.size());
-    REQUIRE_OK(pair.a->read("r0", 4096, back));
+    REQUIRE_OK(mirror.a->read("r0", 4096, back));
     CHECK(back == bytes);
+    REQUIRE_OK(mirror.a->flush("r0"));
+    CHECK(mirror.status(0).peers[0].sent_bytes == bytes.size() + 1024);
+    mirror.finish();
+}
+
+TEST_CASE("zeroes and discards are equal on both disks") {
+    Mirror mirror;
+    REQUIRE_OK(mirror.a->write("r0", 0, pattern(8 << 20, 3), false));
+    REQUIRE_OK(mirror.a->write_zeroes("r0", 512, 5 << 20));
+    REQUIRE_OK(mirror.a->discard("r0", 6 << 20, 1 << 20));
+    std::vector<std::byte> back(7 << 20);
+    REQUIRE_OK(mirror.a->read("r0", 0, back));
+    const auto first = pattern(8 << 20, 3);
+    CHECK(std::equal(back.begin(), back.begin() + 512, first.begin()));
+    CHECK(std::all_of(back.begin() + 512, back.begin() + 512 + (5 << 20),
+                      [](std::byte b) { return b == std::byte{0}; }));
+    CHECK(std::all_of(back.begin() + (6 << 20), back.end(),
+                      [](std::byte b) { return b == std::byte{0}; }));
+    mirror.finish();
+}
+
+TEST_CASE("down and up keep the data and need no resync") {
+    Mirror mirror;
+    const auto bytes = pattern(1 << 20, 9);
+    REQUIRE_OK(mirror.a->write("r0", 0, bytes, false));
+    mirror.down();
+    CHECK(mirror.status(0).up == false);
+    CHECK(mirror.status(0).disk == "Diskless");
+    CHECK(mirror.status(0).peers[0].connection == "StandAlone");
+    mirror.up();
+    mirror.wait_synced();
+    REQUIRE_OK(mirror.b->promote("r0", false));
+    CHECK(resynced(mirror) == 0);
+    std::vector<std::byte> back(bytes.size());
+    REQUIRE_OK(mirror.b->read("r0", 0, back));
+    CHECK(back == bytes);
+    mirror.finish();
+}
+
+TEST_CASE("a node that is created again finds its resources where they were") {
+    Mirror mirror;
+    const auto bytes = pattern(1 << 20, 11);
+    REQUIRE_OK(mirror.a->write("r0", 1 << 20, bytes, false));
+    mirror.a.reset();
+    mirror.start(0);
+    REQUIRE_OK(mirror.a->add_resource(mirror.config(0)));
+    REQUIRE_OK(mirror.a->up("r0"));
+    mirror.wait_synced();
+    CHECK(resynced(mirror) == 0);
+    REQUIRE_OK(mirror.a->promote("r0", false));
+    std::vector<std::byte> back(bytes.size());
+    REQUIRE_OK(mirror.a->read("r0", 1 << 20, back));
+    CHECK(back == bytes);
+    mirror.finish();
+}
+
+TEST_CASE("only one primary, only the primary serves, and only within the volume") {
+    Mirror mirror;
+    auto refused = mirror.b->promote("r0", false);
+    REQUIRE(!refused);
+    CHECK(refused.error().code == Errc::state);
+    CHECK(!mirror.b->promote("r0", true));
+    const auto bytes = pattern(4096, 1);
+    std::vector<std::byte> back(4096);
+    CHECK(mirror.b->write("r0", 0, bytes, false).error().code == Errc::state);
+    CHECK(mirror.b->read("r0", 0, back).error().code == Errc::state);
+    const std::uint64_t size = mirror.status(0).size_bytes;
+    CHECK(mirror.a->write("r0", size, bytes, false).error().code == Errc::invalid);
+    CHECK(mirror.a->read("r0", size - 512, back).error().code == Errc::invalid);
+    CHECK(mirror.a->write("r0", 100, bytes, false).error().code == Errc::invalid);
+    CHECK(mirror.a->write("nope", 0, bytes, false).error().code == Errc::not_found);
+    REQUIRE_OK(mirror.a->demote("r0"));
+    REQUIRE_OK(mirror.b->promote("r0", false));
+    CHECK(mirror.a->write("r0", 0, bytes, false).error().code == Errc::state);
+    REQUIRE_OK(mirror.b->write("r0", size - 4096, bytes, false));
+    mirror.finish();
+}
+
+TEST_CASE("writes go on while the peer is away, and only they are resynced") {
+    Mirror mirror;
+    REQUIRE_OK(mirror.b->disconnect("r0", "alpha"));
+    REQUIRE_OK(mirror.a->write("r0", 1 << 20, pattern(256 << 10, 5), false));
+    mirror.wait([&] { return mirror.status(0).peers[0].out_of_sync_bytes == 256 << 10; });
+    const std::uint64_t before = resynced(mirror);
+    REQUIRE_OK(mirror.b->connect("r0", "alpha", false));
+    mirror.wait_synced();
+    CHECK(resynced(mirror) - before == 256 << 10);
+    mirror.finish();
+}
+
+TEST_CASE("a resync of everything goes on below the application's writes") {
+    Mirror mirror;
+    REQUIRE_OK(mirror.a->write("r0", 0, pattern(12 << 20, 5), false));
+    REQUIRE_OK(mirror.b->invalidate("r0"));
+    for (int i = 0; i < 200; ++i) {
+        const auto seed = static_cast<std::uint64_t>(i);
+        REQUIRE_OK(
+            mirror.a->write("r0", (seed * 37 % 3000) * 4096, pattern(8192, seed), i % 9 == 0));
+    }
+    mirror.wait_synced();
+    CHECK(mirror.status(1).peers[0].resync_received_bytes > 0);
+    mirror.finish();
+}
+
+TEST_CASE("a paused resync waits") {
+    Mirror mirror;
+    REQUIRE_OK(mirror.a->write("r0", 0, pattern(8 << 20, 5), false));
+    REQUIRE_OK(mirror.b->disconnect("r0", ""));
+    REQUIRE_OK(mirror.a->write("r0", 0, pattern(8 << 20, 6), false));
+    REQUIRE_OK(mirror.a->pause_sync("r0", "beta"));
+    REQUIRE_OK(mirror.b->connect("r0", "", false));
+    mirror.wait([&] { return mirror.status(0).peers[0].replication == "PausedSyncS"; });
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+    CHECK(mirror.status(0).peers[0].replication == "PausedSyncS");
+    CHECK(mirror.status(1).disk == "Inconsistent");
+    REQUIRE_OK(mirror.a->resume_sync("r0", "beta"));
+    mirror.finish();
+}
+
+TEST_CASE("a primary without a disk reads and writes through its peer") {
+    Mirror mirror;
+    const auto bytes = pattern(2 << 20, 21);
+    REQUIRE_OK(mirror.a->write("r0", 0, bytes, false));
+    REQUIRE_OK(mirror.a->detach("r0"));
+    mirror.wait([&] { return mirror.status(0).disk == "Diskless"; });
+    std::vector<std::byte> back(bytes.size());
+    REQUIRE_OK(mirror.a->read("r0", 0, back));
+    CHECK(back == bytes);
+    REQUIRE_OK(mirror.a->write("r0", 3 << 20, pattern(1 << 20, 22), false));
+    REQUIRE_OK(mirror.a->flush("r0"));
+    REQUIRE_OK(mirror.a->demote("r0"));
+    REQUIRE_OK(mirror.a->attach("r0"));
+    CHECK(mirror.a->attach("r0").error().code == Errc::busy);
+    mirror.wait_synced();
+    REQUIRE_OK(mirror.a->promote("r0", false));
+    REQUIRE_OK(mirror.a->read("r0", 3 << 20, std::span(back).first(1 << 20)));
+    CHECK(std::equal(back.begin(), back.begin() + (1 << 20), pattern(1 << 20, 22).begin()));
+    mirror.finish();
+}
+
+TEST_CASE("a secondary that is detached comes back with what it missed") {
+    Mirror mirror;
+    REQUIRE_OK(mirror.b->detach("r0"));
+    mirror.wait([&] { return mirror.status(0).peers[0].disk == "Diskless"; });
+    REQUIRE_OK(mirror.a->write("r0", 2 << 20, pattern(64 << 10, 23), false));
+    REQUIRE_OK(mirror.b->attach("r0"));
+    mirror.finish();
+}
+
+TEST_CASE("a split brain is seen on both sides, and ends with a victim that was named") {
+    Mirror mirror;
+    std::atomic<int> told = 0;
+    const auto token = mirror.b->subscribe([&](const Event& event) {
+        if (event.kind == "split-brain") ++told;
+    });
+    REQUIRE_OK(mirror.a->disconnect("r0", ""));
+    REQUIRE_OK(mirror.b->disconnect("r0", ""));
+    REQUIRE_OK(mirror.a->write("r0", 0, pattern(64 << 10, 1), false));
+    REQUIRE_OK(mirror.b->promote("r0", true));
+    REQUIRE_OK(mirror.b->write("r0", 1 << 20, pattern(64 << 10, 2), false));
+    REQUIRE_OK(mirror.b->demote("r0"));
+    REQUIRE_OK(mirror.a->connect("r0", "", false));
+    REQUIRE_OK(mirror.b->connect("r0", "", false));
+    mirror.wait([&] { return told > 0; });
+    mirror.wait([&] {
+        return mirror.status(0).peers[0].connection == "StandAlone" &&
+               mirror.status(1).peers[0].connection == "StandAlone";
+    });
+    CHECK(mirror.status(0).peers[0].why.find("plit brain") != std::string::npos);
+    std::vector<std::byte> back(64 << 10);
+    REQUIRE_OK(mirror.a->read("r0", 0, back));
+    CHECK(back == pattern(64 << 10, 1));
+    REQUIRE_OK(mirror.b->connect("r0", "", true));
+    REQUIRE_OK(mirror.a->connect("r0", "", false));
+    mirror.wait_synced();
+    mirror.b->unsubscribe(token);
+    REQUIRE_OK(mirror.a->read("r0", 0, back));
+    CHECK(back == pattern(64 << 10, 1));
+    mirror.finish();
+}
+
+TEST_CASE("disks that are all zeroes need no first resync if one says so") {
+    Pair pair;
+    pair.create(disk_bytes);
+    pair.up();
+    pair.wait([&] {
+        return pair.status(0).peers[0].replication == "Established" &&
+               pair.status(1).peers[0].replication == "Established";
+    });
+    REQUIRE_OK(pair.a->new_current_uuid("r0", true));
+    pair.wait_synced();
+    CHECK(resynced(pair) == 0);
+    REQUIRE_OK(pair.a->promote("r0", false));
+    REQUIRE_OK(pair.a->write("r0", 0, pattern(1 << 20, 5), false));
+    pair.remember_size();
     pair.down();
     CHECK(pair.same_content());
+}
+
+struct Load {
+    Node& node;
+    std::atomic<int> in_flight{0}, done{0}, failed{0};
+    static void ended(void* context, int error) {
+        Load& load = *static_cast<Load*>(context);
+        if (error != 0) ++load.failed;
+        ++load.done;
+        --load.in_flight;
+    }
+};
+
+TEST_CASE("requests that overlap in time end in the same bytes on both disks") {
+    Mirror mirror;
+    Load load{*mirror.a};
+    std::vector<std::vector<std::byte>> buffers;
+    for (int i = 0; i < 64; ++i)
+        buffers.push_back(pattern(4096U << (i % 6), static_cast<std::uint64_t>(i)));
+    Prng prng(4);
+    for (int i = 0; i < 4000; ++i) {
+        REQUIRE(wait_until([&] { return load.in_flight < 64; }));
+        ++load.in_flight;
+        const std::uint64_t at = prng.below(512) * 4096;
+        REQUIRE_OK(mirror.a->submit("r0", IoKind::write, i % 50 == 0, at, buffers[prng.below(64)],
+                                    0, &Load::ended, &load));
+        if (i % 100 == 0) {
+            ++load.in_flight;
+            REQUIRE_OK(mirror.a->submit("r0", IoKind::flush, false, 0, {}, 0, &Load::ended, &load));
+        }
+    }
+    REQUIRE(wait_until([&] { return load.in_flight == 0; }));
+    CHECK(load.failed == 0);
+    const auto stats = mirror.a->stats("r0");
+    REQUIRE(stats);
+    CHECK(stats.value().write_total.total >= 4000);
+    CHECK(stats.value().write_local.total >= 4000);
+    CHECK(stats.value().write_remote.total >= 4000);
+    CHECK(stats.value().flush_total.total == 40);
+    mirror.finish();
+}
+
+TEST_CASE("options change while the volume is in use") {
+    Mirror mirror;
+    ResourceOptions options = Pair::fast_options();
+    options.protocol = Protocol::a;
+    options.resync_rate_max = 1 << 20;
+    REQUIRE_OK(mirror.a->change_options("r0", options));
+    REQUIRE_OK(mirror.a->write("r0", 0, pattern(1 << 20, 2), false));
+    options.ping_timeout_ms = 1;
+    CHECK(mirror.a->change_options("r0", options).error().code == Errc::invalid);
+    mirror.finish();
+}
+
+TEST_CASE("several resources on several reactors") {
+    Pair pair;
+    pair.a.reset();
+    pair.b.reset();
+    pair.start(0, 2);
+    pair.start(1, 2);
+    constexpr int count = 4;
+    std::vector<ResourceConfig> configs[2];
+    for (int r = 0; r < count; ++r) {
+        for (int i = 0; i < 2; ++i) {
+            ResourceConfig config = pair.config(i);
+            config.name = "r" + std::to_string(r);
+            config.disk += "-" + std::to_string(r);
+            Pair::make_file(config.disk, disk_bytes);
+            REQUIRE_OK(pair.node(i)->create_resource(config, {}));
+            REQUIRE_OK(pair.node(i)->up(config.name));
+            configs[i].push_back(config);
+        }
+        // Half of them are primary here, half there.
+        REQUIRE_OK(pair.node(r % 2)->promote("r" + std::to_string(r), true));
+    }
+    std::vector<std::thread> writers;
+    for (int r = 0; r < count; ++r) {
+        writers.emplace_back([&, r] {
+            const std::string name = "r" + std::to_string(r);
+            for (std::uint64_t i = 0; i < 100; ++i) {
+                const auto bytes = pattern(100'000 / 512 * 512, i);
+                if (!pair.node(r % 2)->write(name, i * 120 * 1024, bytes, false)) return;
+            }
+        });
+    }
+    for (auto& writer : writers)
+        writer.join();
+    for (int r = 0; r < count; ++r) {
+        const std::string name = "r" + std::to_string(r);
+        REQUIRE(wait_until([&] {
+            const auto s = pair.node(r % 2)->status(name);
+            return s && s.value().peers[0].disk == "UpToDate" &&
+                   s.value().peers[0].replication == "Established";
+        }));
+        const std::uint64_t size = pair.a->status(name).value().size_bytes;
+        CHECK(pair.node(r % 2)->status(name).value().written_bytes == 100 * (100'000 / 512 * 512));
+        REQUIRE_OK(pair.a->down(name));
+        REQUIRE_OK(pair.b->down(name));
+        CHECK(equal_files(configs[0][static_cast<std::size_t>(r)].disk,
+                          configs[1][static_cast<std::size_t>(r)].disk, size));
+    }
 }
 
 }  // namespace

@@ -58,6 +58,21 @@ inline bool wait_until(const std::function<bool()>& reached, int seconds = 30) {
     return true;
 }
 
+// The first `bytes` of two files.
+inline bool equal_files(const std::string& a, const std::string& b, std::uint64_t bytes) {
+    std::vector<char> left(1 << 20), right(1 << 20);
+    std::ifstream one(a, std::ios::binary), two(b, std::ios::binary);
+    for (std::uint64_t at = 0; at < bytes; at += left.size()) {
+        const auto n =
+            static_cast<std::streamsize>(std::min<std::uint64_t>(left.size(), bytes - at));
+        one.read(left.data(), n);
+        two.read(right.data(), n);
+        if (!one || !two || !std::equal(left.begin(), left.begin() + n, right.begin()))
+            return false;
+    }
+    return true;
+}
+
 inline std::string describe(Node& node, const std::string& name) {
     const auto status = node.status(name);
     if (!status) return status.error().message;
@@ -90,8 +105,9 @@ class Pair {
     std::unique_ptr<Node> a, b;
     std::unique_ptr<Node>& node(int i) { return i == 0 ? a : b; }
 
-    void start(int i) {
+    void start(int i, unsigned reactors = 1) {
         NodeOptions options;
+        options.reactors = reactors;
         options.name = names_[i];
         options.state_dir = dir_ / (std::string("state") + std::to_string(i));
         options.listen = "127.0.0.1:" + std::to_string(ports_[i]);
@@ -154,20 +170,7 @@ class Pair {
         wait([this] { return synced(0) && synced(1); }, seconds);
     }
     // Both volumes, byte for byte; both nodes down.
-    bool same_content() {
-        const std::uint64_t bytes = size_;
-        std::vector<char> left(1 << 20), right(1 << 20);
-        std::ifstream one(disks_[0], std::ios::binary), two(disks_[1], std::ios::binary);
-        for (std::uint64_t at = 0; at < bytes; at += left.size()) {
-            const auto n =
-                static_cast<std::streamsize>(std::min<std::uint64_t>(left.size(), bytes - at));
-            one.read(left.data(), n);
-            two.read(right.data(), n);
-            if (!one || !two || !std::equal(left.begin(), left.begin() + n, right.begin()))
-                return false;
-        }
-        return true;
-    }
+    bool same_content() { return equal_files(disks_[0], disks_[1], size_); }
     void remember_size() { size_ = status(0).size_bytes; }
     const std::string& disk(int i) const { return disks_[i]; }
     std::uint16_t port(int i) const { return ports_[i]; }

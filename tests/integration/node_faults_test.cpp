@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: Apache-2.0
+// A node and bad input: disks it must not take, peers that are none, doors in the wrong state. Each
+// is refused with a sentence that says why, and nothing is lost by it.
+#include <fcntl.h>
+#include <sys/un.h>
+
+#include <atomic>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "engine/base/crc32c.hpp"
+#include "engine/format/wire.hpp"
+#include "engine/node.hpp"
+#include "tests/integration/node_support.hpp"
+
+namespace replica::test {
+namespace {
+
+constexpr std::uint64_t disk_bytes = 16U << 20;
+
+bool says(const Status& status, const std::string& words) {
+    if (status) return false;
+    INFO(status.error().message);
+    const bool found = status.error().message.find(words) != std::string::npos;
+    CHECK(found);
+    return found;
+}
+
+TEST_CASE("a disk with something on it is not overwritten unless told to") {
+    Pair pair;
+    pair.create(disk_bytes);
+    REQUIRE_OK(pair.a->remove_resource("r0"));
+    const Status again = pair.a->create_resource(pair.config(0), {});
+    CHECK(again.error().code == Errc::exists);
+    CreateOptions force;
+    force.force = true;
+    REQUIRE_OK(pair.a->create_resource(pair.config(0), force));
+    CHECK(pair.a->create_resource(pair.config(0), force).error().code == Errc::exists);
+}
+
+TEST_CASE("a disk that is too small, absent or no disk is refused") {
+    Pair pair;
+    ResourceConfig config = pair.config(0);
+    CHECK(pair.a->create_resource(config, {}).error().code == Errc::not_found);
+    Pair::make_file(config.disk, 8192);
+    CHECK(pair.a->create_resource(config, {}).error().code == Errc::no_space);
+    config.disk = "/dev/null";
+    CHECK(pair.a->create_resource(config, {}).error().code == Errc::invalid);
+    config.disk = "relative";
+    CHECK(pair.a->create_resource(config, {}).error().code == Errc::invalid);
+}
+
+TEST_CASE("a configuration that contradicts itself is refused") {
+    Pair pair;
+    const ResourceConfig good = pair.config(0);
+    const auto refused = [&](const ResourceConfig& config, const std::string& words) {
+        return says(pair.a->add_resource(config), words);
+    };
+    ResourceConfig config = good;
+    config.name = "../etc";
+    refused(config, "resource name");
+    config = good;
+    config.node_id = 32;
+    refused(config, "node id");
+    config = good;
+    config.peers[0].node_id = 0;
+    refused(config, "own id");
+    config = good;
+    config.peers.push_back(config.peers[0]);
+    refused(config, "two peers");
+    config = good;
+    config.peers[0].address = "127.0.0.1";
+    refused(config, "127.0.0.1");
+    config = good;
+    config.peers[0].name = "alpha";
+    refused(config, "own name");
+    config = good;
+    config.options.al_extents = 1;
+    refused(config, "al-extents");
+    CHECK(pair.a->resources().empty());
+}
+
+TEST_CASE("a disk is in use only once, and by its own node") {
+    Pair pair;
+    pair.create(disk_bytes);
+    REQUIRE_OK(pair.a->up("r0"));
+    ResourceConfig other = pair.config(0);
+    other.name = "r1";
+    REQUIRE_OK(pair.a->add_resource(other));
+    CHECK(pair.a->up("r1").error().code == Errc::busy);
+    // The other node's disk in place of ours.
+    ResourceConfig foreign = pair.config(0);
+    foreign.name = "r2";
+    foreign.disk = pair.disk(1);
+    REQUIRE_OK(pair.a->add_resource(foreign));
+    says(pair.a->up("r2"), "node id 1");
+    CHECK(pair.status(0).disk == "Inconsistent");
+    CHECK(pair.a->status("r2").value().up == false);
+    CHECK(pair.a->remove_resource("r0").error().code == Errc::state);
+    REQUIRE_OK(pair.a->remove_resource("r2"));
+}
+
+TEST_CASE("a torn superblock is restored from its copy") {
+    Pair pair;
+    pair.create(disk_bytes);
+    pair.up();
+    REQUIRE_OK(pair.a->promote("r0", true));
+    pair.wait_synced();
+    pair.remember_size();
+    REQUIRE_OK(pair.a->write("r0", 0, pattern(4096, 1), false));
+    pair.down();
+    // The last 4 KiB of the disk hold the superblock: half of it is lost.
+    const int fd = open(pair.disk(0).c_str(), O_RDWR);
+    REQUIRE(fd >= 0);
+    const auto garbage = pattern(2048, 99);
+    REQUIRE(pwrite(fd, garbage.data(), garbage.size(), disk_bytes - 4096 + 1024) == 2048);
+    close(fd);
+    pair.up();
+    pair.wait_synced();
+    pair.down();
+    CHECK(pair.same_content());
+}
+
+// ---- the port
+// ------------------------------------------------------------------------------------
+
+class Client {
+  public:
+    explicit Client(std::uint16_t port) : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+        sockaddr_in address{};
+        address.sin_family = AF_INET;
+        address.sin_port = htons(port);
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        REQUIRE(connect(fd_, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
+    }
+    Client(const Client&) = delete;
+    Client& operator=(const Client&) = delete;
+    ~Client() { close(fd_); }
+    void send(std::span<const std::byte> bytes) {
+        [[maybe_unused]] const auto sent = ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
+    }
+    // What comes until the other side closes, or nothing more for some seconds.
+    std::vector<std::byte> receive_all(int seconds) {
+        timeval limit{seconds, 0};
+        setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+        std::vector<std::byte> all;
+        std::byte buffer[4096];
+        for (ssize_t n = 0; (n = recv(fd_, buffer, sizeof buffer, 0)) > 0;)
+            all.insert(all.end(), buffer, buffer + n);
+        closed_ = recv(fd_, buffer, sizeof buffer, 0) == 0 || errno != EAGAIN;
+        return all;
+    }
+    bool closed() const { return closed_; }
+
+  private:
+    int fd_;
+    bool closed_ = false;
+};
+
+std::vector<std::byte> hello_frame(const std::string& resource, NodeId from, NodeId to,
+                                   std::uint64_t session, Stream stream = Stream::bulk) {
+    HelloPayload hello;
+    hello.from = from;
+    hello.to = to;
+    hello.session = session;
+    hello.incarnation = 1;
+    hello.stream = stream;
+    hello.journal_entries = 64;
+    hello.io_bytes_max = io_bytes_max;
+    std::copy(resource.begin(), resource.end(), hello.resource.begin());
+    std::vector<std::byte> frame(wire_header_bytes + hello_payload_bytes);
+    const auto payload = std::span(frame).subspan<wire_header_bytes, hello_payload_bytes>();
+    encode_hello(hello, payload);
+    Message message;
+    message.type = MessageType::hello;
+    message.payload_bytes = hello_payload_bytes;
+    encode_header(message, crc32c(payload), std::span(frame).first<wire_header_bytes>());
+    return frame;
+}
+
+std::string reject_text(const std::vector<std::byte>& frame) {
+    if (frame.size() < wire_header_bytes) return "";
+    const auto header = std::span(frame).first<wire_header_bytes>();
+    const auto message = decode_header(header);
+    if (!message || message.value().type != MessageType::reject) return "";
+    return {reinterpret_cast<const char*>(frame.data()) + wire_header_bytes,
+            frame.size() - wire_header_bytes};
+}
+
+TEST_CASE("garbage on the port is dropped and the mirror does not notice") {
+    Pair pair;
+    pair.create(disk_bytes);
+    pair.up();
+    REQUIRE_OK(pair.a->promote("r0", true));
+    pair.wait_synced();
+    pair.remember_size();
+    {
+        Client garbage(pair.port(1));
+        garbage.send(pattern(4096, 1));
+        garbage.receive_all(2);
+        CHECK(garbage.closed());
+    }
+    {
+        // A right header with a hello that is not what the header says.
+        auto frame = hello_frame("r0", 0, 1, 5);
+        frame.back() ^= std::byte{1};
+        Client damaged(pair.port(1));
+        damaged.send(frame);
+        damaged.receive_all(2);
+        CHECK(damaged.closed());
+    }
+    std::vector<std::unique_ptr<Client>> crowd;
+    for (int i = 0; i < 100; ++i)
+        crowd.push_back(std::make_unique<Client>(pair.port(1)));
+    REQUIRE_OK(pair.a->write("r0", 0, pattern(1 << 20, 8), false));
+    crowd.clear();
+    REQUIRE_OK(pair.a->disconnect("r0", ""));
+    REQUIRE_OK(pair.a->connect("r0", "", false));
+    pair.wait_synced();
+    pair.down();
+    CHECK(pair.same_content());
+}
+
+TEST_CASE("a hello that can not be is answered with the reason") {
+    Pair pair;
+    pair.create(disk_bytes);
+    pair.up();
+    const auto answer = [&](const std::vector<std::byte>& frame) {
+        Client client(pair.port(1));
+        client.send(frame);
+        const std::string text = reject_text(client.receive_all(3));
+        CHECK(client.closed());
+        return text;
+    };
+    CHECK(answer(hello_frame("nope", 0, 1, 5)).find("no such resource") != std::string::npos);
+    CHECK(answer(hello_frame("r0", 1, 1, 5)).find("own id") != std::string::npos);
+    CHECK(answer(hello_frame("r0", 0, 7, 5)).find("another node id") != std::string::npos);
+    CHECK(answer(hello_frame("r0", 9, 1, 5)).find("not configured") != std::string::npos);
+    REQUIRE_OK(pair.b->down("r0"));
+    CHECK(answer(hello_frame("r0", 0, 1, 5)).find("down") != std::string::npos);
+}
+
+TEST_CASE("a connection that stalls half-way is dropped after 5 s") {
+    Pair pair;
+    pair.create(disk_bytes);
+    REQUIRE_OK(pair.b->up("r0"));
+    Client silent(pair.port(1)), half(pair.port(1)), single(pair.port(1));
+    const auto hello = hello_frame("r0", 0, 1, 5);
+    half.send(std::span(hello).first(70));
+    single.send(hello_frame("r0", 0, 1, 6));  // whose other stream never comes
+    CHECK(silent.receive_all(8).empty());
+    CHECK(silent.closed());
+    CHECK(half.receive_all(8).empty());
+    CHECK(half.closed());
+    CHECK(reject_text(single.receive_all(8)).find("did not come") != std::string::npos);
+    CHECK(single.closed());
+}
+
+TEST_CASE("a damaged frame on a link ends the connection, which is made anew") {
+    // A peer that is none: it takes both streams of beta's place, then sends garbage.
+    Pair pair;
+    pair.create(disk_bytes);
+    REQUIRE_OK(pair.b->up("r0"));
+    {
+        Client bulk(pair.port(1)), control(pair.port(1));
+        bulk.send(hello_frame("r0", 0, 1, 77, Stream::bulk));
+        control.send(hello_frame("r0", 0, 1, 77, Stream::control));
+        bulk.send(pattern(64, 5));
+        bulk.receive_all(3);
+        CHECK(bulk.closed());
+        // If the garbage came before the link was made, its other half waits for 5 s.
+        control.receive_all(8);
+        CHECK(control.closed());
+    }
+    REQUIRE_OK(pair.a->up("r0"));
+    REQUIRE_OK(pair.a->promote("r0", true));
+    pair.wait_synced();
+}
+
+// ---- doors
+// ---------------------------------------------------------------------------------------
+
+int connect_unix(const std::string& path) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    path.copy(address.sun_path, sizeof address.sun_path - 1);
+    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    REQUIRE(connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
+    return fd;
+}
+
+TEST_CASE("doors open on a primary only, and a client keeps it one") {
+    Pair pair;
+    pair.create(disk_bytes);
+    pair.up();
+    const std::string path = pair.dir() / "door";
+    const std::string door = "unix:" + path;
+    says(pair.a->export_nbd("r0", door), "promote");
+    REQUIRE_OK(pair.a->promote("r0", true));
+    REQUIRE_OK(pair.a->export_nbd("r0", door));
+    CHECK(pair.a->export_nbd("r0", door).error().code == Errc::exists);
+    REQUIRE_OK(pair.a->export_nbd("r0", "tcp:127.0.0.1:0"));
+    CHECK(pair.status(0).doors.size() == 2);
+    CHECK(pair.a->unexport("r0", "unix:/nowhere").error().code == Errc::not_found);
+    const int client = connect_unix(path);
+    std::byte greeting[18];
+    REQUIRE(recv(client, greeting, sizeof greeting, MSG_WAITALL) == sizeof greeting);
+    const Status busy = pair.a->demote("r0");
+    REQUIRE(!busy);
+    CHECK(busy.error().code == Errc::busy);
+    CHECK(pair.status(0).role == "Primary");
+    REQUIRE_OK(pair.a->unexport("r0", door));
+    CHECK(recv(client, greeting, sizeof greeting, 0) <= 0);
+    close(client);
+    CHECK(access(path.c_str(), F_OK) != 0);
+    REQUIRE_OK(pair.a->demote("r0"));
+    CHECK(pair.status(0).doors.empty());
+}
+
+TEST_CASE("down closes a door with its clients") {
+    Pair pair;
+    pair.create(disk_bytes);
+    pair.up();
+    REQUIRE_OK(pair.a->promote("r0", true));
+    const std::string path = pair.dir() / "door";
+    REQUIRE_OK(pair.a->export_nbd("r0", "unix:" + path));
+    const int client = connect_unix(path);
+    REQUIRE_OK(pair.a->down("r0"));
+    CHECK(pair.status(0).up == false);
+    close(client);
+    CHECK(pair.a->write("r0", 0, pattern(512, 1), false).error().code == Errc::cancelled);
+    CHECK(pair.a->promote("r0", false).error().code == Errc::state);
+    REQUIRE_OK(pair.a->down("r0"));
+}
+
+TEST_CASE("events tell of what changes, in order") {
+    Pair pair;
+    std::mutex mutex;
+    std::vector<Event> events;
+    const auto token = pair.a->subscribe([&](const Event& event) {
+        const std::lock_guard lock(mutex);
+        events.push_back(event);
+    });
+    pair.create(disk_bytes);
+    pair.up();
+    REQUIRE_OK(pair.a->promote("r0", true));
+    pair.wait_synced();
+    REQUIRE_OK(pair.a->down("r0"));
+    const auto seen = [&](const std::string& kind, const std::string& detail) {
+        const std::lock_guard lock(mutex);
+        return std::any_of(events.begin(), events.end(), [&](const Event& event) {
+            return event.resource == "r0" && event.kind == kind &&
+                   event.detail.find(detail) != std::string::npos;
+        });
+    };
+    CHECK(wait_until([&] { return seen("connection", "connection:StandAlone"); }, 5));
+    CHECK(seen("resource", ""));
+    CHECK(seen("resource", "role:Primary"));
+    CHECK(seen("device", "disk:UpToDate"));
+    CHECK(seen("connection", "connection:Connected"));
+    CHECK(seen("peer-device", "replication:SyncSource"));
+    CHECK(seen("peer-device", "disk:UpToDate replication:Established"));
+    pair.a->unsubscribe(token);
+    const std::lock_guard lock(mutex);
+    for (std::size_t i = 1; i < events.size(); ++i)
+        CHECK(events[i].seq > events[i - 1].seq);
+}
+
+}  // namespace
+}  // namespace replica::test
