@@ -1,0 +1,361 @@
+// SPDX-License-Identifier: Apache-2.0
+// The replication protocol's bytes: every type and payload round, every bit flip refused, every
+// field that a type does not have refused, truncated and random payloads survived.
+#include <array>
+#include <cstring>
+#include <vector>
+
+#include "engine/base/crc32c.hpp"
+#include "engine/base/endian.hpp"
+#include "engine/base/prng.hpp"
+#include "engine/format/wire.hpp"
+#include "tests/catch.hpp"
+
+using namespace replica;
+
+namespace {
+
+using Header = std::array<std::byte, wire_header_bytes>;
+using T = MessageType;
+
+// Where each field lies in the header and how wide it is; from docs/protocol.md, not from the code.
+enum Field { flags, seq, offset, trim, length, nodes, id, fields };
+struct Place {
+    std::size_t at, bytes;
+};
+constexpr Place places[fields] = {{6, 2}, {24, 8}, {32, 8}, {40, 8}, {48, 4}, {52, 4}, {56, 4}};
+
+constexpr unsigned bit(std::initializer_list<Field> list) {
+    unsigned mask = 0;
+    for (const Field f : list)
+        mask |= 1U << f;
+    return mask;
+}
+struct Rule {
+    T type;
+    unsigned used;
+    std::uint32_t payload;  // ~0: as long as `length` says
+};
+constexpr std::uint32_t as_length = ~0U;
+constexpr Rule rules[] = {
+    {T::hello, 0, hello_payload_bytes},
+    {T::reject, 0, 17},
+    {T::state, 0, state_payload_bytes},
+    {T::state_update, bit({flags, id}), 0},
+    {T::generation, bit({seq, nodes}), generation_payload_bytes},
+    {T::generation_ack, bit({offset}), 0},
+    {T::generation_committed, bit({offset}), 0},
+    {T::in_sync, bit({nodes}), 0},
+    {T::promote, bit({id}), 0},
+    {T::promote_reply, bit({flags, id}), 0},
+    {T::goodbye, bit({flags}), 0},
+    {T::adopt_generation, 0, generation_payload_bytes},
+    {T::invalidate, 0, 0},
+    {T::write, bit({flags, seq, offset, trim, length, nodes}), as_length},
+    {T::write_zeroes, bit({flags, seq, offset, trim, length, nodes}), 0},
+    {T::write_received, bit({seq}), 0},
+    {T::write_ack, bit({flags, seq}), 0},
+    {T::flush, bit({id, trim}), 0},
+    {T::flush_ack, bit({flags, id}), 0},
+    {T::trim, bit({trim}), 0},
+    {T::want_trim, 0, 0},
+    {T::read, bit({id, offset, length}), 0},
+    {T::read_reply, bit({id, length}), as_length},  // with flags: no payload, tested apart
+    {T::bitmap_page, bit({offset}), wire_bitmap_page_bytes},
+    {T::bitmap_ones, bit({offset, length}), 0},
+    {T::bitmap_done, 0, 0},
+    {T::resync_data, bit({id, offset, length}), as_length},
+    {T::resync_zeroes, bit({id, offset, length}), 0},
+    {T::resync_ack, bit({flags, id}), 0},
+    {T::sync_done, 0, generation_payload_bytes},
+    {T::sync_done_ack, bit({offset}), 0},
+    {T::sync_pause, bit({flags}), 0},
+    {T::ping, bit({id}), 0},
+    {T::pong, bit({id}), 0},
+};
+
+Message random_message(const Rule& rule, Prng& random) {
+    Message m;
+    m.type = rule.type;
+    const auto has = [&](Field f) { return (rule.used >> f & 1U) != 0; };
+    if (has(flags)) m.flags = static_cast<std::uint16_t>(random.next());
+    if (has(seq)) m.seq = random.next();
+    if (has(offset)) m.offset = random.next();
+    if (has(trim)) m.trim_seq = random.next();
+    if (has(nodes)) m.nodes = static_cast<std::uint32_t>(random.next());
+    if (has(id)) m.id = static_cast<std::uint32_t>(random.next());
+    if (has(length)) {
+        m.length = static_cast<std::uint32_t>(1 + random.below(io_bytes_max / sector_bytes)) *
+                   sector_bytes;
+    }
+    m.payload_bytes = rule.payload == as_length ? m.length : rule.payload;
+    return m;
+}
+
+Header encode(const Message& m, std::uint32_t crc = 0) {
+    Header bytes;
+    bytes.fill(std::byte{0xee});
+    encode_header(m, crc, bytes);
+    return bytes;
+}
+
+void seal(Header& bytes) {
+    store_le<std::uint32_t>(&bytes[16], 0);
+    store_le<std::uint32_t>(&bytes[16], crc32c(bytes));
+}
+
+bool equal(const Message& a, const Message& b) {
+    return a.type == b.type && a.flags == b.flags && a.payload_bytes == b.payload_bytes &&
+           a.seq == b.seq && a.offset == b.offset && a.trim_seq == b.trim_seq &&
+           a.length == b.length && a.nodes == b.nodes && a.id == b.id;
+}
+
+void set_payload_bytes(Header& bytes, std::uint32_t value) {
+    store_le<std::uint32_t>(&bytes[8], value);
+    seal(bytes);
+}
+void set_length(Header& bytes, std::uint32_t value) { store_le<std::uint32_t>(&bytes[48], value); }
+
+template <std::size_t n>
+std::array<std::byte, n> random_bytes(Prng& random) {
+    std::array<std::byte, n> bytes;
+    for (std::byte& b : bytes)
+        b = static_cast<std::byte>(random.next());
+    return bytes;
+}
+
+// decode() takes exactly n bytes: every other length is refused.
+template <std::size_t n, class Decode>
+void check_lengths(const std::array<std::byte, n>& good, Decode&& decode) {
+    std::vector<std::byte> bytes(good.begin(), good.end());
+    REQUIRE(decode(std::span<const std::byte>(bytes)));
+    for (std::size_t size = 0; size < n; ++size) {
+        // A copy of its own, so that a sanitizer sees a read past the end.
+        const std::vector<std::byte> cut(bytes.begin(), bytes.begin() + static_cast<long>(size));
+        REQUIRE_FALSE(decode(std::span<const std::byte>(cut)));
+    }
+    bytes.push_back(std::byte{0});
+    REQUIRE_FALSE(decode(std::span<const std::byte>(bytes)));
+}
+
+}  // namespace
+
+TEST_CASE("every message type comes back as it was sent") {
+    Prng random(1);
+    for (const Rule& rule : rules) {
+        for (int i = 0; i < 200; ++i) {
+            const Message m = random_message(rule, random);
+            const auto crc = static_cast<std::uint32_t>(random.next());
+            const Header bytes = encode(m, crc);
+            const auto back = decode_header(bytes);
+            INFO("type " << static_cast<unsigned>(rule.type));
+            REQUIRE(back);
+            REQUIRE(equal(back.value(), m));
+            REQUIRE(header_payload_crc(bytes) == crc);
+        }
+    }
+}
+
+TEST_CASE("every flip of one or two bits of a header is refused") {
+    Prng random(2);
+    for (const Rule& rule : rules) {
+        const Header good = encode(random_message(rule, random), 0x12345678);
+        for (std::size_t i = 0; i < wire_header_bytes * 8; ++i) {
+            Header bytes = good;
+            bytes[i / 8] ^= static_cast<std::byte>(1U << (i % 8));
+            const auto refused = decode_header(bytes);
+            REQUIRE_FALSE(refused);
+            REQUIRE(refused.error().code == Errc::corrupt);
+            const std::size_t j = random.below(wire_header_bytes * 8);
+            bytes[j / 8] ^= static_cast<std::byte>(1U << (j % 8));
+            REQUIRE(static_cast<bool>(decode_header(bytes)) == (i == j));
+        }
+    }
+}
+
+TEST_CASE("a field that the type does not have must be zero") {
+    Prng random(3);
+    for (const Rule& rule : rules) {
+        const Message m = random_message(rule, random);
+        for (unsigned f = 0; f < fields; ++f) {
+            for (std::size_t b = 0; b < places[f].bytes * 8; ++b) {
+                Header bytes = encode(m);
+                bytes[places[f].at + b / 8] ^= static_cast<std::byte>(1U << (b % 8));
+                seal(bytes);
+                const bool used = (rule.used >> f & 1U) != 0;
+                INFO("type " << static_cast<unsigned>(rule.type) << " field " << f << " bit " << b);
+                if (f == length && rule.payload == as_length) {
+                    REQUIRE_FALSE(decode_header(bytes));  // the payload is not that long
+                } else {
+                    REQUIRE(static_cast<bool>(decode_header(bytes)) == used);
+                }
+            }
+        }
+        for (const std::size_t at : {20, 21, 22, 23, 60, 61, 62, 63}) {
+            Header bytes = encode(m);
+            bytes[at] = std::byte{1};
+            seal(bytes);
+            REQUIRE_FALSE(decode_header(bytes));
+        }
+    }
+}
+
+TEST_CASE("the payload's length belongs to the type") {
+    Prng random(4);
+    for (const Rule& rule : rules) {
+        const Header good = encode(random_message(rule, random));
+        const std::uint32_t right = load_le<std::uint32_t>(&good[8]);
+        for (const std::uint32_t wrong :
+             {right + 1, right - 1, right + 512, 0U, 1U, 4096U, io_bytes_max + 512, ~0U}) {
+            if (wrong == right) continue;
+            Header bytes = good;
+            set_payload_bytes(bytes, wrong);
+            INFO("type " << static_cast<unsigned>(rule.type) << " payload " << wrong);
+            const bool text = rule.type == T::reject && wrong <= wire_text_max;
+            REQUIRE(static_cast<bool>(decode_header(bytes)) == text);
+        }
+        if (rule.payload != as_length) continue;
+        for (const std::uint32_t bad : {0U, 1U, 511U, 513U, io_bytes_max + 512}) {
+            Header bytes = good;
+            set_length(bytes, bad);
+            set_payload_bytes(bytes, bad);
+            INFO("type " << static_cast<unsigned>(rule.type) << " length " << bad);
+            REQUIRE_FALSE(decode_header(bytes));
+        }
+    }
+    Message failed;
+    failed.type = T::read_reply;
+    failed.flags = 1;
+    failed.id = 7;
+    Header bytes = encode(failed);
+    CHECK(equal(decode_header(bytes).value(), failed));
+    set_payload_bytes(bytes, 512);
+    CHECK_FALSE(decode_header(bytes));
+}
+
+TEST_CASE("unknown types are unsupported, whatever else they carry") {
+    const Header ping = encode(Message{});
+    unsigned known = 0;
+    for (unsigned type = 0; type < 0x10000; ++type) {
+        Header bytes = ping;
+        store_le<std::uint16_t>(&bytes[4], static_cast<std::uint16_t>(type));
+        seal(bytes);
+        const auto got = decode_header(bytes);
+        bool listed = false;
+        for (const Rule& rule : rules)
+            listed = listed || static_cast<unsigned>(rule.type) == type;
+        known += listed ? 1 : 0;
+        if (!listed) {
+            REQUIRE_FALSE(got);
+            REQUIRE(got.error().code == Errc::unsupported);
+        }
+    }
+    CHECK(known == std::size(rules));
+}
+
+TEST_CASE("a hello") {
+    Prng random(5);
+    HelloPayload h;
+    h.version_min = 1;
+    h.version_max = 0xfffe;
+    h.stream = Stream::control;
+    h.from = 31;
+    h.to = 3;
+    h.features = random.next();
+    h.session = random.next();
+    h.incarnation = random.next();
+    h.journal_entries = 8192;
+    h.io_bytes_max = io_bytes_max;
+    h.volume_id.fill(0xa5);
+    std::memset(h.resource.data(), 'x', wire_name_max - 1);
+    std::array<std::byte, hello_payload_bytes> bytes{};
+    encode_hello(h, bytes);
+    const auto back = decode_hello(bytes);
+    REQUIRE(back);
+    const HelloPayload& b = back.value();
+    CHECK((b.version_min == 1 && b.version_max == 0xfffe && b.stream == Stream::control));
+    CHECK((b.from == 31 && b.to == 3 && b.features == h.features && b.session == h.session));
+    CHECK((b.incarnation == h.incarnation && b.journal_entries == 8192));
+    CHECK((b.io_bytes_max == io_bytes_max && b.volume_id == h.volume_id));
+    CHECK(b.resource == h.resource);
+    check_lengths(bytes, [](auto span) { return static_cast<bool>(decode_hello(span)); });
+
+    HelloPayload bad = h;
+    bad.from = 32;
+    encode_hello(bad, bytes);
+    CHECK_FALSE(decode_hello(bytes));
+    bad = h;
+    bad.to = 255;
+    encode_hello(bad, bytes);
+    CHECK_FALSE(decode_hello(bytes));
+    bad = h;
+    bad.resource.back() = 'x';
+    encode_hello(bad, bytes);
+    CHECK_FALSE(decode_hello(bytes));
+    encode_hello(h, bytes);
+    bytes[0] = std::byte{2};
+    CHECK_FALSE(decode_hello(bytes));
+    for (int i = 0; i < 20'000; ++i)
+        (void)decode_hello(random_bytes<hello_payload_bytes>(random));
+}
+
+TEST_CASE("a state") {
+    Prng random(6);
+    for (int i = 0; i < 2000; ++i) {
+        // Every byte pattern is a state; what it decodes to encodes to the same bytes, but for the
+        // unused tail.
+        const auto raw = random_bytes<state_payload_bytes>(random);
+        const auto s = decode_state(raw);
+        REQUIRE(s);
+        std::array<std::byte, state_payload_bytes> out{};
+        encode_state(s.value(), out);
+        const auto again = decode_state(out);
+        REQUIRE(again);
+        const StatePayload &a = s.value(), &b = again.value();
+        REQUIRE((a.role == b.role && a.disk == b.disk && a.flags == b.flags));
+        REQUIRE((a.in_sync == b.in_sync && a.size_bytes == b.size_bytes));
+        REQUIRE((a.size_max_bytes == b.size_max_bytes && a.current_uuid == b.current_uuid));
+        REQUIRE((a.bitmap_uuid == b.bitmap_uuid && a.admitting_uuid == b.admitting_uuid));
+        REQUIRE((a.bits == b.bits && a.generation_seq == b.generation_seq));
+        REQUIRE((a.last_seq == b.last_seq && a.promoted_at == b.promoted_at));
+        REQUIRE((a.after_sb == b.after_sb && a.known_nodes == b.known_nodes));
+        REQUIRE((a.volume_id == b.volume_id && a.history == b.history));
+        REQUIRE(std::equal(raw.begin(), raw.begin() + state_payload_bytes, out.begin()));
+    }
+    check_lengths(random_bytes<state_payload_bytes>(random),
+                  [](auto span) { return static_cast<bool>(decode_state(span)); });
+}
+
+TEST_CASE("a generation") {
+    Prng random(7);
+    GenerationPayload g;
+    g.current_uuid = random.next();
+    g.parent_uuid = random.next();
+    g.generation_seq = random.next();
+    g.in_sync = 0x80000001;
+    g.primary_node = -1;
+    g.disk = 8;
+    g.volume_id.fill(0x5a);
+    for (Uuid& uuid : g.history)
+        uuid = random.next();
+    std::array<std::byte, generation_payload_bytes> bytes{};
+    for (int node = -1; node < 32; ++node) {
+        g.primary_node = node;
+        encode_generation(g, bytes);
+        const auto back = decode_generation(bytes);
+        REQUIRE(back);
+        const GenerationPayload& b = back.value();
+        CHECK((b.current_uuid == g.current_uuid && b.parent_uuid == g.parent_uuid));
+        CHECK((b.generation_seq == g.generation_seq && b.in_sync == g.in_sync));
+        CHECK((b.primary_node == node && b.disk == 8));
+        CHECK((b.volume_id == g.volume_id && b.history == g.history));
+    }
+    check_lengths(bytes, [](auto span) { return static_cast<bool>(decode_generation(span)); });
+    for (const int node : {-2, 32, 1 << 30}) {
+        g.primary_node = node;
+        encode_generation(g, bytes);
+        CHECK_FALSE(decode_generation(bytes));
+    }
+    for (int i = 0; i < 20'000; ++i)
+        (void)decode_generation(random_bytes<generation_payload_bytes>(random));
+}
