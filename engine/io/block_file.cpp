@@ -113,9 +113,13 @@ Status BlockFile::open_path(const std::string& path, const BlockFileOptions& opt
                              user.empty() ? " by another program" : ", ", user.c_str())};
     }
     if (fd_ < 0) return open_error(path, errno, read_only_);
-    if (is_block_device_) return inspect_device(options);
-    TRY_STATUS(inspect_file(options));
-    if (direct) logical_block_bytes_ = direct_alignment();
+    TRY_STATUS(is_block_device_ ? inspect_device(options) : inspect_file(options));
+    if (!direct) return ok_status();
+    if (!is_block_device_) logical_block_bytes_ = direct_alignment();
+    // One cached page of the file, and the kernel hands the end of every direct write to a worker
+    // thread, to look whether that page has to go.
+    if (!read_only_) fdatasync(fd_);
+    posix_fadvise(fd_, 0, 0, POSIX_FADV_DONTNEED);
     return ok_status();
 }
 
@@ -264,8 +268,9 @@ void BlockFile::advance(DiskOp& request, std::int32_t result) {
 
 // Steps down the ladder of zeroing. False: `error` is the outcome.
 bool BlockFile::fall_back(DiskOp& request, int error) {
-    // EINVAL is not for good: it may be the alignment of this one request.
-    if (!refused_for_good(error) && error != EINVAL) return false;
+    // Not for good: EINVAL may be the alignment of this one request, and a file system without a
+    // free block for its own bookkeeping may still have room for zeroes where data was.
+    if (!refused_for_good(error) && error != EINVAL && error != ENOSPC) return false;
     if (request.kind_ == DiskOp::Kind::punch_hole) {
         if (refused_for_good(error)) can_punch_hole_ = false;
         request.kind_ = can_zero_range_ ? DiskOp::Kind::zero_range : DiskOp::Kind::write_zeroes;

@@ -104,7 +104,10 @@ class UringReactor final : public Reactor {
     void poll(Op& op, int fd, short events) override;
     void timeout(Op& op, Instant at) override;
     void cancel(Op& op) override;
-    void set_timer(Timer& timer, Instant at) override { timers_.set(timer, at); }
+    void set_timer(Timer& timer, Instant at) override {
+        ASSERT(usable_here());
+        timers_.set(timer, at);
+    }
     std::span<std::byte> carve(std::size_t bytes) override;
 
   private:
@@ -120,6 +123,7 @@ class UringReactor final : public Reactor {
     Status open_ring(const ReactorOptions& options);
     Status open_arena(std::size_t bytes);
     void register_arena();
+    bool usable_here() const { return !ring_enabled_ || on_owner_thread(); }
     int fixed_buffer(const std::byte* data, std::size_t bytes) const;
 
     // `prepare(sqe)` fills the entry of an operation that is to be started.
@@ -432,7 +436,7 @@ void UringReactor::remove_turn_hook(void* context) {
 }
 
 void UringReactor::defer(Deferred& task) {
-    ASSERT(task.callback != nullptr);
+    ASSERT(task.callback != nullptr && usable_here());
     if (task.queued) return;
     task.queued = true;
     task.next = nullptr;
@@ -517,7 +521,7 @@ void UringReactor::set_aside_completions() {
 template <class Prepare>
 void UringReactor::start(Op& op, Prepare&& prepare) {
     ASSERT(op.callback != nullptr && !op.in_flight);
-    ASSERT(!ring_enabled_ || on_owner_thread());
+    ASSERT(usable_here());
     op.in_flight = true;
     in_flight_ += 1;
     if (draining_) {
@@ -626,6 +630,7 @@ void UringReactor::timeout(Op& op, Instant at) {
 }
 
 void UringReactor::cancel(Op& op) {
+    ASSERT(usable_here());
     if (!op.in_flight || draining_) return;
     io_uring_sqe& sqe = next_sqe();
     io_uring_prep_cancel(&sqe, &op, 0);

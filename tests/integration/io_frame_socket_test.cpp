@@ -343,17 +343,20 @@ TEST_CASE("a stream cut at any byte delivers the whole frames and reports how it
             Peer peer(*reactor);
             peer.when_closed = [&] { reactor->stop(); };
             peer.open(fds.second);
+            bool written = true;  // Catch2's checks are for one thread only
             std::thread client([&] {
                 for (std::size_t at = 0; at < cut; at += step) {
                     const std::size_t bytes = std::min(step, cut - at);
-                    REQUIRE(write(fds.first, stream.data() + at, bytes) ==
-                            static_cast<ssize_t>(bytes));
+                    written = write(fds.first, stream.data() + at, bytes) ==
+                                  static_cast<ssize_t>(bytes) &&
+                              written;
                     if (step == 1) std::this_thread::sleep_for(std::chrono::microseconds(50));
                 }
                 close(fds.first);
             });
             reactor->run();
             client.join();
+            CHECK(written);
             std::uint32_t whole = 0;
             while (whole + 1 < ends.size() && ends[whole + 1] <= cut)
                 ++whole;
@@ -480,4 +483,71 @@ TEST_CASE("finish() does not wait for a peer for ever") {
     CHECK(peer.closed_error == ESHUTDOWN);
     CHECK(peer.done_errors > 0);
     close(fds.second);
+}
+
+TEST_CASE("both ends on threads of their own") {
+    const auto fds = tcp_pair();
+    constexpr std::uint32_t frames = 20'000;
+    struct Answer final : FrameOwner {  // sends every header back
+        std::unique_ptr<Reactor> reactor = make_reactor();
+        std::unique_ptr<FrameSocket> socket;
+        std::vector<std::byte> buffer = std::vector<std::byte>(4096);
+        std::int64_t payload_bytes(FrameHeader header) override {
+            return load_le<std::uint32_t>(header.data() + 4);
+        }
+        std::byte* payload_buffer(FrameHeader, std::size_t) override { return buffer.data(); }
+        void on_frame(FrameHeader header, std::span<std::byte>) override {
+            Header answer;
+            std::copy(header.begin(), header.end(), answer.begin());
+            store_le<std::uint32_t>(answer.data() + 4, 0);
+            if (!socket->send(FrameHeader(answer), {}, {})) socket->close(ENOBUFS);
+        }
+        void on_payload_dropped(std::byte*) override {}
+        void on_closed(int) override {
+            socket.reset();
+            reactor->stop();
+        }
+    } answer;
+    std::thread far([&] {
+        answer.socket = std::make_unique<FrameSocket>(*answer.reactor, fds.second,
+                                                      FrameSocketOptions{}, answer);
+        answer.socket->start();
+        answer.reactor->run();
+    });
+    struct Asker final : FrameOwner {
+        std::unique_ptr<Reactor> reactor = make_reactor();
+        std::unique_ptr<FrameSocket> socket;
+        std::vector<std::byte> payload = std::vector<std::byte>(4096);
+        std::uint32_t sent = 0, answered = 0;
+        bool in_order = true;
+        void pump() {
+            while (sent < frames && sent - answered < 64) {
+                const Header header = make_header(sent, sent % 3 == 0 ? 4096 : 0);
+                const auto bytes = std::span(payload).first(sent % 3 == 0 ? 4096 : 0);
+                if (!socket->send(FrameHeader(header), bytes, {})) return;
+                sent += 1;
+            }
+        }
+        std::int64_t payload_bytes(FrameHeader) override { return 0; }
+        std::byte* payload_buffer(FrameHeader, std::size_t) override { return nullptr; }
+        void on_frame(FrameHeader header, std::span<std::byte>) override {
+            in_order = in_order && load_le<std::uint32_t>(header.data()) == answered;
+            answered += 1;
+            if (answered == frames) return socket->close(ESHUTDOWN);
+            pump();
+        }
+        void on_payload_dropped(std::byte*) override {}
+        void on_closed(int) override {
+            socket.reset();
+            reactor->stop();
+        }
+    } asker;
+    asker.socket =
+        std::make_unique<FrameSocket>(*asker.reactor, fds.first, FrameSocketOptions{}, asker);
+    asker.socket->start();
+    asker.reactor->post([&] { asker.pump(); });
+    asker.reactor->run();
+    far.join();
+    CHECK(asker.answered == frames);
+    CHECK(asker.in_order);
 }

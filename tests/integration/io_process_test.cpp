@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Process set-up and buffer pools. Limits and capabilities are tried in a child process.
 #include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
@@ -50,7 +52,36 @@ void drop_capabilities() {
     syscall(SYS_capset, &header, none);
 }
 
+// From here on io_uring_setup fails with `error` in this process, as in a container.
+bool forbid_io_uring(int error) {
+    sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | static_cast<unsigned>(error)),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+    const sock_fprog program{static_cast<unsigned short>(std::size(filter)), filter};
+    return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+           prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
 }  // namespace
+
+TEST_CASE("where io_uring is missing or forbidden the reactor says what to change") {
+    const std::pair<int, const char*> cases[] = {{EPERM, "kernel.io_uring_disabled=0"},
+                                                 {ENOSYS, "CONFIG_IO_URING"},
+                                                 {EINVAL, "5.19"},
+                                                 {ENOMEM, "ulimit -l"}};
+    for (const auto& [error, remedy] : cases) {
+        INFO(remedy);
+        CHECK(in_child([error = error, remedy = remedy] {
+                  if (!forbid_io_uring(error)) return 1;
+                  const auto reactor = Reactor::create({});
+                  if (reactor) return 2;
+                  if (reactor.error().os_errno != error) return 3;
+                  return reactor.error().message.find(remedy) != std::string::npos ? 0 : 4;
+              }) == 0);
+    }
+}
 
 TEST_CASE("the boot id is the kernel's") {
     std::ifstream file("/proc/sys/kernel/random/boot_id");
