@@ -87,7 +87,10 @@ bool Core::progress() {
     if (flush_wanted_) pump_local_flush();
     if (promotion_ == Promotion::asking) try_promote();
     finish_commands();
-    return effects_.size() != before || state_version_ != state_before;
+    // A hold taken late in this turn waits for a transaction that nobody has started yet.
+    const bool log_waits =
+        meta_ == MetaPhase::attached && !al_writing_ && !al_preparing_ && al_->wants_transaction();
+    return log_waits || effects_.size() != before || state_version_ != state_before;
 }
 
 void Core::on_tick(Instant now) {
@@ -198,6 +201,9 @@ void Core::check_invariants() const {
         sent += chunk.state != Chunk::State::free && !chunk.aborted ? 1 : 0;
     }
     ASSERT(chunks == sent);
+    // A step ends when nothing more can be done at once: what a write waits for is under way.
+    if (meta_ == MetaPhase::attached)
+        ASSERT(al_writing_ || al_preparing_ || !al_->wants_transaction());
 }
 
 }  // namespace replica

@@ -285,6 +285,7 @@ class Core {
         bool paused_here = false, paused_there = false, pause_told = false;
         std::uint64_t backlog_bytes = 0;  // queued in the shell for the bulk stream
         bool bitmap_sent = false, bitmap_received = false;
+        bool full_target = false;         // takes everything: its own label means nothing
         bool finishing = false;           // sync_done is on its way
         bool paused_for_other = false;    // target: another source is at work
         std::uint64_t bitmap_cursor = 0;  // next wire page to send

@@ -168,6 +168,12 @@ Decision decide(const StatePayload& mine, NodeId my_id, const StatePayload& thei
     const bool self_behind = in_history(theirs.history, mine.current_uuid);
     if (peer_behind && !self_behind) return one_sided(true, false, mine, theirs, newer);
     if (self_behind && !peer_behind) return one_sided(false, false, theirs, mine, newer);
+    // Half-written data is given up to whoever has good data of the same volume.
+    if (usable(mine) != usable(theirs)) {
+        const char* why = "one side holds nothing but a resync that did not end";
+        return usable(mine) ? one_sided(true, false, mine, theirs, why)
+                            : one_sided(false, false, theirs, mine, why);
+    }
     const auto base_equal = [&](Uuid u) {
         return same(u, theirs.bitmap_uuid) || same(u, theirs.admitting_uuid);
     };

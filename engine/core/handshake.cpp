@@ -177,6 +177,8 @@ void Core::evaluate(NodeId id) {
     } else {
         notice(6, id, d.why);
     }
+    // An operator offers the data of this side once, not for every split brain to come.
+    peer.discard_my_data = false;
     // What changed since the state was sent belongs to the next round.
     const bool stale = disk_usable() != (peer.sent.size_bytes != 0);
     if (stale) return want_handshake(id);

@@ -370,8 +370,13 @@ void Core::on_attach(Instant now, AttachInfo info) {
     was_primary_ = sb_.extension.primary_node == config_.node_id;
     const bool went_down_hard = (sb_.flags & md_flag::primary_ind) != 0;
     crashed_ = went_down_hard || (sb_.flags & md_flag::crashed_primary) != 0;
-    // Within one boot of the machine only the process ended, and the drive kept its cache.
-    crashed_power_ = crashed_ && (!went_down_hard || sb_.extension.boot_id != info.boot_id);
+    // Within one boot of the machine only the process ended, and the drive kept its cache. What a
+    // crash before that one did stays true.
+    std::uint32_t kind = sb_.extension.crash_kind;
+    if (went_down_hard) kind = std::max(kind, sb_.extension.boot_id == info.boot_id ? 1U : 2U);
+    if (crashed_ && kind == 0) kind = 2;  // DRBD ran here, and does not say
+    sb_.extension.crash_kind = crashed_ ? kind : 0;
+    crashed_power_ = crashed_ && kind == 2;
     if (went_down_hard) {
         for (const std::uint32_t extent : info.hot_extents) {
             const std::uint64_t offset = std::uint64_t{extent} * extent_bytes;
@@ -567,6 +572,7 @@ void Core::maybe_clear_crash_marker() {
     });
     if (!clean) return;
     crashed_ = crashed_power_ = false;
+    sb_.extension.crash_kind = 0;
     sync_flags();
 }
 

@@ -14,6 +14,10 @@ namespace {
 bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b, std::uint64_t b_bytes) {
     return a < b + b_bytes && b < a + a_bytes;
 }
+// The name of what the target of a full resync holds meanwhile.
+Uuid full_sync_base(Uuid source_current) {
+    return (uuid_identity(source_current) ^ 0x5e5e000000000000U) | 8;
+}
 bool resyncing(ReplicationState s) {
     return s != ReplicationState::off && s != ReplicationState::established;
 }
@@ -45,7 +49,13 @@ void Core::start_source(NodeId id, bool full) {
     peer.bitmap_cursor = peer.cursor = 0;
     peer.done_bits = 0;
     peer.total_bits = 0;
-    if (full) set_slot_full(id);
+    if (full) {
+        // Both sides name the blank state that the bits start from, so that a cut resync goes on
+        // where it was. It is on this disk before the target takes the name.
+        sb_.peers[id].bitmap_uuid = full_sync_base(peer.sent.current_uuid);
+        set_slot_full(id);
+        barrier_version_ = sb_version_;
+    }
     touch();
 }
 
@@ -65,6 +75,7 @@ void Core::start_target(NodeId id, bool full) {
     peer.bitmap_cursor = 0;
     peer.done_bits = 0;
     peer.total_bits = 0;
+    peer.full_target = full;
     if (full) bitmap_->set_all(static_cast<unsigned>(peer.slot));
     all_zero_ = false;
     stop_being_source();
@@ -134,7 +145,7 @@ void Core::pump_bitmap_exchange(NodeId id) {
     Peer& peer = peers_[id];
     const bool exchanging = peer.repl == ReplicationState::bitmap_source ||
                             peer.repl == ReplicationState::bitmap_target;
-    if (!exchanging || peer.bitmap_sent) return;
+    if (!exchanging || peer.bitmap_sent || !settled()) return;
     const auto slot = static_cast<unsigned>(peer.slot);
     std::uint64_t ones = 0;
     const auto flush_ones = [&](std::uint64_t end) {
@@ -209,6 +220,13 @@ void Core::bitmap_exchanged(NodeId id) {
     peer.repl = source ? ReplicationState::sync_source : ReplicationState::sync_target;
     peer.total_bits = bitmap_->count(static_cast<unsigned>(peer.slot));
     peer.done_bits = 0;
+    if (!source && peer.full_target) {
+        push_history(sb_.history, sb_.current_uuid);
+        sb_.current_uuid = full_sync_base(peer.received.current_uuid);
+        sb_.extension.volume_id = peer.received.volume_id;
+        persist();
+        barrier_version_ = sb_version_;
+    }
     notice(5, id,
            source ? "resync started, this node is the source"
                   : "resync started, this node is the target");
@@ -436,6 +454,7 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     peer.received.current_uuid = g.current_uuid;
     peer.repl = ReplicationState::established;
     crashed_ = crashed_power_ = false;
+    ext.crash_kind = 0;
     // It is as good a source now as the one that it took everything from.
     was_primary_ = role_ == Role::primary || (peer.received.flags & state_flag::was_primary) != 0;
     last_seq_ = std::max(last_seq_, peer.received.last_seq);

@@ -75,6 +75,9 @@ struct SuperblockExtension {
     std::uint64_t vote_ballot = 0;  // place of the quorum register (design D6); 0 with quorum off
     std::uint64_t vote_accepted = 0;
     std::uint64_t promoted_at_s = 0;  // wall clock of this node's last promotion, 0: never
+    // How it last stopped with writes possibly in flight, until reconciled: 0 it did not, 1 the
+    // process ended and the drive kept its cache, 2 the cache may be lost.
+    std::uint32_t crash_kind = 0;
 
     friend bool operator==(const SuperblockExtension&, const SuperblockExtension&) = default;
 };
