@@ -573,8 +573,8 @@ void UringReactor::fdatasync(Op& op, int fd) {
 
 void UringReactor::fallocate(Op& op, int fd, int mode, std::uint64_t offset, std::uint64_t length) {
     start(op, [&](io_uring_sqe& sqe) {
-        // Not io_uring_prep_fallocate(): its length is an off_t whose width changed between
-        // versions.
+        // Not io_uring_prep_fallocate(): its lengths are signed in some versions of liburing and
+        // unsigned in others.
         io_uring_prep_rw(IORING_OP_FALLOCATE, &sqe, fd, nullptr, static_cast<unsigned>(mode),
                          offset);
         sqe.addr = length;
