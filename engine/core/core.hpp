@@ -424,7 +424,7 @@ class Core {
     HelloPayload hello_for(NodeId peer, Stream stream) const;
     void start_dial(NodeId peer);
     void link_up(NodeId peer);
-    void lose_link(NodeId peer, const char* why, bool graceful = false);
+    void lose_link(NodeId peer, const char* why, bool graceful = false, int level = 5);
     void go_standalone(NodeId peer, const char* why);
     void protocol_error(NodeId peer, const char* why);
     void tick_link(NodeId peer);

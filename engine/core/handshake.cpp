@@ -170,10 +170,12 @@ void Core::evaluate(NodeId id) {
     Verdict verdict = d.verdict;
     if (verdict == Verdict::split_brain) {
         verdict = resolve_split_brain(d, peer.sent, theirs);
-        notice(3, id,
+        const bool by_hand = ((peer.sent.flags ^ theirs.flags) & state_flag::discard_my_data) != 0;
+        notice(verdict == Verdict::split_brain ? 3 : 4, id,
                verdict == Verdict::split_brain
                    ? "split brain: both sides have data that the other lacks"
-                   : "split brain resolved by policy");
+               : by_hand ? "split brain resolved: one side was told to discard its data"
+                         : "split brain resolved by policy");
     } else {
         notice(6, id, d.why);
     }

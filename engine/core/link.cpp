@@ -4,6 +4,7 @@
 // is lost first, with everything that follows from it.
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "engine/core/for_peers.hpp"
 
@@ -76,6 +77,17 @@ void Core::on_dialled(Instant now, NodeId id, bool ok) {
     send(id, Stream::bulk, hello);
     send(id, Stream::control, hello);
     end_step();
+}
+
+// Answers and pings have a connection of their own; everything else keeps its order on the other.
+static bool on_control(MessageType type) {
+    constexpr MessageType types[] = {
+        MessageType::generation_ack, MessageType::write_received, MessageType::write_ack,
+        MessageType::flush_ack,      MessageType::trim,           MessageType::want_trim,
+        MessageType::resync_ack,     MessageType::sync_done_ack,  MessageType::ping,
+        MessageType::pong,
+    };
+    return std::find(std::begin(types), std::end(types), type) != std::end(types);
 }
 
 // Why this hello is not for us, or nullptr.
@@ -197,7 +209,7 @@ void Core::on_link_closed(Instant now, NodeId id) {
 
 // The connection is over. What the peer may lack is marked, and it leaves the in-sync set, before
 // anything that it did not answer is acknowledged.
-void Core::lose_link(NodeId id, const char* why, bool graceful) {
+void Core::lose_link(NodeId id, const char* why, bool graceful, int level) {
     Peer& peer = peers_[id];
     const bool was_up = peer.phase == LinkPhase::up;
     const bool was_primary = peer.role == Role::primary;
@@ -223,7 +235,7 @@ void Core::lose_link(NodeId id, const char* why, bool graceful) {
     peer.repl = ReplicationState::off;
     peer.want_state = peer.state_sent = peer.state_received = false;
     if (was_up) {
-        notice(5, id, why);
+        notice(level, id, why);
         if (role_ == Role::primary && in_sync().has(id)) evict(NodeMask::of(id));
         peer_gone_from_requests(id);
         promote_waiting_.remove(id);
@@ -236,18 +248,16 @@ void Core::lose_link(NodeId id, const char* why, bool graceful) {
 }
 
 void Core::go_standalone(NodeId id, const char* why) {
-    notice(3, id, why);
     peers_[id].wanted = false;
     Message m;
     m.type = MessageType::goodbye;
     m.flags = 2;
     send(id, Stream::bulk, m);
-    lose_link(id, why, true);
+    lose_link(id, why, true, 3);
 }
 
 void Core::protocol_error(NodeId id, const char* why) {
-    notice(3, id, why);
-    if (peers_[id].phase != LinkPhase::down) lose_link(id, why);
+    if (peers_[id].phase != LinkPhase::down) lose_link(id, why, false, 3);
 }
 
 void Core::tick_link(NodeId id) {
@@ -316,7 +326,10 @@ void Core::on_message(Instant now, NodeId id, Stream stream, const Message& m,
     }
     if (peer.phase == LinkPhase::greeting && peer.accepting && m.type != MessageType::hello)
         link_up(id);
-    if (peer.phase == LinkPhase::up) {
+    if (peer.phase == LinkPhase::up && on_control(m.type) != (stream == Stream::control)) {
+        if (buffer.kind == BufferKind::receive) emit(EffectKind::release).index = buffer.index;
+        protocol_error(id, "a message on the wrong connection");
+    } else if (peer.phase == LinkPhase::up) {
         dispatch(id, m, payload, buffer);
     } else {
         if (buffer.kind == BufferKind::receive) emit(EffectKind::release).index = buffer.index;

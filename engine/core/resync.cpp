@@ -383,6 +383,7 @@ void Core::on_sync_done_ack(NodeId id, const Message& m) {
     if (!commit_pending_) md.admitting_uuid = uuid_none;
     md.flags &= ~md_peer_flag::full_sync;
     flush_bitmap_ = true;
+    peer.total_bits = peer.done_bits = 0;
     notice(5, id, "resync done");
     maybe_clear_crash_marker();
     maybe_up_to_date(false);
@@ -459,6 +460,7 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     was_primary_ = role_ == Role::primary || (peer.received.flags & state_flag::was_primary) != 0;
     last_seq_ = std::max(last_seq_, peer.received.last_seq);
     flush_bitmap_ = true;
+    peer.total_bits = peer.done_bits = 0;
     notice(5, id, "resync done");
     set_disk(disk);
     sync_flags();
