@@ -205,7 +205,6 @@ void Core::admit_peer_request(std::uint32_t index) {
         const AlCache::Hold hold = al_->hold(extent_of(p.offset));
         peer_al_starving_ = hold == AlCache::Hold::starved;
         if (peer_al_starving_) return;
-        if (hold == AlCache::Hold::pending) touch();  // a transaction has to bring it in
         p.al_held = true;
     }
     p.phase = Phase::al_wait;

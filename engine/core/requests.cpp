@@ -73,8 +73,8 @@ void Core::admit(std::uint32_t slot) {
             if (hold == AlCache::Hold::starved) {
                 al_starving_ = true;
                 want_epoch_flush_ = true;
+                touch();
             }
-            touch();  // a transaction has to bring it in, or a flush to make room
             return;
         }
     }
@@ -465,7 +465,6 @@ void Core::retry_al_waiters() {
             const AlCache::Hold hold = al_->hold(extent_of(r.offset));
             r.al_held = hold != AlCache::Hold::starved;
             al_starving_ = !r.al_held;
-            if (hold != AlCache::Hold::granted) touch();  // as in admit()
         }
         if (r.al_held && al_->is_active(extent_of(r.offset)) && !journal_full()) {
             issue_write(slot);
@@ -474,7 +473,9 @@ void Core::retry_al_waiters() {
         }
     }
     scratch_.clear();
-    if (al_starving_) want_epoch_flush_ = true;
+    if (!al_starving_) return;
+    want_epoch_flush_ = true;
+    touch();
 }
 
 // A peer may remember fewer writes than this node.
