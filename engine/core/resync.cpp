@@ -97,6 +97,10 @@ void Core::abort_resync(NodeId id) {
     }
     peer.chunks = 0;
     if (!resyncing(peer.repl)) return;
+    // It gets no more writes, and those that it got need not be stable there.
+    if (role_ == Role::primary && peer.bitmap_sent && !in_sync().has(id)) {
+        mark_journal(peer.stable_seq, NodeMask::of(id));
+    }
     if (active_source() == id) look_at_paused_sources();
     if (peer.finishing) {
         peer.finishing = false;
