@@ -481,8 +481,8 @@ void LocalNode::destroy_shell(Resource& resource) {
         resource.shell.reset();
         return true;
     };
-    while (!resource.thread->call(gone)) {
-    }
+    while (!resource.thread->call(gone))
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
 }
 
 // ---- commands -----------------------------------------------------------------------------------
@@ -512,7 +512,11 @@ Status LocalNode::call(const std::string& name, const Command& command, const st
 Status LocalNode::detach(const std::string& name) {
     TRY(const ResourcePtr resource, find(name));
     const std::lock_guard changing(resource->changing);
-    return run(*resource, {.kind = CommandKind::detach});
+    TRY_STATUS(run(*resource, {.kind = CommandKind::detach}));
+    // A primary lets go of its disk at once, but what is in the kernel has to return first.
+    return resource->thread->call_async(
+        [resource](ResourceShell::Done done) { resource->shell->wait_detached(std::move(done)); },
+        command_timeout);
 }
 
 Status LocalNode::connect(const std::string& name, const std::string& peer, bool discard) {

@@ -3,6 +3,7 @@
 #include "engine/node/backing_disk.hpp"
 
 #include <cstring>
+#include <utility>
 
 namespace replica {
 namespace {
@@ -23,6 +24,10 @@ bool all_zero(std::span<const std::byte> bytes) {
 
 BackingDisk::BackingDisk(BlockFile& file, Done done, void* context)
     : file_(file), done_(done), context_(context) {
+    flush_op_.context = this;
+    flush_op_.done = [](DiskOp& op, int error) {
+        static_cast<BackingDisk*>(op.context)->flushed(error);
+    };
     for (std::size_t i = 0; i < tasks_at_start; ++i) {
         Task& task = tasks_.emplace_back();
         task.next = free_;
@@ -59,28 +64,53 @@ void BackingDisk::write(IoTag tag, std::span<const std::byte> from, std::uint64_
     file_.write(take(tag).op, from, offset, durable);
 }
 
+// A resync of a sparse volume zeroes what is a hole already: that needs no more than a flush. The
+// core has no other request on these blocks now.
 void BackingDisk::zero(IoTag tag, std::uint64_t offset, std::uint64_t length, bool discard,
                        bool durable) {
     Task& task = take(tag);
+    bool hole = false;
+    if (durable && discard && file_.extent_status(offset, length, hole) == length && hole) {
+        return want_flush(task);
+    }
     task.flush_after = durable;
     file_.zero(task.op, offset, length, discard);
 }
 
-void BackingDisk::flush(IoTag tag) { file_.flush(take(tag).op); }
+void BackingDisk::flush(IoTag tag) { want_flush(take(tag)); }
+
+void BackingDisk::want_flush(Task& task) {
+    *unflushed_tail_ = &task;
+    unflushed_tail_ = &task.next;
+    if (!flush_op_.in_flight()) start_flush();
+}
+
+void BackingDisk::start_flush() {
+    flushing_ = std::exchange(unflushed_, nullptr);
+    unflushed_tail_ = &unflushed_;
+    file_.flush(flush_op_);
+}
+
+void BackingDisk::flushed(int error) {
+    Task* task = std::exchange(flushing_, nullptr);
+    if (unflushed_ != nullptr) start_flush();
+    while (task != nullptr)
+        finish(*std::exchange(task, task->next), error);
+}
 
 void BackingDisk::op_done(DiskOp& op, int error) {
     Task& task = *static_cast<Task*>(op.context);
-    BackingDisk& disk = *task.disk;
-    if (task.flush_after && error == 0) {
-        task.flush_after = false;
-        return disk.file_.flush(op);
-    }
+    if (task.flush_after && error == 0) return task.disk->want_flush(task);
+    task.disk->finish(task, error);
+}
+
+void BackingDisk::finish(Task& task, int error) {
     const bool zeroes = error == 0 && !task.look_at.empty() && all_zero(task.look_at);
     const IoTag tag = task.tag;
-    task.next = disk.free_;
-    disk.free_ = &task;
-    --disk.in_flight_;
-    disk.done_(disk.context_, tag, error, zeroes);
+    task.next = free_;
+    free_ = &task;
+    --in_flight_;
+    done_(context_, tag, error, zeroes);
 }
 
 }  // namespace replica

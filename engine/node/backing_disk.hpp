@@ -48,6 +48,7 @@ struct OpenDisk {
     DiskPaths paths;
     MetadataLayout layout;
     Superblock superblock;
+    std::uint64_t volume_bytes = 0;  // of a volume whose size was never agreed: all that fits
     AttachInfo info;
     std::vector<std::string> warnings;
 
@@ -66,7 +67,7 @@ Status read_bitmap(const OpenDisk& disk, const PageSink& sink);
 // was, before anything else is written: of a mix of two v09 parts nobody could tell the halves.
 Status seal_extension(OpenDisk& disk, const Core& core);
 
-// Reactor thread only.
+// Reactor thread only. Flushes that are wanted while one is under way share the next one.
 class BackingDisk {
   public:
     // zeroes: a read that was asked to look found nothing else.
@@ -93,6 +94,10 @@ class BackingDisk {
         Task* next = nullptr;
     };
     Task& take(IoTag tag);
+    void want_flush(Task& task);
+    void start_flush();
+    void flushed(int error);
+    void finish(Task& task, int error);
     static void op_done(DiskOp& op, int error);
 
     BlockFile& file_;
@@ -101,6 +106,10 @@ class BackingDisk {
     std::uint32_t in_flight_ = 0;
     std::deque<Task> tasks_;  // grows when more than ever before are in flight
     Task* free_ = nullptr;
+    DiskOp flush_op_;
+    Task* flushing_ = nullptr;   // covered by the flush under way
+    Task* unflushed_ = nullptr;  // came too late for it
+    Task** unflushed_tail_ = &unflushed_;
 };
 
 }  // namespace replica

@@ -123,7 +123,7 @@ Status replay_log(OpenDisk& disk, const MetadataFile& file) {
 
 bool reads_as_zeroes(const OpenDisk& disk) {
     if (disk.data->is_block_device()) return false;
-    const std::uint64_t bytes = disk.superblock.effective_size_sectors * sector_bytes;
+    const std::uint64_t bytes = disk.volume_bytes;
     bool hole = false;
     return disk.data->extent_status(0, bytes, hole) == bytes && hole;
 }
@@ -155,6 +155,10 @@ Result<OpenDisk> open_disk(Reactor& reactor, const DiskPaths& paths) {
         MetadataFile::open({paths.disk, paths.metadata}, DiskAccess::shared_read));
     TRY_STATUS(settle_superblock(disk, file));
     TRY(disk.layout, file.layout_of(disk.superblock));
+    disk.volume_bytes = disk.superblock.effective_size_sectors * sector_bytes;
+    if (disk.volume_bytes == 0) {
+        disk.volume_bytes = disk.layout.data_bytes_max / block_bytes * block_bytes;
+    }
     TRY_STATUS(replay_log(disk, file));
     TRY(const auto boot_id, read_boot_id());
     std::transform(boot_id.begin(), boot_id.end(), disk.info.boot_id.begin(),

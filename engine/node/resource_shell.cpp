@@ -359,17 +359,22 @@ void ResourceShell::change_options(const ResourceOptions& options) {
 
 // ---- attach -------------------------------------------------------------------------------------
 
+Status ResourceShell::load_superblock(OpenDisk& disk) {
+    Superblock superblock = disk.superblock;
+    superblock.effective_size_sectors = disk.volume_bytes / sector_bytes;
+    TRY_STATUS(core_->prepare_attach(superblock));
+    return seal_extension(disk, *core_);
+}
+
 Status ResourceShell::load(OpenDisk& disk) {
-    TRY_STATUS(core_->prepare_attach(disk.superblock));
-    TRY_STATUS(seal_extension(disk, *core_));
+    TRY_STATUS(load_superblock(disk));
     return read_bitmap(disk, [this](std::uint64_t page, std::span<const std::byte, 4096> bytes) {
         core_->load_bitmap_page(page, bytes);
     });
 }
 
 Status ResourceShell::load(OpenDisk& disk, const std::vector<Page>& pages) {
-    TRY_STATUS(core_->prepare_attach(disk.superblock));
-    TRY_STATUS(seal_extension(disk, *core_));
+    TRY_STATUS(load_superblock(disk));
     for (const Page& page : pages)
         core_->load_bitmap_page(page.index, page.bytes);
     return ok_status();
@@ -412,6 +417,13 @@ void ResourceShell::close_dead_disk() {
     data_.reset();
     metadata_.reset();
     disk_.reset();
+    for (const Done& done : std::exchange(detach_done_, {}))
+        done(ok_status());
+}
+
+void ResourceShell::wait_detached(Done done) {
+    if (!disk_) return done(ok_status());
+    detach_done_.push_back(std::move(done));
 }
 
 // ---- coming to rest -----------------------------------------------------------------------------
@@ -427,13 +439,16 @@ void ResourceShell::maybe_quiet() {
     for (const auto& state : peers_) {
         if (state && !state->link->quiet()) return;
     }
+    for (const Waiting& command : std::exchange(waiting_, {})) {
+        command.done(Error{Errc::cancelled, 0, config_.name + " went down meanwhile"});
+    }
     const Done done = std::exchange(quiet_done_, nullptr);
     done(ok_status());
 }
 
 bool ResourceShell::removable() const {
     if (disk_ || !accepted_.empty() || !doors_.empty() || turn_.queued || queue_ != nullptr ||
-        !completions_.empty() || !waiting_.empty()) {
+        !completions_.empty()) {
         return false;
     }
     for (const auto& state : peers_) {

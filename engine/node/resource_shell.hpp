@@ -62,6 +62,7 @@ class ResourceShell final : public Volume, private LinkOwner {
     void attach(OpenDisk disk, Done done);  // done: when it is attached or has failed
     void command(Command command, Done done);
     void change_options(const ResourceOptions& options);
+    void wait_detached(Done done);  // when the disk is closed, at once if none is open
     bool disk_open() const { return disk_ != nullptr; }
     bool primary() const { return core_->role() == Role::primary; }
     int peer_id(const std::string& name) const;  // -1: no such peer
@@ -186,6 +187,7 @@ class ResourceShell final : public Volume, private LinkOwner {
     void on_turn();
     void on_tick();
     void set_tick();
+    Status load_superblock(OpenDisk& disk);
     void close_dead_disk();
     void maybe_attached();
     void maybe_quiet();
@@ -245,6 +247,7 @@ class ResourceShell final : public Volume, private LinkOwner {
     std::unique_ptr<BackingDisk> data_;
     std::unique_ptr<MetadataStore> metadata_;
     Done attach_done_;
+    std::vector<Done> detach_done_;
     std::uint32_t logical_block_bytes_ = sector_bytes;  // of the last disk
     bool file_disk_ = false;
 

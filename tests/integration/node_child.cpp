@@ -247,6 +247,8 @@ std::map<std::string, std::string> NodeChild::status() {
     return fields;
 }
 
+void NodeChild::signal(int number) { REQUIRE(::kill(pid_, number) == 0); }
+
 void NodeChild::kill() {
     ::kill(pid_, SIGKILL);
     waitpid(pid_, nullptr, 0);

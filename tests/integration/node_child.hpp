@@ -56,6 +56,7 @@ class NodeChild {
     // resync-sent, resync-received, sent, size, why.
     std::map<std::string, std::string> status();
 
+    void signal(int number);
     void kill();  // SIGKILL, and waits
     void quit();  // ends the node cleanly, and waits
     bool running() const { return pid_ > 0; }

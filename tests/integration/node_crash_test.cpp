@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A mirror whose nodes are killed with SIGKILL: no acknowledged write is lost, what comes back is
 // brought up to date with what changed and nothing more, and both disks are equal in the end.
-#include <cstdlib>
+#include <csignal>
 #include <memory>
 #include <string>
 
@@ -19,6 +19,8 @@ class Mirror {
     explicit Mirror(Protocol protocol = Protocol::c) : ledger(blocks) {
         options_.connect_interval_ms = 50;
         options_.protocol = protocol;
+        options_.ping_interval_ms = 500;
+        options_.ping_timeout_ms = 500;
         for (std::uint16_t& port : ports_)
             port = free_port();
         for (int i = 0; i < 2; ++i) {
@@ -40,11 +42,7 @@ class Mirror {
         options.state_dir = dir_ / ("state" + std::to_string(i));
         options.listen = "127.0.0.1:" + std::to_string(ports_[i]);
         options.lock_memory = false;
-        if (std::getenv("REPLICA_TEST_LOG") != nullptr) {
-            options.log = [name = options.name](int level, const std::string& line) {
-                std::fprintf(stderr, "%s <%d> %s\n", name.c_str(), level, line.c_str());
-            };
-        }
+        options.log = log_of(options.name);
         ResourceConfig config;
         config.name = "r0";
         config.node_id = static_cast<NodeId>(i);
@@ -149,6 +147,21 @@ TEST_CASE("the survivor of a killed primary has every acknowledged write") {
         mirror.wait_synced();
     }
     mirror.finish(primary);
+}
+
+TEST_CASE("a secondary that hangs is left behind, and comes back when it wakes") {
+    Mirror mirror;
+    mirror.child[0]->must("load");
+    for (int round = 0; round < 2; ++round) {
+        mirror.wait_writes(100);
+        mirror.child[1]->signal(SIGSTOP);
+        REQUIRE(wait_until([&] { return mirror.child[0]->status()["connection"] != "Connected"; }));
+        mirror.wait_writes(200);
+        mirror.child[1]->signal(SIGCONT);
+        mirror.wait_synced();
+    }
+    mirror.child[0]->must("stop");
+    mirror.finish(0);
 }
 
 TEST_CASE("both nodes are killed, and the primary comes back with every acknowledged write") {

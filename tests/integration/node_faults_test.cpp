@@ -2,6 +2,8 @@
 // A node and bad input: disks it must not take, peers that are none, doors in the wrong state. Each
 // is refused with a sentence that says why, and nothing is lost by it.
 #include <fcntl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 
 #include <atomic>
@@ -122,8 +124,38 @@ TEST_CASE("a torn superblock is restored from its copy") {
     CHECK(pair.same_content());
 }
 
+TEST_CASE("a full disk under a sparse file costs the disk, not the volume") {
+    Pair pair;
+    const std::string small = pair.dir() / "small";
+    REQUIRE(mkdir(small.c_str(), 0700) == 0);
+    if (mount("none", small.c_str(), "tmpfs", 0, "size=8m") != 0) {
+        WARN("SKIPPED: a small tmpfs can not be mounted here; run as root");
+        return;
+    }
+    struct Unmount {
+        const std::string& path;
+        ~Unmount() { umount2(path.c_str(), MNT_DETACH); }
+    } const unmount{small};
+    ResourceConfig configs[2] = {pair.config(0), pair.config(1)};
+    configs[0].disk = small + "/disk";
+    for (int i = 0; i < 2; ++i) {
+        Pair::make_file(configs[i].disk, disk_bytes);
+        REQUIRE_OK(pair.node(i)->create_resource(configs[i], {}));
+    }
+    pair.up();
+    REQUIRE_OK(pair.a->promote("r0", true));
+    pair.wait_synced();
+    const auto bytes = pattern(12 << 20, 5);
+    REQUIRE_OK(pair.a->write("r0", 0, bytes, false));
+    CHECK(pair.status(0).disk == "Diskless");
+    CHECK(!pair.status(0).why.empty());
+    std::vector<std::byte> back(bytes.size());
+    REQUIRE_OK(pair.a->read("r0", 0, back));
+    CHECK(back == bytes);
+    pair.down();
+}
+
 // ---- the port
-// ------------------------------------------------------------------------------------
 
 class Client {
   public:
@@ -279,7 +311,6 @@ TEST_CASE("a damaged frame on a link ends the connection, which is made anew") {
 }
 
 // ---- doors
-// ---------------------------------------------------------------------------------------
 
 int connect_unix(const std::string& path) {
     sockaddr_un address{};

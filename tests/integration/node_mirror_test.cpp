@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Two nodes in one process, with real files, sockets and rings: what a mirror has to do as long as
 // nobody is killed.
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "engine/io/metadata_file.hpp"
 #include "engine/node.hpp"
 #include "tests/integration/node_support.hpp"
 
@@ -245,6 +248,64 @@ TEST_CASE("disks that are all zeroes need no first resync if one says so") {
     CHECK(pair.same_content());
 }
 
+// Three nodes with a resource r0 among them, up.
+class Trio {
+  public:
+    Trio() {
+        for (std::uint16_t& port : ports_)
+            port = free_port();
+        for (std::size_t i = 0; i < 3; ++i)
+            start(i);
+    }
+    std::array<std::unique_ptr<Node>, 3> nodes;
+
+    std::string disk(std::size_t i) const { return dir_ / ("disk" + std::to_string(i)); }
+    void wait_synced() {
+        const bool reached = wait_until([this] {
+            return std::all_of(nodes.begin(), nodes.end(), [](const auto& node) {
+                const auto status = node->status("r0").value();
+                return status.disk == "UpToDate" &&
+                       std::all_of(status.peers.begin(), status.peers.end(), [](const auto& peer) {
+                           return peer.disk == "UpToDate" && peer.replication == "Established" &&
+                                  peer.out_of_sync_bytes == 0;
+                       });
+            });
+        });
+        if (reached) return;
+        FAIL(describe(*nodes[0], "r0") + "\n" + describe(*nodes[1], "r0") + "\n" +
+             describe(*nodes[2], "r0"));
+    }
+
+  private:
+    void start(std::size_t i) {
+        NodeOptions options;
+        options.name = "n" + std::to_string(i);
+        options.state_dir = dir_ / ("state" + std::to_string(i));
+        options.listen = "127.0.0.1:" + std::to_string(ports_[i]);
+        options.lock_memory = false;
+        options.log = log_of(options.name);
+        auto made = Node::create(options);
+        REQUIRE(made);
+        nodes[i] = std::move(made).value();
+        ResourceConfig config;
+        config.name = "r0";
+        config.node_id = static_cast<NodeId>(i);
+        config.disk = disk(i);
+        config.options = Pair::fast_options();
+        for (std::size_t other = 0; other < 3; ++other) {
+            if (other == i) continue;
+            config.peers.push_back({"n" + std::to_string(other), static_cast<NodeId>(other),
+                                    "127.0.0.1:" + std::to_string(ports_[other])});
+        }
+        Pair::make_file(config.disk, disk_bytes);
+        REQUIRE_OK(nodes[i]->create_resource(config, {}));
+        REQUIRE_OK(nodes[i]->up("r0"));
+    }
+
+    TempDir dir_;
+    std::array<std::uint16_t, 3> ports_{};
+};
+
 struct Load {
     Node& node;
     std::atomic<int> in_flight{0}, done{0}, failed{0};
@@ -295,6 +356,95 @@ TEST_CASE("options change while the volume is in use") {
     options.ping_timeout_ms = 1;
     CHECK(mirror.a->change_options("r0", options).error().code == Errc::invalid);
     mirror.finish();
+}
+
+TEST_CASE("a volume goes down in the middle of its resync and goes on with it later") {
+    Pair pair;
+    pair.create(64U << 20);
+    pair.up();
+    ResourceOptions slow = Pair::fast_options();
+    slow.resync_rate_max = 4 << 20;
+    REQUIRE_OK(pair.a->change_options("r0", slow));
+    REQUIRE_OK(pair.a->promote("r0", true));
+    REQUIRE_OK(pair.a->write("r0", 0, pattern(8 << 20, 3), false));
+    pair.wait([&] { return pair.status(1).peers[0].resync_done_bytes > 1 << 20; });
+    CHECK(pair.status(0).peers[0].resync_total_bytes > 0);
+    REQUIRE_OK(pair.b->down("r0"));
+    CHECK(pair.status(0).peers[0].out_of_sync_bytes > 0);
+    CHECK(pair.status(0).peers[0].out_of_sync_bytes < 64U << 20);
+    REQUIRE_OK(pair.a->change_options("r0", Pair::fast_options()));
+    REQUIRE_OK(pair.b->up("r0"));
+    pair.wait_synced();
+    pair.remember_size();
+    pair.down();
+    CHECK(pair.same_content());
+}
+
+TEST_CASE("metadata on a device of its own") {
+    Pair pair;
+    ResourceConfig configs[2];
+    for (int i = 0; i < 2; ++i) {
+        configs[i] = pair.config(i);
+        configs[i].metadata = configs[i].disk + ".md";
+        Pair::make_file(configs[i].disk, disk_bytes);
+        Pair::make_file(configs[i].metadata, 1 << 20);
+        REQUIRE_OK(pair.node(i)->create_resource(configs[i], {}));
+    }
+    pair.up();
+    REQUIRE_OK(pair.a->promote("r0", true));
+    pair.wait_synced();
+    CHECK(pair.status(0).size_bytes == disk_bytes);
+    REQUIRE_OK(pair.a->write("r0", disk_bytes - (1 << 20), pattern(1 << 20, 4), true));
+    pair.remember_size();
+    pair.down();
+    CHECK(pair.same_content());
+    pair.up();
+    pair.wait_synced();
+    CHECK(resynced(pair) == 0);
+}
+
+TEST_CASE("metadata that another tool made, of a volume that never had a size") {
+    Pair pair;
+    for (int i = 0; i < 2; ++i) {
+        // What `drbdmeta create-md` leaves: no node id, no size, no extension.
+        Superblock fresh;
+        fresh.device_uuid = 0x1234 + static_cast<std::uint64_t>(i);
+        Pair::make_file(pair.disk(i), disk_bytes);
+        REQUIRE(create_metadata({pair.disk(i), ""}, fresh, false));
+        REQUIRE_OK(pair.node(i)->add_resource(pair.config(i)));
+    }
+    pair.up();
+    REQUIRE_OK(pair.a->promote("r0", true));
+    pair.wait_synced();
+    CHECK(pair.status(0).size_bytes > disk_bytes - (1 << 20));
+    REQUIRE_OK(pair.a->write("r0", 0, pattern(1 << 20, 4), true));
+    pair.remember_size();
+    pair.down();
+    CHECK(pair.same_content());
+    pair.up();
+    pair.wait_synced();
+    CHECK(resynced(pair) == 0);
+}
+
+TEST_CASE("three nodes hold the same, also after one was away") {
+    Trio trio;
+    REQUIRE_OK(trio.nodes[0]->promote("r0", true));
+    trio.wait_synced();
+    REQUIRE_OK(trio.nodes[0]->write("r0", 0, pattern(2 << 20, 1), false));
+    REQUIRE_OK(trio.nodes[2]->down("r0"));
+    REQUIRE_OK(trio.nodes[0]->write("r0", 1 << 20, pattern(3 << 20, 2), false));
+    REQUIRE_OK(trio.nodes[0]->discard("r0", 5 << 20, 1 << 20));
+    REQUIRE_OK(trio.nodes[2]->up("r0"));
+    trio.wait_synced();
+    REQUIRE_OK(trio.nodes[0]->demote("r0"));
+    REQUIRE_OK(trio.nodes[2]->promote("r0", false));
+    REQUIRE_OK(trio.nodes[2]->write("r0", 512, pattern(4096, 3), true));
+    trio.wait_synced();
+    const std::uint64_t size = trio.nodes[0]->status("r0").value().size_bytes;
+    for (auto& node : trio.nodes)
+        REQUIRE_OK(node->down("r0"));
+    CHECK(equal_files(trio.disk(0), trio.disk(1), size));
+    CHECK(equal_files(trio.disk(0), trio.disk(2), size));
 }
 
 TEST_CASE("several resources on several reactors") {

@@ -86,6 +86,14 @@ inline std::string describe(Node& node, const std::string& name) {
     return text;
 }
 
+// The log of a node goes to standard error when REPLICA_TEST_LOG is set.
+inline std::function<void(int, const std::string&)> log_of(const std::string& name) {
+    if (std::getenv("REPLICA_TEST_LOG") == nullptr) return {};
+    return [name](int level, const std::string& line) {
+        std::fprintf(stderr, "%s <%d> %s\n", name.c_str(), level, line.c_str());
+    };
+}
+
 // Nodes alpha (id 0) and beta (id 1), each with a file, and a resource r0 between them.
 class Pair {
   public:
@@ -112,10 +120,7 @@ class Pair {
         options.state_dir = dir_ / (std::string("state") + std::to_string(i));
         options.listen = "127.0.0.1:" + std::to_string(ports_[i]);
         options.lock_memory = false;
-        options.log = [i, this](int level, const std::string& line) {
-            if (std::getenv("REPLICA_TEST_LOG") == nullptr) return;
-            std::fprintf(stderr, "%s <%d> %s\n", names_[i], level, line.c_str());
-        };
+        options.log = log_of(options.name);
         auto made = Node::create(options);
         if (!made) FAIL(made.error().message);
         node(i) = std::move(made).value();
