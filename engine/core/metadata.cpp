@@ -437,6 +437,9 @@ void Core::attach_next() {
 
 void Core::start_detach() {
     meta_ = MetaPhase::detach_drain;
+    // Writes that wait for the activity log are refused from here on, so nobody waits for it.
+    al_preparing_ = false;
+    retry_peers_ = true;
     flush_wanted_ = true;
     touch();
 }

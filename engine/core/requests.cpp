@@ -412,6 +412,8 @@ void Core::complete(std::uint32_t slot, int error) {
         Effect& e = emit(EffectKind::complete);
         e.index = slot;
         e.error = error;
+        e.offset = sb_.current_uuid;  // what it was decided under: for checkers
+        e.message.nodes = in_sync().bits;
     }
     advance_trim();
     if (!held_.empty()) retry_held_ = true;

@@ -163,12 +163,11 @@ void World::submit(int n) {
 
 // With quorum off a primary that stood still does not know yet that a member went on without it: a
 // split brain, which both find at the next handshake. The member owes it nothing any more.
-bool World::moved_on(int member, int primary) {
+bool World::moved_on(int member, int primary, Uuid ours) {
     const Node& node = nodes_[static_cast<std::size_t>(member)];
     if (member == primary) return false;
     const auto& sb = node.disk->newest();
     if (!sb) fail("a member's superblock can not be read");
-    const Uuid ours = nodes_[static_cast<std::size_t>(primary)].core->superblock().current_uuid;
     const bool linked = node.up && node.core->view(static_cast<NodeId>(primary)).connection ==
                                        ConnectionState::connected;
     return !linked && !uuid_equal(sb.value().current_uuid, ours) &&
@@ -177,19 +176,19 @@ bool World::moved_on(int member, int primary) {
 
 // The disks of the in-sync set of this primary, as it sees it.
 // `since`: a member whose cache was lost after that had it when it answered.
-std::vector<const SimDisk*> World::holders(int n, std::uint64_t since) {
+std::vector<const SimDisk*> World::holders(NodeMask members, std::uint64_t since) {
     std::vector<const SimDisk*> disks;
-    const Core& core = *nodes_[static_cast<std::size_t>(n)].core;
     for (std::size_t m = 0; m < nodes_.size(); ++m) {
-        if (core.in_sync().has(static_cast<NodeId>(m)) && !moved_on(static_cast<int>(m), n) &&
-            nodes_[m].lost_power_at <= since) {
+        if (members.has(static_cast<NodeId>(m)) && nodes_[m].lost_power_at <= since) {
             disks.push_back(nodes_[m].disk.get());
         }
     }
     return disks;
 }
 
-void World::completed(int n, std::uint32_t slot, int error) {
+void World::completed(int n, const Effect& e) {
+    const std::uint32_t slot = e.index;
+    const int error = e.error;
     Node& node = nodes_[static_cast<std::size_t>(n)];
     AppRequest& r = node.requests[slot];
     if (!r.used) fail("a request was completed twice");
@@ -199,9 +198,13 @@ void World::completed(int n, std::uint32_t slot, int error) {
           static_cast<unsigned long long>(r.sector), r.sectors, error);
     if (error != 0) return;
     const Core& core = *node.core;
-    const Uuid generation = core.superblock().current_uuid;
+    const Uuid generation = e.offset;
+    NodeMask members{e.message.nodes};
+    for (std::size_t m = 0; m < nodes_.size(); ++m) {
+        if (moved_on(static_cast<int>(m), n, generation)) members.remove(static_cast<NodeId>(m));
+    }
     const bool c = base_.options.protocol == Protocol::c;
-    const auto disks = holders(n, r.kind == IoKind::flush || r.fua ? now_ : r.submitted_at);
+    const auto disks = holders(members, r.kind == IoKind::flush || r.fua ? now_ : r.submitted_at);
     std::string wrong;
     if (r.kind == IoKind::read) {
         wrong = checker_.read_done(r.read, r.sector, r.buffer);
@@ -214,8 +217,7 @@ void World::completed(int n, std::uint32_t slot, int error) {
     if (r.kind == IoKind::read) return;
     // I-Q2: every member of the set has the generation on its disk before the acknowledgement.
     for (std::size_t m = 0; m < nodes_.size(); ++m) {
-        if (!core.in_sync().has(static_cast<NodeId>(m)) || moved_on(static_cast<int>(m), n))
-            continue;
+        if (!members.has(static_cast<NodeId>(m))) continue;
         const auto& sb = nodes_[m].disk->newest();
         if (!sb) fail("a member's superblock can not be read");
         const bool same = uuid_equal(sb.value().current_uuid, generation);
@@ -228,7 +230,7 @@ void World::completed(int n, std::uint32_t slot, int error) {
                  " has the generation on its disk");
         }
     }
-    last_ack_[uuid_identity(generation)] = {core.in_sync(), now_, n};
+    last_ack_[uuid_identity(generation)] = {members, now_, n};
 }
 
 // --- Operator

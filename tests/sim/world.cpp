@@ -442,7 +442,7 @@ void World::perform_one(int n, const Effect& e) {
     mix(static_cast<std::uint64_t>(e.kind) * 31 + e.index);
     switch (e.kind) {
         case EffectKind::complete:
-            return completed(n, e.index, e.error);
+            return completed(n, e);
         case EffectKind::disk_read:
         case EffectKind::disk_write:
         case EffectKind::disk_zero:

@@ -164,9 +164,9 @@ class World {
 
     void application();
     void submit(int n);
-    std::vector<const SimDisk*> holders(int n, std::uint64_t since);
-    bool moved_on(int member, int primary);
-    void completed(int n, std::uint32_t slot, int error);
+    std::vector<const SimDisk*> holders(NodeMask members, std::uint64_t since);
+    bool moved_on(int member, int primary, Uuid ours);
+    void completed(int n, const Effect& e);
     void replied(int n, std::uint32_t token, Errc code);
     void operators();
     void faults();
