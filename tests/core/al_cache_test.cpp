@@ -73,6 +73,27 @@ bool covers(const std::set<std::uint32_t>& log, const std::set<std::uint32_t>& a
     return std::includes(log.begin(), log.end(), active.begin(), active.end());
 }
 
+// A transaction was begun: it takes what was queued, and names what it takes out of the log.
+void check_begun(const AlCache& cache, Model& model, const Log& log,
+                 const std::set<std::uint32_t>& logged, const std::vector<std::uint32_t>& evicted) {
+    const AlTransaction& t = cache.transaction();
+    REQUIRE(t.update_count == std::min<std::size_t>(model.queued.size(), al_updates_max));
+    for (unsigned u = 0; u < t.update_count; ++u) {
+        REQUIRE(model.queued.erase(t.updates[u].extent) == 1);
+        model.flying.insert(t.updates[u].extent);
+    }
+    // Whose bits must be on the disk first: what this write takes out of the log, and what
+    // it moves to another slot.
+    Log after = log;
+    after.write(t);
+    const auto next = after.replay();
+    std::set<std::uint32_t> gone(evicted.begin(), evicted.end());
+    for (const std::uint32_t extent : logged)
+        REQUIRE((next.count(extent) != 0 || gone.count(extent) != 0));
+    for (const std::uint32_t extent : gone)
+        REQUIRE((next.count(extent) == 0 || model.flying.count(extent) != 0));
+}
+
 void run(std::uint32_t slots, std::uint32_t extents, int steps) {
     Prng random(slots * 31 + extents);
     AlCache cache(slots, extents, ring);
@@ -103,22 +124,7 @@ void run(std::uint32_t slots, std::uint32_t extents, int steps) {
             evicted.clear();
             cache.begin_transaction(evicted);
             ++transactions;
-            const AlTransaction& t = cache.transaction();
-            REQUIRE(t.update_count == std::min<std::size_t>(model.queued.size(), al_updates_max));
-            for (unsigned u = 0; u < t.update_count; ++u) {
-                REQUIRE(model.queued.erase(t.updates[u].extent) == 1);
-                model.flying.insert(t.updates[u].extent);
-            }
-            // Whose bits must be on the disk first: what this write takes out of the log, and what
-            // it moves to another slot.
-            Log after = log;
-            after.write(t);
-            const auto next = after.replay();
-            std::set<std::uint32_t> gone(evicted.begin(), evicted.end());
-            for (const std::uint32_t extent : logged)
-                REQUIRE((next.count(extent) != 0 || gone.count(extent) != 0));
-            for (const std::uint32_t extent : gone)
-                REQUIRE((next.count(extent) == 0 || model.flying.count(extent) != 0));
+            check_begun(cache, model, log, logged, evicted);
         } else if (cache.transaction_in_flight()) {
             log.write(cache.transaction());
             logged = log.replay();

@@ -87,6 +87,58 @@ void compare(const Bitmap& bitmap, const Model& model, unsigned slot, Prng& rand
             (first != Bitmap::none && first * block_bytes < offset + length));
 }
 
+// One operation drawn by chance, on both; or some of the dirty pages go to the disk.
+void operate(Bitmap& bitmap, Model& model, std::vector<Page>& disk, unsigned slot, Prng& random) {
+    const auto [offset, length] = range(random, model.volume);
+    switch (random.below(16)) {
+        case 0:
+            bitmap.set_all(slot);
+            model.set(slot, 0, model.volume);
+            break;
+        case 1:
+            bitmap.clear_all(slot);
+            model.clear(slot, 0, model.volume);
+            break;
+        case 2: {
+            const unsigned except = random.below(2) == 0 ? ~0U : slot;
+            bitmap.set_bytes_all_slots(offset, length, except);
+            for (unsigned s = 0; s < model.slots.size(); ++s) {
+                if (model.keeps(s) && s != except) model.set(s, offset, length);
+            }
+            break;
+        }
+        case 3:
+        case 4:
+        case 5:
+        case 6:
+        case 7:
+        case 8: {
+            // A resync's chunk: its end is a block's or the volume's; a write's may be neither,
+            // but then it does not reach the last block.
+            const std::uint64_t whole = model.bits * block_bytes;
+            std::uint64_t end = offset + length;
+            if (end > whole - block_bytes) end = model.volume;
+            bitmap.clear_bytes(slot, offset, end - offset);
+            model.clear(slot, offset, end - offset);
+            break;
+        }
+        case 9: {  // write some dirty pages
+            std::uint64_t page = bitmap.find_dirty(random.below(bitmap.pages()));
+            for (int n = 0; n < 2 && page != Bitmap::none; ++n) {
+                REQUIRE(bitmap.page_dirty(page));
+                bitmap.encode_page(page, disk[page]);
+                bitmap.page_taken(page);
+                page = bitmap.find_dirty(page);
+            }
+            break;
+        }
+        default:
+            bitmap.set_bytes(slot, offset, length);
+            model.set(slot, offset, length);
+            break;
+    }
+}
+
 }  // namespace
 
 TEST_CASE("random operations give what a naive bitmap gives") {
@@ -108,54 +160,7 @@ TEST_CASE("random operations give what a naive bitmap gives") {
     const int rounds = model.bits > 10'000 ? 300 : 1500;
     for (int i = 0; i < rounds; ++i) {
         const unsigned slot = kept[random.below(kept.size())];
-        const auto [offset, length] = range(random, shape.bytes);
-        switch (random.below(16)) {
-            case 0:
-                bitmap.set_all(slot);
-                model.set(slot, 0, shape.bytes);
-                break;
-            case 1:
-                bitmap.clear_all(slot);
-                model.clear(slot, 0, shape.bytes);
-                break;
-            case 2: {
-                const unsigned except = random.below(2) == 0 ? ~0U : slot;
-                bitmap.set_bytes_all_slots(offset, length, except);
-                for (const unsigned s : kept) {
-                    if (s != except) model.set(s, offset, length);
-                }
-                break;
-            }
-            case 3:
-            case 4:
-            case 5:
-            case 6:
-            case 7:
-            case 8: {
-                // A resync's chunk: its end is a block's or the volume's; a write's may be neither,
-                // but then it does not reach the last block.
-                const std::uint64_t whole = model.bits * block_bytes;
-                std::uint64_t end = offset + length;
-                if (end > whole - block_bytes) end = shape.bytes;
-                bitmap.clear_bytes(slot, offset, end - offset);
-                model.clear(slot, offset, end - offset);
-                break;
-            }
-            case 9: {  // write some dirty pages
-                std::uint64_t page = bitmap.find_dirty(random.below(bitmap.pages()));
-                for (int n = 0; n < 2 && page != Bitmap::none; ++n) {
-                    REQUIRE(bitmap.page_dirty(page));
-                    bitmap.encode_page(page, disk[page]);
-                    bitmap.page_taken(page);
-                    page = bitmap.find_dirty(page);
-                }
-                break;
-            }
-            default:
-                bitmap.set_bytes(slot, offset, length);
-                model.set(slot, offset, length);
-                break;
-        }
+        operate(bitmap, model, disk, slot, random);
         for (const unsigned s : kept)
             compare(bitmap, model, s, random);
         if (i % 8 != 0) continue;

@@ -191,7 +191,7 @@ TEST_CASE("a field that the type does not have must be zero") {
                 }
             }
         }
-        for (const std::size_t at : {20, 21, 22, 23, 60, 61, 62, 63}) {
+        for (const std::size_t at : {20U, 21U, 22U, 23U, 60U, 61U, 62U, 63U}) {
             Header bytes = encode(m);
             bytes[at] = std::byte{1};
             seal(bytes);
