@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 . scripts/cluster.sh
 
 resource=r0
-disk_size=2G
+disk_size=1G
 rate=64M       # of the resync, a second, so that there is something to watch
 al_extents=67  # of 4 MiB, where writes may be in flight: the least there is, for a small volume
 build_dir=${REPLICA_BUILD_DIR:-build/release}
@@ -30,7 +30,7 @@ for argument in "$@"; do
     esac
 done
 
-step() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+step() { printf '\n\033[1m== %s\033[0m (%d s)\n' "$*" "$SECONDS"; }
 seen() { printf '  \033[32mok\033[0m %s\n' "$*"; }
 writer=
 finish() {
@@ -38,10 +38,13 @@ finish() {
     trap - EXIT INT TERM
     [ -z "$writer" ] || kill "$writer" 2>/dev/null || true
     if [ "$code" != 0 ] && [ -n "$CLUSTER_DIR" ]; then
+        local logs node
         cluster_logs 30
-        mkdir -p build/demo-logs
-        cp "$CLUSTER_DIR"/*/log build/demo-logs/ --backup=numbered 2>/dev/null || true
-        printf '\nThe demo failed. Logs are in build/demo-logs.\n' >&2
+        logs=$(mktemp -d "${REPLICA_DIR:-/var/tmp}/replica-logs.XXXXXX")
+        for node in "${NODES[@]}"; do
+            cp "$CLUSTER_DIR/$node/log" "$logs/$node" || true
+        done
+        printf '\nThe demo failed. The logs of both nodes are in %s.\n' "$logs" >&2
         cluster_end
     elif [ "$keep" = 0 ]; then
         cluster_end

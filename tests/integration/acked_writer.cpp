@@ -32,6 +32,7 @@ using Block = std::array<std::byte, replica::block_bytes>;
 
 constexpr unsigned wait_seconds_max = 60;
 constexpr unsigned acks_per_flush = 200;
+constexpr std::uint64_t blocks_per_read = 64;  // when verifying
 constexpr std::uint64_t flush_cookie = ~std::uint64_t{0};
 
 // What is known of one block. Version 0: never written by this program.
@@ -179,7 +180,8 @@ class Writer {
 
 // The versions between acked and submitted that each sector may hold. Sectors of a write that was
 // never answered may differ; of an answered one all must be of the same version.
-bool matches(const State& state, std::uint64_t index, const Block& seen, std::uint32_t& version) {
+bool matches(const State& state, std::uint64_t index, const std::byte* seen,
+             std::uint32_t& version) {
     const Known& known = state.blocks[index];
     Block expected;
     std::array<bool, replica::block_bytes / replica::sector_bytes> found{};
@@ -193,7 +195,7 @@ bool matches(const State& state, std::uint64_t index, const Block& seen, std::ui
         for (std::size_t sector = 0; sector < found.size(); ++sector) {
             const std::size_t at = sector * replica::sector_bytes;
             const bool same =
-                std::memcmp(seen.data() + at, expected.data() + at, replica::sector_bytes) == 0;
+                std::memcmp(seen + at, expected.data() + at, replica::sector_bytes) == 0;
             found[sector] = found[sector] || same;
             whole = whole && same;
         }
@@ -208,18 +210,23 @@ bool matches(const State& state, std::uint64_t index, const Block& seen, std::ui
 
 int verify(NbdClient& client, State& state) {
     std::uint64_t checked = 0, newer = 0, wrong = 0;
-    Block seen;
+    std::vector<std::byte> chunk(blocks_per_read * replica::block_bytes);
     for (std::uint64_t index = 0; index < state.blocks.size(); ++index) {
         Known& known = state.blocks[index];
-        if (known.submitted == 0) continue;
         const std::uint64_t block = state.first_block + index;
-        if (!client.read(block * replica::block_bytes, seen)) {
-            std::printf("reading block %" PRIu64 ": %s\n", block, client.why().c_str());
-            return 1;
+        const std::uint64_t in_chunk = index % blocks_per_read;
+        if (in_chunk == 0) {
+            const std::uint64_t count = std::min(blocks_per_read, state.blocks.size() - index);
+            if (!client.read(block * replica::block_bytes,
+                             std::span(chunk).first(count * replica::block_bytes))) {
+                std::printf("reading block %" PRIu64 ": %s\n", block, client.why().c_str());
+                return 1;
+            }
         }
+        if (known.submitted == 0) continue;
         ++checked;
         std::uint32_t version = 0;
-        if (!matches(state, index, seen, version)) {
+        if (!matches(state, index, chunk.data() + in_chunk * replica::block_bytes, version)) {
             if (++wrong <= 10) {
                 std::printf("block %" PRIu64 " holds none of the versions %u..%u\n", block,
                             known.acked, known.submitted);
