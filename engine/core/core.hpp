@@ -274,6 +274,7 @@ class Core {
         bool state_sent = false, state_received = false;
         StatePayload sent, received;
         bool discard_my_data = false;
+        bool aligned = false;  // both slots of the pair were seen to be empty
 
         Role role = Role::unknown;
         DiskState disk = DiskState::unknown;

@@ -161,6 +161,12 @@ Decision decide(const StatePayload& mine, NodeId my_id, const StatePayload& thei
     const bool i_track = bits_start_at(mine, theirs.current_uuid);
     const bool they_track = bits_start_at(theirs, mine.current_uuid);
     const char* newer = "a newer generation exists";
+    const bool peer_past = in_history(mine.history, theirs.current_uuid);
+    const bool self_past = in_history(theirs.history, mine.current_uuid);
+    if ((i_track || peer_past) && (they_track || self_past)) {
+        return {Verdict::split_brain, i_track && they_track,
+                "each side calls the other's data past"};
+    }
     if (i_track && they_track) return {Verdict::split_brain, true, "each side followed the other"};
     if (i_track) return one_sided(true, true, mine, theirs, newer);
     if (they_track) return one_sided(false, true, theirs, mine, newer);
@@ -169,7 +175,11 @@ Decision decide(const StatePayload& mine, NodeId my_id, const StatePayload& thei
     if (peer_behind && !self_behind) return one_sided(true, false, mine, theirs, newer);
     if (self_behind && !peer_behind) return one_sided(false, false, theirs, mine, newer);
     // Half-written data is given up to whoever has good data of the same volume.
-    if (usable(mine) != usable(theirs)) {
+    const StatePayload& half = usable(mine) ? theirs : mine;
+    const bool one_volume =
+        mine.volume_id == theirs.volume_id && mine.volume_id != std::array<std::uint8_t, 16>{};
+    if (usable(mine) != usable(theirs) && !is_primary(half) &&
+        (one_volume || peer_behind || any_common_ancestor(mine, theirs))) {
         const char* why = "one side holds nothing but a resync that did not end";
         return usable(mine) ? one_sided(true, false, mine, theirs, why)
                             : one_sided(false, false, theirs, mine, why);

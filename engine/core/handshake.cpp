@@ -68,6 +68,7 @@ void Core::maybe_send_state(NodeId id) {
     abort_resync(id);
     peer.want_state = false;
     peer.state_sent = true;
+    peer.aligned = false;
     peer.progress_at = now_;
     peer.sent = make_state(id);
     Message m;
@@ -87,6 +88,7 @@ void Core::on_state(NodeId id, const StatePayload& state) {
     if (peer.state_received) return protocol_error(id, "two states in one round");
     abort_resync(id);
     peer.received = state;
+    peer.aligned = false;
     peer.state_received = true;
     if (peer.state_sent) {
         evaluate(id);
@@ -182,7 +184,9 @@ void Core::evaluate(NodeId id) {
     // An operator offers the data of this side once, not for every split brain to come.
     peer.discard_my_data = false;
     // What changed since the state was sent belongs to the next round.
-    const bool stale = disk_usable() != (peer.sent.size_bytes != 0);
+    const bool was_good = static_cast<DiskState>(peer.sent.disk) >= DiskState::outdated;
+    const bool stale =
+        disk_usable() != (peer.sent.size_bytes != 0) || (disk_ >= DiskState::outdated) != was_good;
     if (stale) return want_handshake(id);
     switch (verdict) {
         case Verdict::no_sync:
@@ -216,6 +220,7 @@ void Core::apply_no_sync(NodeId id) {
     md.bitmap_uuid = md.admitting_uuid = uuid_none;
     md.flags &= ~md_peer_flag::full_sync;
     persist();
+    peer.aligned = true;
     if (role_ == Role::primary) admit_to_in_sync(id);
     maybe_clear_crash_marker();
     maybe_up_to_date(peer.disk == DiskState::up_to_date);
@@ -286,6 +291,7 @@ void Core::on_state_update(NodeId id, const Message& m) {
                            peer.disk != DiskState::unknown && disk < DiskState::inconsistent;
     peer.role = role;
     peer.disk = disk;
+    if (disk <= DiskState::inconsistent) peer.aligned = false;
     touch();
     if (lost_data) peer_lost_data(id);
     const bool member = role_ == Role::primary && in_sync().has(id) && !peer.finishing;

@@ -233,6 +233,7 @@ void Core::lose_link(NodeId id, const char* why, bool graceful, int level) {
     peer.role = Role::unknown;
     peer.disk = DiskState::unknown;
     peer.repl = ReplicationState::off;
+    peer.aligned = false;
     peer.want_state = peer.state_sent = peer.state_received = false;
     if (was_up) {
         notice(level, id, why);

@@ -156,8 +156,9 @@ void Core::on_in_sync(NodeId id, const Message& m) {
     if (!members.has(config_.node_id) || !disk_usable() || role_ == Role::primary) return;
     const bool leads = sender.role == Role::primary;
     if (leads && (!in_sync().has(config_.node_id) || disk_ != DiskState::up_to_date)) return;
-    if (!leads && (sees_primary() || !equal_and_usable(sender) || disk_ < DiskState::outdated ||
-                   bitmap_->count(static_cast<unsigned>(sender.slot)) > 0)) {
+    if (!leads &&
+        (sees_primary() || !equal_and_usable(sender) || !sender.aligned ||
+         disk_ < DiskState::outdated || bitmap_->count(static_cast<unsigned>(sender.slot)) > 0)) {
         return;
     }
     for_peers([&](Peer& peer, NodeId other) {
@@ -216,8 +217,14 @@ void Core::try_promote() {
 }
 
 void Core::abandon_promotion(Errc code, const char* why) {
+    if (promotion_ == Promotion::recording) {
+        role_ = Role::secondary;  // nothing was acknowledged in it
+        drop_journal(true);
+    }
     promotion_ = Promotion::none;
     promote_waiting_ = NodeMask{};
+    awaiting_ack_ = NodeMask{};
+    commit_pending_ = false;
     reply(promote_command_.token, code, why);
     sync_flags();
     announce_state();  // the peers that agreed count on a primary

@@ -548,6 +548,7 @@ void Core::mark_journal(std::uint64_t after_seq, NodeMask nodes) {
 void Core::drop_journal(bool mark) {
     if (mark && !journal_.empty()) {
         mark_journal(0, config_.peers);
+        for_peers([](Peer& peer, NodeId) { peer.aligned = false; });
         flush_wanted_ = true;
     }
     while (!journal_.empty()) {

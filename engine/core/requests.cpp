@@ -418,7 +418,11 @@ void Core::complete(std::uint32_t slot, int error) {
     advance_trim();
     if (!held_.empty()) retry_held_ = true;
     if (!peer_queue_.empty()) retry_peers_ = true;
-    if (was_flush && (al_starving_ || journal_full())) want_epoch_flush_ = true;
+    if (was_flush && (al_starving_ || journal_full())) {
+        // It came too early for a slow write: again soon, but not without pause.
+        const Instant soon = now_ + ns_per_ms;
+        if (!idle_flush_at_ || soon < *idle_flush_at_) idle_flush_at_ = soon;
+    }
 }
 
 void Core::complete_waiting() {

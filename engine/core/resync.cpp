@@ -379,6 +379,7 @@ void Core::on_sync_done_ack(NodeId id, const Message& m) {
     peer.finishing = false;
     if (peer.pending > 0) --peer.pending;
     peer.progress_at = now_;
+    peer.aligned = true;
     peer.repl = ReplicationState::established;  // its disk state comes by its own word
     peer.received.current_uuid = m.offset;
     if (is(Mutant::no_fence)) admit_to_in_sync(id);
@@ -403,7 +404,8 @@ void Core::tell_in_sync() {
     for_peers([&](const Peer& peer, NodeId id) {
         const bool counts = role_ == Role::primary
                                 ? in_sync().has(id) && !peer.finishing
-                                : equal_and_usable(peer) && !peer.state_sent && !peer.want_state &&
+                                : equal_and_usable(peer) && peer.aligned && !peer.state_sent &&
+                                      !peer.want_state &&
                                       bitmap_->count(static_cast<unsigned>(peer.slot)) == 0;
         if (counts && peer.phase == LinkPhase::up) members.add(id);
     });
@@ -457,6 +459,7 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     ext.primary_node = g.primary_node;
     ext.volume_id = g.volume_id;
     peer.received.current_uuid = g.current_uuid;
+    peer.aligned = true;
     peer.repl = ReplicationState::established;
     crashed_ = crashed_power_ = false;
     ext.crash_kind = 0;

@@ -112,7 +112,9 @@ const char* wrong(const StatePayload& a, const StatePayload& b, const Decision& 
         }
         if (created(source)) return "a source that never had data";
         if (!created(target) && (ks.all() & kt.all()) == 0) return "unrelated data is synced";
-        if (!same && !created(target) && (kt.current & (ks.bases | ks.past)) == 0) {
+        // Half-written data of the same volume is given up, whole, unless a primary stands on it.
+        const bool given_up = !consistent(target) && !primary(target) && !by_bitmap(v);
+        if (!same && !created(target) && !given_up && (kt.current & (ks.bases | ks.past)) == 0) {
             return "a source that does not know the target's generation as past";
         }
         if (by_bitmap(v) && !same && (kt.current & ks.bases) == 0) {
@@ -120,8 +122,7 @@ const char* wrong(const StatePayload& a, const StatePayload& b, const Decision& 
         }
         if (by_bitmap(v) != d.bitmap_covers) return "verdict and bitmap_covers disagree";
         // Where each side calls the other's generation past, one of them has the bits to prove it.
-        const bool target_newer =
-            ((kt.bases | kt.past) & ks.current) != 0 && (ks.bases & kt.current) == 0;
+        const bool target_newer = ((kt.bases | kt.past) & ks.current) != 0;
         if (!same && !created(target) && target_newer)
             return "from the smaller history to the larger";
     }
@@ -147,8 +148,8 @@ const char* wrong(const StatePayload& a, const StatePayload& b, const Decision& 
             consistent(newer) && !(primary(older) && disk(older) == DiskState::up_to_date);
         if (may && !(a_ahead ? is_source(v) : is_target(v))) return "the newer side is no source";
     }
-    const bool a_tracks = (kb.current & ka.bases) != 0, b_tracks = (ka.current & kb.bases) != 0;
-    if (!same && a_ahead && b_ahead && a_tracks == b_tracks && v != Verdict::split_brain) {
+    if (!same && a_ahead && b_ahead && v != Verdict::split_brain &&
+        !(moves && !consistent(target) && !primary(target))) {
         return "each claims to be newer, and one is believed";
     }
     return nullptr;
