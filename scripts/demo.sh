@@ -166,8 +166,8 @@ return_of_secondary() {
     local moved active=$((al_extents * 4 * mib))
     moved=$(peer_field alpha $resource '."resync-sent-bytes"')
     seen "in sync again; moved $((moved / mib)) MiB of a volume of $((size / mib)) MiB"
-    echo "     ($((outage / mib)) MiB were written meanwhile; the rest are extents where beta may have"
-    echo "     had writes in flight when it died, at most $((active / mib)) MiB)"
+    echo "     ($((outage / mib)) MiB were written meanwhile; the rest are extents where beta may"
+    echo "     have had writes in flight when it died, at most $((active / mib)) MiB)"
     [ "$moved" -le $((outage + active)) ] || cluster_fail "the resync moved more than it had to"
 }
 

@@ -429,6 +429,7 @@ class Core {
     void go_standalone(NodeId peer, const char* why);
     void protocol_error(NodeId peer, const char* why);
     void tick_link(NodeId peer);
+    void dispatch_structured(NodeId peer, const Message& m, std::span<const std::byte> payload);
     void dispatch(NodeId peer, const Message& m, std::span<const std::byte> payload,
                   BufferRef buffer);
     void on_write_ack(NodeId peer, const Message& m);
@@ -441,6 +442,7 @@ class Core {
     StatePayload make_state(NodeId peer) const;
     void on_state(NodeId peer, const StatePayload& state);
     void evaluate(NodeId peer);
+    const char* not_to_be_met(NodeId peer) const;
     bool agree_on_size(NodeId peer);
     void apply_no_sync(NodeId peer);
     void on_state_update(NodeId peer, const Message& m);

@@ -133,6 +133,25 @@ bool Core::agree_on_size(NodeId id) {
     return true;
 }
 
+// Why this node wants nothing to do with the peer, or nullptr.
+const char* Core::not_to_be_met(NodeId id) const {
+    const Peer& peer = peers_[id];
+    const std::array<std::uint8_t, 16> unset{};
+    if (peer.received.volume_id != unset && peer.sent.volume_id != unset &&
+        peer.received.volume_id != peer.sent.volume_id) {
+        return "the peer's disk holds another volume";
+    }
+    bool other_primary = false;
+    for_peers([&](const Peer& other, NodeId other_id) {
+        other_primary = other_primary || (other_id != id && other.phase == LinkPhase::up &&
+                                          other.role == Role::primary);
+    });
+    if (role_ != Role::primary && peer.role == Role::primary && other_primary) {
+        return "split brain: another connected peer is Primary already";
+    }
+    return nullptr;
+}
+
 void Core::evaluate(NodeId id) {
     Peer& peer = peers_[id];
     peer.state_sent = peer.state_received = false;
@@ -147,19 +166,7 @@ void Core::evaluate(NodeId id) {
     if (was_primary && peer.role != Role::primary) primary_is_gone(id);
     sync_flags();
 
-    const std::array<std::uint8_t, 16> unset{};
-    if (theirs.volume_id != unset && peer.sent.volume_id != unset &&
-        theirs.volume_id != peer.sent.volume_id) {
-        return go_standalone(id, "the peer's disk holds another volume");
-    }
-    bool other_primary = role_ == Role::primary;
-    for_peers([&](const Peer& other, NodeId other_id) {
-        other_primary = other_primary || (other_id != id && other.phase == LinkPhase::up &&
-                                          other.role == Role::primary);
-    });
-    if (role_ != Role::primary && peer.role == Role::primary && other_primary) {
-        return go_standalone(id, "split brain: another connected peer is Primary already");
-    }
+    if (const char* why = not_to_be_met(id)) return go_standalone(id, why);
     if (!agree_on_size(id)) return;
     if (role_ == Role::primary && !disk_usable() && in_sync().has(id) &&
         (theirs.flags & state_flag::crashed_power) != 0) {

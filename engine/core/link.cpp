@@ -339,26 +339,31 @@ void Core::on_message(Instant now, NodeId id, Stream stream, const Message& m,
     end_step();
 }
 
+// Messages whose payload is a structure of the handshake or of a generation.
+void Core::dispatch_structured(NodeId id, const Message& m, std::span<const std::byte> payload) {
+    if (m.type == MessageType::state) {
+        const auto state = decode_state(payload);
+        return state ? on_state(id, state.value())
+                     : protocol_error(id, "a state that can not be read");
+    }
+    const auto g = decode_generation(payload);
+    if (!g) return protocol_error(id, "a generation that can not be read");
+    if (m.type == MessageType::sync_done) return on_sync_done(id, g.value());
+    if (m.type == MessageType::adopt_generation) return on_adopt_generation(id, g.value());
+    on_generation(id, m, g.value());
+}
+
 void Core::dispatch(NodeId id, const Message& m, std::span<const std::byte> payload,
                     BufferRef buffer) {
     switch (m.type) {
         case MessageType::hello:
         case MessageType::reject:
             return protocol_error(id, "a hello in the middle");
-        case MessageType::state: {
-            const auto state = decode_state(payload);
-            return state ? on_state(id, state.value())
-                         : protocol_error(id, "a state that can not be read");
-        }
+        case MessageType::state:
         case MessageType::generation:
         case MessageType::adopt_generation:
-        case MessageType::sync_done: {
-            const auto g = decode_generation(payload);
-            if (!g) return protocol_error(id, "a generation that can not be read");
-            if (m.type == MessageType::sync_done) return on_sync_done(id, g.value());
-            if (m.type == MessageType::adopt_generation) return on_adopt_generation(id, g.value());
-            return on_generation(id, m, g.value());
-        }
+        case MessageType::sync_done:
+            return dispatch_structured(id, m, payload);
         case MessageType::state_update:
             return on_state_update(id, m);
         case MessageType::generation_ack:

@@ -132,7 +132,7 @@ std::span<std::byte> ResourceShell::memory_of(BufferRef buffer, std::uint32_t le
         case BufferKind::none:
             break;
     }
-    ASSERT(!"an effect without its buffer");
+    assert_failed("an effect without its buffer", __FILE__, __LINE__);
     return {};
 }
 

@@ -111,7 +111,8 @@ kill_primary() {
         "$bin/tests/integration/acked_writer" verify "$(door_of "$survivor")" $resource \
             "$CLUSTER_DIR/acked" >"$CLUSTER_DIR/verified" ||
             cluster_fail "acknowledged writes are lost: $(cat "$CLUSTER_DIR/verified")"
-        say "$primary killed, round $round: $(cat "$CLUSTER_DIR/writer" "$CLUSTER_DIR/verified" | tr '\n' ' ')"
+        say "$primary killed, round $round:" \
+            "$(cat "$CLUSTER_DIR/writer" "$CLUSTER_DIR/verified" | tr '\n' ' ')"
         cluster_start "$primary"
         ctl "$survivor" wait $resource --until synced --timeout 60
         [ "$(status_field "$primary" $resource .role)" = Secondary ] ||

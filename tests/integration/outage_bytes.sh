@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # What an outage costs, by the engine's own counters: when the secondary was away, what was written
-# meanwhile is resynced and nothing else; where a node was killed, the active extents of its activity
-# log come on top. And no less than what really differs: the replicas are equal.
+# meanwhile is resynced and nothing else; where a node was killed, the active extents of its
+# activity log come on top. And no less than what really differs: the replicas are equal.
 #   outage_bytes.sh BIN_DIR
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

@@ -616,6 +616,11 @@ void World::crash(int n, bool power) {
         node.disk->power_cut(static_cast<SimDisk::LossMode>(random_.below(3)), random_);
     }
     node.core.reset();
+    drop_connections(n, power);
+}
+
+// Of a node that died. Without power nobody says so: the other side finds out by itself.
+void World::drop_connections(int n, bool power) {
     std::vector<std::uint64_t> mine;
     for (const auto& [id, c] : connections_) {
         if ((c.node[0] == n && c.open[0]) || (c.node[1] == n && c.open[1])) mine.push_back(id);
@@ -624,7 +629,7 @@ void World::crash(int n, bool power) {
         const auto found = connections_.find(id);
         if (found == connections_.end()) continue;
         const int side = found->second.node[0] == n ? 0 : 1;
-        if (power) {  // silence; the other side finds out by itself
+        if (power) {
             found->second.open[static_cast<std::size_t>(side)] = false;
             if (!found->second.open[static_cast<std::size_t>(1 - side)]) connections_.erase(found);
         } else {

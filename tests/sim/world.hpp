@@ -140,6 +140,7 @@ class World {
     void start(int n);
     void attach(int n);
     void crash(int n, bool power);
+    void drop_connections(int n, bool power);
     void perform(int n);
     void perform_one(int n, const Effect& e);
     void arm_timer(int n);
