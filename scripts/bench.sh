@@ -19,7 +19,7 @@ for argument in "$@"; do
         *) names+=("$argument") ;;
     esac
 done
-[ ${#names[@]} -gt 0 ] || names=(limit)
+[ ${#names[@]} -gt 0 ] || names=(limit mirror)
 
 [ "$setup" = 0 ] || scripts/setup.sh build
 cmake --preset release >/dev/null

@@ -18,10 +18,10 @@
 #include <string>
 #include <vector>
 
+#include "bench/nbd_client.hpp"
 #include "engine/base/endian.hpp"
 #include "engine/base/prng.hpp"
 #include "engine/base/units.hpp"
-#include "tests/integration/nbd_client.hpp"
 
 namespace {
 

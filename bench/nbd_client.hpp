@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A small NBD client for tests: one Unix socket, fixed newstyle, simple replies, pipelined
-// requests. Written from the protocol's text and not from our server, so that both can not be wrong
-// alike. One thread; blocking, with a limit on every wait.
+// A small NBD client for benchmarks and tests: one Unix socket, fixed newstyle, simple replies,
+// pipelined requests. Written from the protocol's text and not from our server, so that both can
+// not be wrong alike. One thread; blocking, with a limit on every wait.
 #pragma once
 
 #include <cstdint>

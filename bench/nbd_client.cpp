@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The test client of NBD: handshake, framing and the socket. The numbers are those of the NBD
 // protocol document; everything on the wire is big-endian.
-#include "tests/integration/nbd_client.hpp"
+#include "bench/nbd_client.hpp"
 
 #include <sys/socket.h>
 #include <sys/time.h>
