@@ -1,31 +1,34 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Installs what is needed, builds and runs every test; the last line is ctest's verdict.
-#   scripts/test.sh [--quick] [--asan] [--clang] [--preset NAME] [--no-setup] [-- CTEST-ARGUMENTS]
-#     --quick        unit, golden, tidy and a short simulator run only
+#   scripts/test.sh [--quick] [--full] [--asan] [--clang] [--preset NAME] [--no-setup]
+#                   [-- CTEST-ARGUMENTS]
+#     --quick        unit tests and tidy only
+#     --full         the unit tests with sanitizers too, before the release build's tests
 #     --asan         only the build with address and undefined-behaviour sanitizers, all tests
 #     --clang        only the build with clang, all tests
 #     --preset NAME  only this preset of CMakePresets.json, all tests
 #     --no-setup     install nothing
-# Without an option: the release build with all tests, and before it the sanitizer build with the
-# unit and simulator tests.
+# Without an option: the release build with all tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 jobs=$(nproc)
 preset=
 quick=0
+full=0
 setup=1
 ctest_arguments=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --quick) quick=1 ;;
+        --full) full=1 ;;
         --asan) preset=asan ;;
         --clang) preset=clang ;;
         --preset) preset=${2:?--preset needs a name}; shift ;;
         --no-setup) setup=0 ;;
         --) shift; ctest_arguments=("$@"); break ;;
-        -h | --help) sed -n '3,11s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '3,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "test.sh: unknown option '$1' (try --help)" >&2; exit 2 ;;
     esac
     shift
@@ -63,8 +66,10 @@ elif [ "$quick" = 1 ]; then
     run_ctest release -L 'unit|tidy' "${ctest_arguments[@]}" 2>&1 | tee "$log" || status=$?
 else
     build release
-    build asan unit_tests
-    run_ctest asan -L unit "${ctest_arguments[@]}"
+    if [ "$full" = 1 ]; then
+        build asan unit_tests
+        run_ctest asan -L unit "${ctest_arguments[@]}"
+    fi
     run_ctest release "${ctest_arguments[@]}" 2>&1 | tee "$log" || status=$?
 fi
 step "done"
