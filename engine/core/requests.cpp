@@ -300,6 +300,7 @@ void Core::on_request_io(std::uint32_t slot, int result) {
     if (is_write(r.kind)) {
         JournalEntry& entry = journal_.at(r.seq);
         entry.local_pending = false;
+        if (al_starving_ || journal_full()) want_epoch_flush_ = true;
         if (result != 0) bitmap_->set_bytes_all_slots(r.offset, r.length);
         if (is(Mutant::clear_bit_on_completion)) {
             for_peers([&](const Peer& peer, NodeId id) {
@@ -336,6 +337,7 @@ void Core::peer_answered(std::uint64_t seq, NodeId id, bool written) {
         --peer.pending;
         peer.progress_at = now_;
         entry.unwritten.remove(id);
+        if (al_starving_ || journal_full()) want_epoch_flush_ = true;
     }
     if (entry.request != 0) {
         Request& r = requests_[entry.request - 1];
@@ -418,10 +420,9 @@ void Core::complete(std::uint32_t slot, int error) {
     advance_trim();
     if (!held_.empty()) retry_held_ = true;
     if (!peer_queue_.empty()) retry_peers_ = true;
-    if (was_flush && (al_starving_ || journal_full())) {
-        // It came too early for a slow write: again soon, but not without pause.
-        const Instant soon = now_ + ns_per_ms;
-        if (!idle_flush_at_ || soon < *idle_flush_at_) idle_flush_at_ = soon;
+    // It came too early for a write that has ended since: that one may be what all wait for.
+    if (was_flush && (al_starving_ || journal_full()) && local_done_seq() > r.flush_local_seq) {
+        want_epoch_flush_ = true;
     }
 }
 
