@@ -135,7 +135,8 @@ def killed_clients():
             if round_ % 2:
                 command = ["fio", "--name=k", "--ioengine=nbd", "--uri=" + server.uri(),
                            "--rw=randrw", "--bs=256k", "--iodepth=32", "--size=256M",
-                           "--time_based", "--runtime=20"]
+                           # fio gives each job a session of its own, unless it is a thread.
+                           "--thread", "--time_based", "--runtime=20"]
             process = subprocess.Popen(command, cwd=server.directory, stdout=subprocess.DEVNULL,
                                        stderr=subprocess.DEVNULL, start_new_session=True)
             time.sleep(0.25 + 0.05 * round_)
