@@ -40,7 +40,7 @@ void World::draw_swarm() {
     swarm_.disk_delay_ns = disk[random_.below(3)];
 }
 
-void World::make_nodes() {
+std::size_t World::draw_cluster() {
     const std::size_t n = 1 + random_.below(16) % 4;
     const std::size_t count = n == 1 && random_.below(3) != 0 ? 2 : n;
     const std::uint64_t extents = 2 + random_.below(5);
@@ -76,27 +76,38 @@ void World::make_nodes() {
     base_.limits.resync_chunks = 1 + static_cast<std::uint32_t>(random_.below(6));
     base_.limits.resync_chunk_bytes = block_bytes << random_.below(9);
     base_.limits.bitmap_writes = 1 + static_cast<std::uint32_t>(random_.below(3));
-    const auto slots = static_cast<std::uint32_t>(std::max<std::size_t>(count, 2) - 1);
-    for (std::size_t i = 0; i < count; ++i) {
-        Node& node = nodes_.emplace_back();
-        const std::uint64_t blocks = (volume_sectors_ + sectors_per_block - 1) / sectors_per_block;
-        const std::uint64_t bitmap_bytes = (blocks + 63) / 64 * 8 * slots;
-        node.disk = std::make_unique<SimDisk>(volume_sectors_, 8, (bitmap_bytes + 4095) / 4096);
-        Superblock sb;
-        sb.effective_size_sectors = volume_sectors_;
-        sb.device_uuid = random_.next();
-        sb.md_size_sectors = 8 + 64 + static_cast<std::uint32_t>(node.disk->bitmap.size()) * 8;
-        sb.al_offset_sectors = -64;
-        sb.bm_offset_sectors = -64 - static_cast<std::int32_t>(node.disk->bitmap.size()) * 8;
-        sb.max_peers = slots;
-        sb.node_id = static_cast<std::int32_t>(i);
-        sb.extension.present = true;
-        encode_superblock(sb, node.disk->superblock);
-        node.disk->copy = node.disk->superblock;
-        for (SimDisk::Block& block : node.disk->activity_log)
-            encode_al_initialised(block);
-        node.boot = random_.next();
+    return count;
+}
+
+void World::make_nodes(std::size_t count) {
+    nodes_.resize(count);
+    for (int n = 0; n < static_cast<int>(count); ++n) {
+        new_disk(n);
+        nodes_[static_cast<std::size_t>(n)].boot = random_.next();
     }
+}
+
+// One that never held the volume.
+void World::new_disk(int n) {
+    const auto slots = static_cast<std::uint32_t>(std::max<std::size_t>(nodes_.size(), 2) - 1);
+    const std::uint64_t blocks = (volume_sectors_ + sectors_per_block - 1) / sectors_per_block;
+    const std::uint64_t bitmap_bytes = (blocks + 63) / 64 * 8 * slots;
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    node.disk = std::make_unique<SimDisk>(volume_sectors_, 8, (bitmap_bytes + 4095) / 4096);
+    node.log_known = false;
+    Superblock sb;
+    sb.effective_size_sectors = volume_sectors_;
+    sb.device_uuid = random_.next();
+    sb.md_size_sectors = 8 + 64 + static_cast<std::uint32_t>(node.disk->bitmap.size()) * 8;
+    sb.al_offset_sectors = -64;
+    sb.bm_offset_sectors = -64 - static_cast<std::int32_t>(node.disk->bitmap.size()) * 8;
+    sb.max_peers = slots;
+    sb.node_id = static_cast<std::int32_t>(n);
+    sb.extension.present = true;
+    encode_superblock(sb, node.disk->superblock);
+    node.disk->copy = node.disk->superblock;
+    for (SimDisk::Block& block : node.disk->activity_log)
+        encode_al_initialised(block);
 }
 
 // --- Application
@@ -115,31 +126,44 @@ void World::application() {
 }
 
 void World::submit(int n) {
+    const std::vector<AppRequest>& requests = nodes_[static_cast<std::size_t>(n)].requests;
+    if (std::all_of(requests.begin(), requests.end(), [](const AppRequest& r) { return r.used; }))
+        return;
+    const std::uint64_t dice = random_.below(100);
+    const IoKind kind = dice < 62   ? IoKind::write
+                        : dice < 80 ? IoKind::read
+                        : dice < 90 ? IoKind::flush
+                        : dice < 95 ? IoKind::discard
+                                    : IoKind::write_zeroes;
+    const std::uint64_t block = hot_blocks_[random_.below(hot_blocks_.size())];
+    std::uint64_t sector =
+        block * sectors_per_block + (random_.below(3) == 0 ? random_.below(sectors_per_block) : 0);
+    const std::uint64_t wanted = random_.below(3) == 0 ? 1 + random_.below(24) : sectors_per_block;
+    const std::uint64_t extent_end = (sector / sectors_per_extent + 1) * sectors_per_extent;
+    const std::uint64_t end = std::min(volume_sectors_, extent_end);
+    if (sector >= end) sector = end - 1;
+    const bool fua = is_write(kind) && random_.below(10) == 0;
+    submit(n, kind, sector, static_cast<std::uint32_t>(std::min(wanted, end - sector)), fua);
+}
+
+// Returns a ticket for the answer, or 0: too many requests are under way.
+std::uint64_t World::submit(int n, IoKind kind, std::uint64_t sector, std::uint32_t sectors,
+                            bool fua) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     const auto slot_it = std::find_if(node.requests.begin(), node.requests.end(),
                                       [](const AppRequest& r) { return !r.used; });
-    if (slot_it == node.requests.end()) return;
+    if (slot_it == node.requests.end()) return 0;
     const auto slot = static_cast<std::uint32_t>(slot_it - node.requests.begin());
     AppRequest& r = *slot_it;
     r = AppRequest{};
     r.used = true;
+    r.ticket = next_ticket_++;
+    const std::uint64_t ticket = r.ticket;
     r.submitted_at = now_;
-    const std::uint64_t dice = random_.below(100);
-    r.kind = dice < 62   ? IoKind::write
-             : dice < 80 ? IoKind::read
-             : dice < 90 ? IoKind::flush
-             : dice < 95 ? IoKind::discard
-                         : IoKind::write_zeroes;
-    const std::uint64_t block = hot_blocks_[random_.below(hot_blocks_.size())];
-    r.sector =
-        block * sectors_per_block + (random_.below(3) == 0 ? random_.below(sectors_per_block) : 0);
-    r.sectors = static_cast<std::uint32_t>(random_.below(3) == 0 ? 1 + random_.below(24)
-                                                                 : sectors_per_block);
-    const std::uint64_t extent_end = (r.sector / sectors_per_extent + 1) * sectors_per_extent;
-    const std::uint64_t end = std::min(volume_sectors_, extent_end);
-    if (r.sector >= end) r.sector = end - 1;
-    r.sectors = static_cast<std::uint32_t>(std::min<std::uint64_t>(r.sectors, end - r.sector));
-    r.fua = is_write(r.kind) && random_.below(10) == 0;
+    r.kind = kind;
+    r.sector = sector;
+    r.sectors = sectors;
+    r.fua = fua;
     r.generation = node.core->superblock().current_uuid;
     if (!checker_.knows(r.generation)) fail("a primary without a known generation");
     if (is_write(r.kind)) {
@@ -159,6 +183,7 @@ void World::submit(int n) {
     node.core->on_request(Instant{now_}, slot, r.kind, r.sector * sector_bytes,
                           r.sectors * sector_bytes, r.fua);
     perform(n);
+    return ticket;
 }
 
 // With quorum off a primary that stood still does not know yet that a member went on without it: a
@@ -196,6 +221,7 @@ void World::completed(int n, const Effect& e) {
     trace(n, "request %u kind %u write %llu sector %llu+%u: %d", slot,
           static_cast<unsigned>(r.kind), static_cast<unsigned long long>(r.id),
           static_cast<unsigned long long>(r.sector), r.sectors, error);
+    answers_[r.ticket] = error;
     if (error != 0) return;
     const Core& core = *node.core;
     const Uuid generation = e.offset;
@@ -254,11 +280,21 @@ void World::command(int n, CommandKind kind, int peer, bool force, bool discard)
         node.parent = node.core->superblock().current_uuid;
     }
     node.core->on_command(Instant{now_}, c);
+    // Whose data the operator gives up is no holder of it any more.
+    if (kind == CommandKind::invalidate && node.core->disk() == DiskState::inconsistent)
+        node.lost_power_at = now_;
+    if (kind == CommandKind::invalidate_remote) {
+        for (std::size_t m = 0; m < nodes_.size(); ++m) {
+            if (static_cast<int>(m) != n && (peer < 0 || static_cast<int>(m) == peer))
+                nodes_[m].lost_power_at = now_;
+        }
+    }
     perform(n);
 }
 
 void World::replied(int n, std::uint32_t token, Errc code) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
+    replies_[token] = code;
     if (token != node.promote_token) return;
     node.promote_token = 0;
     if (code != Errc::ok || node.core->role() != Role::primary) return;
@@ -451,7 +487,8 @@ std::set<std::uint64_t> World::covered(int n, int peer) {
              (bit = bitmap.find_set(static_cast<unsigned>(slot), bit)) != Bitmap::none; ++bit) {
             blocks.insert(bit);
         }
-        if ((known.flags & md_flag::primary_ind) != 0) {
+        const bool log_counts = (known.flags & md_flag::al_clean) == 0;
+        if (log_counts && (known.flags & md_flag::primary_ind) != 0) {
             const auto replay = replay_activity_log(
                 {reinterpret_cast<const std::byte*>(node.disk->activity_log.data()),
                  node.disk->activity_log.size() * 4096},
@@ -613,7 +650,7 @@ void World::heal() {
             if (all_up) settle_split_brain();
             operator_at = now_ + 12 * ns_per_s;
         }
-        if (!step()) fail("I-L1 nothing is scheduled, and no convergence: " + why);
+        if (!step()) now_ = operator_at;  // nothing happens by itself any more
     }
     audit_all();
     // I-R12: byte for byte.

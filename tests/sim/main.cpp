@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "tests/sim/scenario.hpp"
 #include "tests/sim/world.hpp"
 
 namespace {
@@ -46,6 +47,8 @@ struct Settings {
     bool until_caught = false;
     bool keep_going = false;
     NamedMutant mutant = mutants[0];
+    bool regressions = false;
+    std::string regression;  // empty: all
 };
 
 struct Totals {
@@ -126,7 +129,8 @@ void worker(const Settings& s, std::atomic<std::uint64_t>& next, std::atomic<boo
         "replica_sim: %s\n"
         "usage: replica_sim [--seed N] [--seeds FIRST COUNT] [--random COUNT] [--seconds S]\n"
         "                   [--threads N] [--mutant NAME] [--until-caught] [--keep-going]\n"
-        "                   [--twice] [--trace] [--list-mutants]\n",
+        "                   [--twice] [--trace] [--list-mutants]\n"
+        "       replica_sim --regressions | --regression NAME [--trace] | --list-regressions\n",
         wrong);
     std::exit(2);
 }
@@ -172,6 +176,15 @@ Settings parse(int argc, char** argv) {
             s.twice = true;
         } else if (arg == "--trace") {
             s.trace = true;
+        } else if (arg == "--regressions") {
+            s.regressions = true;
+        } else if (arg == "--regression") {
+            if (i + 1 >= argc) usage("a regression's name is missing");
+            s.regressions = true;
+            s.regression = argv[++i];
+        } else if (arg == "--list-regressions") {
+            list_regressions();
+            std::exit(0);
         } else if (arg == "--list-mutants") {
             for (const NamedMutant& m : mutants)
                 std::printf("%s\n", m.name);
@@ -187,6 +200,13 @@ Settings parse(int argc, char** argv) {
 
 int main(int argc, char** argv) {
     const Settings s = parse(argc, argv);
+    if (s.regressions) {
+        Options options;
+        options.seed = s.first;
+        options.mutant = s.mutant.mutant;
+        options.trace = s.trace;
+        return run_regressions(options, s.regression) == 0 ? 0 : 1;
+    }
     const auto begin = std::chrono::steady_clock::now();
     const auto deadline = begin + std::chrono::milliseconds(static_cast<long>(s.seconds * 1000));
     Totals totals;

@@ -13,7 +13,30 @@ namespace replica::sim {
 
 World::World(const Options& options) : options_(options), random_(options.seed) {
     draw_swarm();
-    make_nodes();
+    make_nodes(draw_cluster());
+}
+
+World::World(const Options& options, const Setup& setup)
+    : options_(options), random_(options.seed) {
+    swarm_.net_delay_ns = 100'000;
+    swarm_.disk_delay_ns = 100'000;
+    faulty_ = busy_ = false;
+    volume_sectors_ = setup.extents * extent_bytes / sector_bytes;
+    base_.resource = "r0";
+    base_.mutant = options.mutant;
+    base_.options.protocol = setup.protocol;
+    base_.options.al_extents = setup.al_extents;
+    base_.options.ping_interval_ms = 500;
+    base_.options.ping_timeout_ms = 300;
+    base_.options.request_timeout_ms = 4'000;
+    base_.options.connect_interval_ms = 200;
+    base_.limits.requests = 16;
+    base_.limits.journal = setup.journal;
+    base_.limits.peer_reads = 16;
+    base_.limits.resync_chunks = setup.chunks;
+    base_.limits.resync_chunk_bytes = setup.chunk_blocks * block_bytes;
+    base_.limits.idle_flush_ns = setup.idle_flush_ns;
+    make_nodes(setup.nodes);
 }
 
 void World::schedule(int node, std::uint64_t delay, Task task) {
@@ -103,6 +126,12 @@ const std::set<std::uint32_t>& World::node_log(int n) {
     return node.log;
 }
 
+// An I/O ends after a while, or when the scenario lets it.
+void World::finish_io(int n, IoOrigin origin, Task task) {
+    if (!hold_io_ || !hold_io_(n, origin)) return schedule(n, disk_delay(n), std::move(task));
+    held_io_.push_back({n, nodes_[static_cast<std::size_t>(n)].incarnation, std::move(task)});
+}
+
 void World::disk_io(int n, const Effect& e) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     const std::uint64_t id = next_op_++;
@@ -130,7 +159,8 @@ void World::disk_io(int n, const Effect& e) {
         e.kind == EffectKind::disk_flush ? node.disk->begin_flush() : SimDisk::Snapshot{};
     const EffectKind kind = e.kind;
     const BufferRef into = e.buffer;
-    schedule(n, disk_delay(n), [this, n, id, error, durable, snapshot, kind, into, sectors] {
+    const IoOrigin origin = e.tag.origin;
+    finish_io(n, origin, [this, n, id, error, durable, snapshot, kind, into, sectors] {
         Node& at = nodes_[static_cast<std::size_t>(n)];
         const DiskOp done = at.ops.at(id);
         at.ops.erase(id);
@@ -163,7 +193,7 @@ void World::metadata_io(int n, const Effect& e) {
     op.metadata = true;
     node.core->encode_metadata(e.tag, op.bytes);
     if (e.tag.origin == IoOrigin::al) op.al_block = node.core->al_block();
-    schedule(n, disk_delay(n), [this, n, id] { finish_op(n, id); });
+    finish_io(n, e.tag.origin, [this, n, id] { finish_op(n, id); });
 }
 
 void World::finish_op(int n, std::uint64_t id) {
@@ -251,13 +281,17 @@ void World::send(int n, const Effect& e) {
     }
     const auto found = connections_.find(id);
     if (found == connections_.end()) return;
-    transmit(id, found->second.node[0] == n ? 0 : 1, std::move(frame));
+    const int side = found->second.node[0] == n ? 0 : 1;
+    if (hold_message_ && hold_message_(n, e.peer, e.message.type)) {
+        found->second.held[static_cast<std::size_t>(side)] = true;
+    }
+    transmit(id, side, std::move(frame));
 }
 
 void World::transmit(std::uint64_t id, int side, Frame frame) {
     Connection& c = connections_.at(id);
     if (!c.open[static_cast<std::size_t>(side)]) return;
-    if (cut(c.node[0], c.node[1])) {
+    if (cut(c.node[0], c.node[1]) || c.held[static_cast<std::size_t>(side)]) {
         c.stalled[static_cast<std::size_t>(side)].push_back(std::move(frame));
         return;
     }
@@ -385,7 +419,7 @@ void World::set_cut(int a, int b, bool value) {
         if (!((c.node[0] == a && c.node[1] == b) || (c.node[0] == b && c.node[1] == a))) continue;
         for (int side = 0; side < 2; ++side) {
             auto& stalled = c.stalled[static_cast<std::size_t>(side)];
-            while (!stalled.empty()) {
+            while (!stalled.empty() && !c.held[static_cast<std::size_t>(side)]) {
                 deliver(id, 1 - side, std::move(stalled.front()));
                 stalled.pop_front();
             }
@@ -534,12 +568,14 @@ void World::attach(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     const auto sb = choose_superblock(node.disk->superblock, node.disk->copy);
     if (!sb) fail("no usable superblock after a crash: " + sb.error().message);
+    encode_superblock(sb.value(), node.disk->superblock);  // what was chosen is put there first
     const auto ring = std::span<const std::byte>(
         reinterpret_cast<const std::byte*>(node.disk->activity_log.data()),
         node.disk->activity_log.size() * 4096);
     const auto replay =
         replay_activity_log(ring, 1, static_cast<std::uint32_t>(node.disk->activity_log.size()));
-    if (!replay && (sb.value().flags & md_flag::primary_ind) != 0) {
+    const bool clean = (sb.value().flags & md_flag::al_clean) != 0;
+    if (!replay && !clean && (sb.value().flags & md_flag::primary_ind) != 0) {
         fail("no usable activity log after a crash: " + replay.error().message);
     }
     const Status ready = node.core->prepare_attach(sb.value());
@@ -551,7 +587,7 @@ void World::attach(int n) {
         node.core->load_bitmap_page(page, node.disk->bitmap[page]);
     }
     AttachInfo info;
-    if (replay) info.hot_extents = replay.value().extents;
+    if (replay && !clean) info.hot_extents = replay.value().extents;
     std::memcpy(info.boot_id.data(), &node.boot, sizeof node.boot);
     info.data_bytes_max = volume_sectors_ * sector_bytes;
     node.core->on_attach(Instant{now_}, info);
@@ -560,7 +596,7 @@ void World::attach(int n) {
 
 // kill -9: what was submitted still completes, caches survive. Power: caches are lost, in-flight
 // writes tear, peers hear nothing.
-void World::crash(int n, bool power) {
+void World::crash(int n, bool power, std::optional<SimDisk::LossMode> mode) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     if (!node.up) return;
     trace(n, power ? "loses power" : "is killed");
@@ -613,7 +649,8 @@ void World::crash(int n, bool power) {
     if (power) {
         node.boot = random_.next();
         node.lost_power_at = now_;
-        node.disk->power_cut(static_cast<SimDisk::LossMode>(random_.below(3)), random_);
+        const auto drawn = static_cast<SimDisk::LossMode>(random_.below(3));
+        node.disk->power_cut(mode.value_or(drawn), random_);
     }
     node.core.reset();
     drop_connections(n, power);

@@ -32,6 +32,18 @@ struct Stats {
     std::uint64_t simulated_ns = 0;
 };
 
+// A cluster that is not drawn: for scripted scenarios.
+struct Setup {
+    std::size_t nodes = 2;
+    Protocol protocol = Protocol::c;
+    std::uint64_t extents = 4;
+    std::uint32_t al_extents = 4;
+    std::uint32_t journal = 64;
+    std::uint32_t chunks = 2;
+    std::uint32_t chunk_blocks = 16;
+    std::uint64_t idle_flush_ns = 500 * ns_per_ms;
+};
+
 // Thrown by the checker and the world: what was violated. Ends the run of this seed.
 struct Violation {
     std::string what;
@@ -40,12 +52,14 @@ struct Violation {
 class World {
   public:
     explicit World(const Options& options);
+    World(const Options& options, const Setup& setup);
     // The whole life of the seed: faults, healing, convergence, audit. Throws Violation.
     void run();
     std::uint64_t hash() const { return hash_; }
     const Stats& stats() const { return stats_; }
 
   private:
+    friend class Scenario;  // drives the parts by hand (scenario.hpp)
     // Which faults this seed has, and how often (per million steps of the fault actor).
     struct Swarm {
         bool process_crash = false, power_cut = false, all_power = false, partition = false;
@@ -67,6 +81,7 @@ class World {
         std::array<std::uint64_t, 2> last_arrival{};
         std::array<std::deque<Frame>, 2> stalled;  // sent by that side while the network was cut
         std::array<std::size_t, 2> stalled_on_the_way{};
+        std::array<bool, 2> held{};  // a scenario holds what that side sends
         Stream stream = Stream::bulk;
     };
     struct Link {
@@ -74,6 +89,7 @@ class World {
     };
     struct AppRequest {
         bool used = false;
+        std::uint64_t ticket = 0;
         IoKind kind = IoKind::read;
         bool fua = false;
         std::uint64_t id = 0;
@@ -136,10 +152,12 @@ class World {
     void mix(std::uint64_t value) { hash_ = (hash_ ^ value) * 0x100000001b3U; }
 
     void draw_swarm();
-    void make_nodes();
+    std::size_t draw_cluster();
+    void make_nodes(std::size_t count);
+    void new_disk(int n);
     void start(int n);
     void attach(int n);
-    void crash(int n, bool power);
+    void crash(int n, bool power, std::optional<SimDisk::LossMode> mode = std::nullopt);
     void drop_connections(int n, bool power);
     void perform(int n);
     void perform_one(int n, const Effect& e);
@@ -165,6 +183,8 @@ class World {
 
     void application();
     void submit(int n);
+    std::uint64_t submit(int n, IoKind kind, std::uint64_t sector, std::uint32_t sectors, bool fua);
+    void finish_io(int n, IoOrigin origin, Task task);
     std::vector<const SimDisk*> holders(NodeMask members, std::uint64_t since);
     bool moved_on(int member, int primary, Uuid ours);
     void completed(int n, const Effect& e);
@@ -208,6 +228,18 @@ class World {
     std::map<Uuid, LastAck> last_ack_;
     std::uint64_t next_write_ = 1;
     Checker checker_;
+    // What scenarios hold back, and how their requests ended.
+    std::function<bool(int from, int to, MessageType type)> hold_message_;
+    std::function<bool(int n, IoOrigin origin)> hold_io_;
+    struct HeldIo {
+        int node;
+        std::uint32_t incarnation;
+        Task task;
+    };
+    std::vector<HeldIo> held_io_;
+    std::uint64_t next_ticket_ = 1;
+    std::map<std::uint64_t, int> answers_;   // by ticket
+    std::map<std::uint32_t, Errc> replies_;  // by token
 };
 
 }  // namespace replica::sim
