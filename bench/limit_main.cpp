@@ -28,7 +28,7 @@ struct Arguments {
 void usage() {
     std::puts(
         "usage: limit [--directory DIR] [--depth N]... [--rounds N] [--seconds S] [--bytes N] "
-        "[--json]\n"
+        "[--json FILE]\n"
         "Measures the least that a mirrored write can cost here: a direct write to a file in DIR\n"
         "(default /var/tmp) and at once a message over loopback TCP to a second thread, a direct\n"
         "write there, an acknowledgement back. Default: depths 1, 16, 64; 5 rounds of 1 s each\n"
