@@ -13,7 +13,7 @@ cmake --install "$build" --prefix "$work/prefix" >/dev/null
 cp -r "$examples" "$work/source"
 
 echo "== find_package"
-cmake -S "$work/source" -B "$work/build" -DCMAKE_PREFIX_PATH="$work/prefix" >/dev/null
+cmake -G Ninja -S "$work/source" -B "$work/build" -DCMAKE_PREFIX_PATH="$work/prefix" >/dev/null
 cmake --build "$work/build" >/dev/null
 
 echo "== pkg-config"
