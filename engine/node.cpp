@@ -202,6 +202,7 @@ LocalNode::~LocalNode() {
         static_cast<void>(new ResourcePtr(resource));
         stuck = true;
     }
+    hub_->stop();  // a listener that hears the last events may call the node
     if (!stuck) return;
     for (auto& thread : threads_)
         static_cast<void>(thread.release());

@@ -133,11 +133,14 @@ class Node {
     virtual Status remove_resource(const std::string& name) = 0;
     virtual Status change_options(const std::string& name, const ResourceOptions& options) = 0;
 
-    virtual Status up(const std::string& name) = 0;  // attach and connect
+    // Attaches the disk, if it is not, and connects to all peers, also to those that disconnect()
+    // left. What was down stays down if its disk can not be attached. The calls from here to
+    // unexport() need a resource that is up (Errors: state), but for attach() and down().
+    virtual Status up(const std::string& name) = 0;
     // Closes doors, demotes, disconnects, detaches.
     virtual Status down(const std::string& name) = 0;
-    virtual Status attach(const std::string& name) = 0;
-    virtual Status detach(const std::string& name) = 0;
+    virtual Status attach(const std::string& name) = 0;  // of a resource that is down: up, alone
+    virtual Status detach(const std::string& name) = 0;  // returns when the disk is closed
     virtual Status connect(const std::string& name, const std::string& peer,
                            bool discard_my_data) = 0;
     // peer "": all of them.
@@ -159,7 +162,9 @@ class Node {
     virtual std::vector<std::string> resources() = 0;
     virtual Result<ResourceStatus> status(const std::string& name) = 0;
     virtual Result<ResourceStats> stats(const std::string& name) = 0;
-    // Called on some thread of the node for every event until the token is given to unsubscribe().
+    // Called on a thread of the node that does nothing else, for every event until the token is
+    // given to unsubscribe(), which waits for a call that is under way. A listener may call the
+    // node.
     virtual std::uint64_t subscribe(std::function<void(const Event&)> listener) = 0;
     virtual void unsubscribe(std::uint64_t token) = 0;
 

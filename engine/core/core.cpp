@@ -174,6 +174,8 @@ PeerView Core::view(NodeId id) const {
     v.resync_sent_bytes = peer.resync_sent_bytes;
     v.resync_received_bytes = peer.resync_received_bytes;
     v.pending = peer.pending;
+    for (const std::uint32_t index : peer_queue_)
+        v.unacked += peer_requests_[index].peer == id ? 1 : 0;
     v.in_sync = in_sync().has(id);
     return v;
 }

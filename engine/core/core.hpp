@@ -115,8 +115,9 @@ struct PeerView {
     std::uint64_t resync_done_bits = 0;
     std::uint64_t sent_bytes = 0, received_bytes = 0;
     std::uint64_t resync_sent_bytes = 0, resync_received_bytes = 0;
-    std::uint32_t pending = 0;
-    bool in_sync = false;  // member of the in-sync set
+    std::uint32_t pending = 0;  // requests sent and not answered
+    std::uint32_t unacked = 0;  // requests received and not answered
+    bool in_sync = false;       // member of the in-sync set
 };
 
 class Core {

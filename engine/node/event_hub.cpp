@@ -26,6 +26,10 @@ EventHub::EventHub() {
 }
 
 EventHub::~EventHub() {
+    if (thread_.joinable()) stop();
+}
+
+void EventHub::stop() {
     {
         const std::lock_guard lock(mutex_);
         stopping_ = true;
@@ -51,10 +55,9 @@ std::uint64_t EventHub::subscribe(Listener listener) {
 
 void EventHub::unsubscribe(std::uint64_t token) {
     std::unique_lock lock(mutex_);
-    if (std::this_thread::get_id() != thread_.get_id()) {
-        idle_.wait(lock, [&] { return running_ != token; });
-    }
     listeners_.erase(token);
+    if (std::this_thread::get_id() == thread_.get_id()) return;
+    idle_.wait(lock, [&] { return running_ != token; });
 }
 
 void EventHub::run() {

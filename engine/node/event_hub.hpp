@@ -22,6 +22,9 @@ class EventHub {
     EventHub(const EventHub&) = delete;
     EventHub& operator=(const EventHub&) = delete;
 
+    // Delivers what was published and ends the thread. Not from a listener.
+    void stop();
+
     // Any thread; never blocks for long. Numbers the event. When listeners are too slow the oldest
     // ones are dropped, which leaves a gap in the numbers.
     void publish(Event event);

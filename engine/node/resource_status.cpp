@@ -120,6 +120,7 @@ PeerStatus ResourceShell::status_of(NodeId id, const PeerState& state) const {
     status.resync_sent_bytes = view.resync_sent_bytes;
     status.resync_received_bytes = view.resync_received_bytes;
     status.pending = view.pending;
+    status.unacked = view.unacked;
     return status;
 }
 
