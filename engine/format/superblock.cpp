@@ -293,8 +293,8 @@ Error stale_disk_error(std::uint64_t disk_seq, std::uint64_t copy_seq) {
     return corrupt_error(
         text_of("this disk is an old copy of itself: its superblock is number %" PRIu64
                 ", but this node has written number %" PRIu64 " to it. If a snapshot or backup was "
-                "restored on purpose, remove the node's copy of the superblock and invalidate the "
-                "volume here, so that it is copied from a peer",
+                "restored on purpose, remove the resource here and create it again with --force, "
+                "so that everything is copied from a peer",
                 disk_seq, copy_seq));
 }
 

@@ -133,9 +133,10 @@ Result<Superblock> decode_superblock(std::span<const std::byte, superblock_bytes
 // than any copy.
 inline constexpr std::uint64_t write_seq_offline_step = 16;
 
-// How far the copy may be ahead of the disk: one write, and one more for each crash in a row
-// between the two writes. Further ahead, the disk is an old copy of itself (a restored snapshot).
-inline constexpr std::uint64_t copy_lead_max = 8;
+// How far the copy may be ahead of the disk: the one write that a crash kept from the disk. After
+// that the disk is mended before the copy is written again. Further ahead, the disk is an old copy
+// of itself (a restored snapshot).
+inline constexpr std::uint64_t copy_lead_max = 1;
 static_assert(copy_lead_max < write_seq_offline_step);
 
 // Picks from the block on the disk and the copy in the node's state directory (may be empty: no

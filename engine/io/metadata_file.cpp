@@ -262,9 +262,13 @@ Result<AppliedLog> apply_activity_log(MetadataFile& file, MetadataImage& image,
     TRY_STATUS(file.device().write(image.layout.al_offset, image.activity_log));
     TRY_STATUS(file.device().flush());
 
+    // The choice between disk and copy goes to the disk before the copy changes again.
+    TRY(const MetadataFile::Block on_disk, file.read_superblock());
+    MetadataFile::Block block;
+    encode_superblock(superblock, block);
+    if (superblock.extension.present && block != on_disk) TRY_STATUS(file.write_superblock(block));
     superblock.flags |= md_flag::al_clean;
     if (superblock.extension.present) superblock.extension.write_seq += seq_step;
-    MetadataFile::Block block;
     encode_superblock(superblock, block);
     if (!copy_path.empty()) TRY_STATUS(write_superblock_copy(copy_path, block));
     TRY_STATUS(file.write_superblock(block));

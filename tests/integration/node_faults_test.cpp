@@ -7,6 +7,8 @@
 #include <sys/un.h>
 
 #include <atomic>
+#include <cstdlib>
+#include <filesystem>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -22,9 +24,8 @@ namespace {
 constexpr std::uint64_t disk_bytes = 16U << 20;
 
 bool says(const Status& status, const std::string& words) {
-    if (status) return false;
-    INFO(status.error().message);
-    const bool found = status.error().message.find(words) != std::string::npos;
+    INFO((status ? "it was accepted" : status.error().message));
+    const bool found = !status && status.error().message.find(words) != std::string::npos;
     CHECK(found);
     return found;
 }
@@ -124,6 +125,35 @@ TEST_CASE("a torn superblock is restored from its copy") {
     CHECK(pair.same_content());
 }
 
+TEST_CASE("a disk that is put back to what it was is refused until it is created anew") {
+    Pair pair;
+    pair.create(disk_bytes);
+    pair.up();
+    REQUIRE_OK(pair.b->promote("r0", true));
+    pair.wait_synced();
+    pair.remember_size();
+    REQUIRE_OK(pair.a->down("r0"));
+    const std::string backup = pair.dir() / "backup";
+    std::filesystem::copy_file(pair.disk(0), backup);
+    REQUIRE_OK(pair.a->up("r0"));
+    pair.wait_synced();
+    REQUIRE_OK(pair.b->write("r0", 0, pattern(1 << 20, 3), false));
+    REQUIRE_OK(pair.a->down("r0"));
+    std::filesystem::copy_file(backup, pair.disk(0),
+                               std::filesystem::copy_options::overwrite_existing);
+    says(pair.a->up("r0"), "an old copy of itself");
+    CHECK(pair.status(0).up == false);
+    // What the error says to do.
+    REQUIRE_OK(pair.a->remove_resource("r0"));
+    CreateOptions force;
+    force.force = true;
+    REQUIRE_OK(pair.a->create_resource(pair.config(0), force));
+    REQUIRE_OK(pair.a->up("r0"));
+    pair.wait_synced();
+    pair.down();
+    CHECK(pair.same_content());
+}
+
 TEST_CASE("a full disk under a sparse file costs the disk, not the volume") {
     Pair pair;
     const std::string small = pair.dir() / "small";
@@ -153,6 +183,76 @@ TEST_CASE("a full disk under a sparse file costs the disk, not the volume") {
     REQUIRE_OK(pair.a->read("r0", 0, back));
     CHECK(back == bytes);
     pair.down();
+}
+
+// A file system in a file, that holds back every write while it is frozen.
+class Freezer {
+  public:
+    explicit Freezer(TempDir& dir) : image_(dir / "fs"), folder_(dir / "frozen") {
+        Pair::make_file(image_, 64U << 20);
+        REQUIRE(mkdir(folder_.c_str(), 0700) == 0);
+        mounted_ = run("mkfs.ext4 -q -F " + image_) &&
+                   run("mount -o loop " + image_ + " " + folder_ + " 2>/dev/null");
+    }
+    ~Freezer() {
+        thaw();
+        if (mounted_) run("umount " + folder_);
+    }
+    Freezer(const Freezer&) = delete;
+    Freezer& operator=(const Freezer&) = delete;
+    bool mounted() const { return mounted_; }
+    const std::string& folder() const { return folder_; }
+    void freeze() {
+        frozen_ = run("fsfreeze -f " + folder_);
+        REQUIRE(frozen_);
+    }
+    void thaw() {
+        if (frozen_) run("fsfreeze -u " + folder_);
+        frozen_ = false;
+    }
+
+  private:
+    static bool run(const std::string& command) { return std::system(command.c_str()) == 0; }
+    std::string image_, folder_;
+    bool mounted_ = false, frozen_ = false;
+};
+
+TEST_CASE("what waits for a disk that hangs is seen on both sides, and ends well") {
+    Pair pair;
+    Freezer freezer(pair.dir());
+    if (!freezer.mounted()) {
+        WARN("SKIPPED: a file system can not be mounted here; run as root");
+        return;
+    }
+    ResourceConfig configs[2] = {pair.config(0), pair.config(1)};
+    configs[1].disk = freezer.folder() + "/disk";
+    for (int i = 0; i < 2; ++i) {
+        Pair::make_file(configs[i].disk, disk_bytes);
+        REQUIRE_OK(pair.node(i)->create_resource(configs[i], {}));
+    }
+    pair.up();
+    REQUIRE_OK(pair.a->promote("r0", true));
+    pair.wait_synced();
+    const std::uint64_t size = pair.status(0).size_bytes;
+    REQUIRE_OK(pair.a->write("r0", 0, pattern(1 << 20, 1), false));
+    CHECK(pair.status(1).peers[0].unacked == 0);
+    freezer.freeze();
+    std::atomic<int> error = -1;
+    auto bytes = pattern(65536, 2);
+    REQUIRE_OK(pair.a->submit(
+        "r0", IoKind::write, false, 0, bytes, 0,
+        [](void* context, int result) { *static_cast<std::atomic<int>*>(context) = result; },
+        &error));
+    pair.wait([&] { return pair.status(1).peers[0].unacked == 1; });
+    CHECK(pair.status(0).peers[0].pending >= 1);
+    CHECK(error == -1);
+    freezer.thaw();
+    pair.wait([&] { return error == 0; });
+    pair.wait([&] { return pair.status(1).peers[0].unacked == 0; });
+    pair.wait_synced();
+    pair.down();
+    CHECK(equal_files(configs[0].disk, configs[1].disk, size));
+    REQUIRE_OK(pair.b->remove_resource("r0"));
 }
 
 // ---- the port
@@ -191,8 +291,10 @@ class Client {
 };
 
 std::vector<std::byte> hello_frame(const std::string& resource, NodeId from, NodeId to,
-                                   std::uint64_t session, Stream stream = Stream::bulk) {
+                                   std::uint64_t session, Stream stream = Stream::bulk,
+                                   std::uint16_t version = wire_version_max) {
     HelloPayload hello;
+    hello.version_min = hello.version_max = version;
     hello.from = from;
     hello.to = to;
     hello.session = session;
@@ -269,6 +371,8 @@ TEST_CASE("a hello that can not be is answered with the reason") {
     CHECK(answer(hello_frame("r0", 1, 1, 5)).find("own id") != std::string::npos);
     CHECK(answer(hello_frame("r0", 0, 7, 5)).find("another node id") != std::string::npos);
     CHECK(answer(hello_frame("r0", 9, 1, 5)).find("not configured") != std::string::npos);
+    const auto newer = hello_frame("r0", 0, 1, 5, Stream::bulk, wire_version_max + 1);
+    CHECK(answer(newer).find("no protocol version in common") != std::string::npos);
     REQUIRE_OK(pair.b->down("r0"));
     CHECK(answer(hello_frame("r0", 0, 1, 5)).find("down") != std::string::npos);
 }
@@ -396,6 +500,27 @@ TEST_CASE("events tell of what changes, in order") {
     const std::lock_guard lock(mutex);
     for (std::size_t i = 1; i < events.size(); ++i)
         CHECK(events[i].seq > events[i - 1].seq);
+}
+
+TEST_CASE("a listener may call the node until the last event, and goes when it is told to") {
+    Pair pair;
+    pair.create(disk_bytes);
+    std::atomic<int> calls = 0;
+    Node* const node = pair.a.get();
+    const auto ask = [&](const Event& event) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        static_cast<void>(node->status(event.resource));
+        ++calls;
+    };
+    const auto gone = pair.a->subscribe(ask);
+    pair.a->subscribe(ask);
+    REQUIRE_OK(pair.a->up("r0"));
+    REQUIRE_OK(pair.a->promote("r0", true));
+    const auto before = std::chrono::steady_clock::now();
+    pair.a->unsubscribe(gone);  // while more events wait: not for all of them
+    CHECK(std::chrono::steady_clock::now() - before < std::chrono::milliseconds(60));
+    pair.a.reset();  // with events still to be heard, and who hears them asks it
+    CHECK(calls > 0);
 }
 
 }  // namespace
