@@ -207,12 +207,13 @@ void check_extension(const Superblock& superblock, Findings& findings) {
 void check_log(const MetadataImage& image, Findings& findings) {
     const auto replay = replay_of(image);
     const Superblock& superblock = image.superblock;
+    const bool clean = (superblock.flags & md_flag::al_clean) != 0;
     const bool primary = (superblock.flags & md_flag::primary_ind) != 0;
     if (!replay) {
-        if (primary) {
+        if (primary && !clean) {
             findings.problem("{}", replay.error().message);
         } else {
-            findings.note("{} (it does not matter, this node was not primary)",
+            findings.note("{} (it does not matter: no write depends on it)",
                           replay.error().message);
         }
         return;
@@ -225,9 +226,9 @@ void check_log(const MetadataImage& image, Findings& findings) {
     if (log.slots_ignored > 0) {
         findings.problem("the activity log names {} slots that can not exist", log.slots_ignored);
     }
-    if ((superblock.flags & md_flag::al_clean) != 0 && !log.extents.empty()) {
-        findings.problem("al-clean is set, but the activity log holds {} extents",
-                         log.extents.size());
+    if (clean && !log.extents.empty()) {
+        findings.note("the activity log still names {} extents, all of them in the bitmap already",
+                      log.extents.size());
     }
     const std::uint64_t bytes = superblock.effective_size_sectors * sector_bytes;
     const auto beyond = std::count_if(

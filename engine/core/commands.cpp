@@ -148,8 +148,9 @@ void Core::command_promote(const Command& c) {
     promote_command_ = c;
     ++promote_attempt_;
     promote_waiting_ = NodeMask{};
-    for_peers([&](const Peer& peer, NodeId id) {
+    for_peers([&](Peer& peer, NodeId id) {
         if (peer.phase != LinkPhase::up) return;
+        if (!awaits_answer(peer, id)) peer.progress_at = now_;
         promote_waiting_.add(id);
         Message m;
         m.type = MessageType::promote;

@@ -129,7 +129,7 @@ std::optional<Instant> Core::next_deadline() const {
         }
         at(peer.ping_pending ? peer.ping_at + o.ping_timeout_ms * ns_per_ms
                              : peer.ping_at + o.ping_interval_ms * ns_per_ms);
-        if (peer.pending > 0 || peer.state_sent) {
+        if (awaits_answer(peer, id)) {
             at(peer.progress_at + o.request_timeout_ms * ns_per_ms);
         }
         if (peer.repl == ReplicationState::sync_source && resync_next_at_ > now_) {

@@ -266,7 +266,7 @@ class Core {
         std::uint32_t ping_id = 0;
         bool ping_pending = false;
         Instant ping_at;
-        Instant progress_at;        // last time that a pending answer came
+        Instant progress_at;        // last time that a pending answer came, or was asked for
         std::uint32_t pending = 0;  // writes and flushes without their answer
         std::uint32_t journal_max = 0;
         const char* why = "";
@@ -274,6 +274,8 @@ class Core {
         bool want_state = false;  // a handshake round is wanted
         bool state_sent = false, state_received = false;
         StatePayload sent, received;
+        std::optional<Message> late_update;  // came between its state and the verdict
+        std::uint32_t cache_losses = 0;      // of its disk, when the two last met
         bool discard_my_data = false;
         bool aligned = false;  // both slots of the pair were seen to be empty
 
@@ -318,13 +320,14 @@ class Core {
     enum class MetaPhase : std::uint8_t {
         detached,
         attach_bitmap,
+        attach_mark,
         attach_al,
         attach_superblock,
         attached,
         detach_drain,
         detach_bitmap,
-        detach_al,
         detach_superblock,
+        detach_al,
     };
 
     // core.cpp
@@ -351,6 +354,7 @@ class Core {
     bool durable() const { return sb_durable_ >= sb_version_ || !metadata_usable(); }
     void on_durable(OnDurable::What what, NodeId peer, std::uint64_t value);
     void run_on_durable();
+    void agree_to_promotion(const OnDurable& asked);
     void pump_superblock();
     void pump_activity_log();
     void pump_bitmap();
@@ -403,6 +407,7 @@ class Core {
 
     // peer_io.cpp
     void on_peer_write(NodeId peer, const Message& m, BufferRef buffer);
+    void follow_sequence(NodeId primary, std::uint64_t seq);
     void on_peer_flush(NodeId peer, const Message& m);
     void on_peer_read(NodeId peer, const Message& m);
     void issue_peer_reads();
@@ -430,6 +435,7 @@ class Core {
     void go_standalone(NodeId peer, const char* why);
     void protocol_error(NodeId peer, const char* why);
     void tick_link(NodeId peer);
+    bool awaits_answer(const Peer& peer, NodeId id) const;
     void dispatch_structured(NodeId peer, const Message& m, std::span<const std::byte> payload);
     void dispatch(NodeId peer, const Message& m, std::span<const std::byte> payload,
                   BufferRef buffer);
@@ -443,6 +449,7 @@ class Core {
     StatePayload make_state(NodeId peer) const;
     void on_state(NodeId peer, const StatePayload& state);
     void evaluate(NodeId peer);
+    void judge(NodeId peer);
     const char* not_to_be_met(NodeId peer) const;
     bool agree_on_size(NodeId peer);
     void apply_no_sync(NodeId peer);
@@ -450,16 +457,22 @@ class Core {
     void announce_state();
     void no_good_copy(NodeId peer);
     bool equal_and_usable(const Peer& peer) const;
+    bool equal(const Peer& peer) const;
+    bool holds_generation(const Peer& peer) const;
+    bool meet_without_disk(NodeId peer);
     int lowest_equal() const;
     void look_at_marked_peers();
+    void ask_the_lowest(NodeId deferred);
     void maybe_up_to_date(bool peer_is_up_to_date);
     bool sees_primary() const;
     void primary_is_gone(NodeId peer);
+    void follow(NodeId primary);
 
     // membership.cpp
     bool settled() const;
     void evict(NodeMask lost);
     void open_generation(NodeMask lost);
+    void offer_generation(NodeId peer);
     void on_generation(NodeId peer, const Message& m, const GenerationPayload& g);
     void on_generation_ack(NodeId peer, const Message& m);
     void on_generation_committed(NodeId peer, const Message& m);
@@ -496,6 +509,7 @@ class Core {
     int active_source() const;
     void look_at_paused_sources();
     void stop_being_source();
+    void give_up_targets();
     void revive_paused_sources();
     void tell_in_sync();
 
@@ -575,6 +589,7 @@ class Core {
     bool commit_pending_ = false;
     bool completions_waiting_ = false;
     std::uint64_t marked_seq_ = 0;  // what the generation message names
+    NodeMask left_;                 // who is behind since that generation
 
     Promotion promotion_ = Promotion::none;
     std::uint32_t promote_attempt_ = 0;

@@ -81,7 +81,14 @@ Decision equal_generations(const StatePayload& mine, NodeId my_id, const StatePa
 
 Decision one_sided(bool i_am_source, bool bitmap, const StatePayload& source,
                    const StatePayload& target, const char* why) {
-    if (!usable(source)) return {Verdict::no_data, false, "the newer side is Inconsistent"};
+    if (!usable(source)) {
+        // Half-written, it is nobody's data any more, whatever it is called.
+        if (!usable(target) || is_primary(source) || just_created(target)) {
+            return {Verdict::no_data, false, "the newer side is Inconsistent"};
+        }
+        return one_sided(!i_am_source, bitmap, target, source,
+                         "the newer side holds nothing but a resync that did not end");
+    }
     // A primary with good data never becomes a target: it acknowledged what it has.
     if (is_primary(target) && disk(target) == DiskState::up_to_date) {
         return {Verdict::split_brain, bitmap, "the older side is an UpToDate primary"};

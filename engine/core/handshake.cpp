@@ -32,7 +32,7 @@ StatePayload Core::make_state(NodeId id) const {
     s.promoted_at = sb_.extension.promoted_at_s;
     s.volume_id = sb_.extension.volume_id;
     s.history = sb_.history;
-    s.known_nodes = (config_.peers | self()).bits;
+    s.cache_losses = sb_.extension.cache_losses;
     s.after_sb = {static_cast<std::uint8_t>(config_.options.after_sb_0pri),
                   static_cast<std::uint8_t>(config_.options.after_sb_1pri),
                   static_cast<std::uint8_t>(config_.options.after_sb_2pri),
@@ -141,6 +141,11 @@ const char* Core::not_to_be_met(NodeId id) const {
         peer.received.volume_id != peer.sent.volume_id) {
         return "the peer's disk holds another volume";
     }
+    // Neither compares data without a disk, and neither may take the other's writes.
+    const bool blind = peer.sent.size_bytes == 0 || peer.received.size_bytes == 0;
+    if (role_ == Role::primary && peer.role == Role::primary && blind) {
+        return "split brain: both sides are Primary, and one has no disk: demote one";
+    }
     bool other_primary = false;
     for_peers([&](const Peer& other, NodeId other_id) {
         other_primary = other_primary || (other_id != id && other.phase == LinkPhase::up &&
@@ -152,15 +157,58 @@ const char* Core::not_to_be_met(NodeId id) const {
     return nullptr;
 }
 
+// The generation that this node carries is on the peer's disk, by its own word.
+bool Core::holds_generation(const Peer& peer) const {
+    return uuid_equal(peer.received.current_uuid, sb_.current_uuid);
+}
+
+// A primary without a disk meets one of its last copies again. Nothing compares the data here, so
+// the copy must hold what this primary acknowledged. False: it does not, and the link is closed.
+bool Core::meet_without_disk(NodeId id) {
+    const StatePayload& theirs = peers_[id].received;
+    if (static_cast<DiskState>(theirs.disk) < DiskState::inconsistent) return true;
+    if (theirs.cache_losses != peers_[id].cache_losses) {
+        // The only copy lost its cache under a primary that goes on: what it acknowledged is gone.
+        orphaned_ = true;
+        why_ = "the last disk lost acknowledged writes in a power cut; demote to accept that";
+        notice(2, id, why_);
+        return true;
+    }
+    if (holds_generation(peers_[id])) {
+        // Whom it has brought up to date by itself since, gets nothing from here.
+        const NodeMask grown = NodeMask{theirs.in_sync}.without(in_sync());
+        sb_.extension.in_sync = in_sync() | grown;
+        if (!grown.empty()) open_generation(grown);
+        return true;
+    }
+    if (!uuid_equal(theirs.current_uuid, sb_.extension.parent_uuid)) {
+        go_standalone(id, "the peer's data is not what this diskless Primary works on; demote it");
+        return false;
+    }
+    // It was lost before the generation reached it. Nothing was acknowledged since.
+    awaiting_ack_.add(id);
+    offer_generation(id);
+    return true;
+}
+
 void Core::evaluate(NodeId id) {
     Peer& peer = peers_[id];
     peer.state_sent = peer.state_received = false;
+    judge(id);
+    if (!peer.late_update) return;
+    const Message update = *peer.late_update;
+    peer.late_update.reset();
+    if (peer.phase == LinkPhase::up) on_state_update(id, update);
+}
+
+void Core::judge(NodeId id) {
+    Peer& peer = peers_[id];
     const StatePayload& theirs = peer.received;
     const bool was_primary = peer.role == Role::primary;
     peer.role = static_cast<Role>(theirs.role);
     peer.disk = static_cast<DiskState>(theirs.disk);
     peer.repl = ReplicationState::established;
-    peer.paused_there = peer.paused_for_other = false;
+    peer.paused_there = peer.paused_for_other = peer.pause_told = false;  // of the last round
     touch();
     if (peer.disk <= DiskState::inconsistent) no_good_copy(id);
     if (was_primary && peer.role != Role::primary) primary_is_gone(id);
@@ -168,13 +216,10 @@ void Core::evaluate(NodeId id) {
 
     if (const char* why = not_to_be_met(id)) return go_standalone(id, why);
     if (!agree_on_size(id)) return;
-    if (role_ == Role::primary && !disk_usable() && in_sync().has(id) &&
-        (theirs.flags & state_flag::crashed_power) != 0) {
-        // The only copy lost its cache under a primary that goes on: what it acknowledged is gone.
-        orphaned_ = true;
-        why_ = "the last disk lost acknowledged writes in a power cut; demote to accept that";
-        notice(2, id, why_);
+    if (role_ == Role::primary && !disk_usable() && in_sync().has(id) && !meet_without_disk(id)) {
+        return;
     }
+    peer.cache_losses = theirs.cache_losses;
     const Decision d = decide(peer.sent, config_.node_id, theirs, id);
     Verdict verdict = d.verdict;
     if (verdict == Verdict::split_brain) {
@@ -207,8 +252,10 @@ void Core::evaluate(NodeId id) {
         case Verdict::target_full:
             return start_target(id, true);
         case Verdict::no_data:
-        case Verdict::deferred:
             return announce_state();
+        case Verdict::deferred:
+            announce_state();
+            return ask_the_lowest(id);
         case Verdict::split_brain:
             return go_standalone(id,
                                  "split brain: resolve it with connect --discard-my-data on the "
@@ -228,11 +275,20 @@ void Core::apply_no_sync(NodeId id) {
     md.flags &= ~md_peer_flag::full_sync;
     persist();
     peer.aligned = true;
-    if (role_ == Role::primary) admit_to_in_sync(id);
+    admit_to_in_sync(id);
+    if (peer.role == Role::primary) follow(id);
     maybe_clear_crash_marker();
     maybe_up_to_date(peer.disk == DiskState::up_to_date);
     announce_state();
     tell_in_sync();
+}
+
+// A node that this one is aligned with may be able to say that the two are equal; what it said
+// before this round was of no use.
+void Core::ask_the_lowest(NodeId deferred) {
+    const int lowest = sees_primary() ? -1 : lowest_equal();
+    if (lowest < 0 || lowest == config_.node_id || lowest == deferred) return;
+    want_handshake(static_cast<NodeId>(lowest));
 }
 
 // Who aligned them may be gone: then it is their own turn.
@@ -251,6 +307,10 @@ bool Core::equal_and_usable(const Peer& peer) const {
            uuid_equal(peer.received.current_uuid, sb_.current_uuid);
 }
 
+// A connected peer whose disk holds just what this node's holds. The generation alone does not say
+// so: after a crash two disks of one generation may differ in what is marked.
+bool Core::equal(const Peer& peer) const { return equal_and_usable(peer) && peer.aligned; }
+
 // The lowest id among those that could align this generation, or -1.
 int Core::lowest_equal() const {
     int lowest = disk_ >= DiskState::outdated && disk_usable() ? config_.node_id : -1;
@@ -266,7 +326,7 @@ void Core::maybe_up_to_date(bool peer_is_up_to_date) {
     if (disk_ != DiskState::consistent && disk_ != DiskState::outdated) return;
     NodeMask heard = self();
     for_peers([&](const Peer& peer, NodeId id) {
-        if (equal_and_usable(peer)) heard.add(id);
+        if (equal(peer)) heard.add(id);
     });
     if (peer_is_up_to_date || in_sync().without(heard).empty()) set_disk(DiskState::up_to_date);
 }
@@ -293,9 +353,15 @@ void Core::on_state_update(NodeId id, const Message& m) {
     if ((role != Role::primary && role != Role::secondary) || disk > DiskState::up_to_date) {
         return protocol_error(id, "a state with impossible values");
     }
+    // Between its state and this node's answer it says nothing new to the verdict, and before the
+    // first verdict nothing counts: a copy that was not judged yet must not be used.
+    if (peer.state_received) peer.late_update = m;
+    const bool lost = disk < DiskState::inconsistent;
+    if ((peer.state_received || peer.repl == ReplicationState::off) && !lost) return;
     const bool demoted = peer.role == Role::primary && role == Role::secondary;
     const bool lost_data = peer.disk >= DiskState::inconsistent &&
                            peer.disk != DiskState::unknown && disk < DiskState::inconsistent;
+    if (role == Role::primary && role_ != Role::primary && equal(peer)) follow(id);
     peer.role = role;
     peer.disk = disk;
     if (disk <= DiskState::inconsistent) peer.aligned = false;
@@ -312,10 +378,18 @@ void Core::on_state_update(NodeId id, const Message& m) {
         primary_is_gone(id);
     }
     sync_flags();
-    if (equal_and_usable(peer)) {
+    if (equal(peer)) {
         maybe_up_to_date(disk == DiskState::up_to_date);
         if (role_ != Role::primary) tell_in_sync();
     }
+}
+
+// From here on the peer is the one that is sure to have what it acknowledges (R26).
+void Core::follow(NodeId primary) {
+    was_primary_ = false;
+    if (sb_.extension.primary_node == primary) return;
+    sb_.extension.primary_node = primary;
+    persist();
 }
 
 // Secondaries that left the decisions to it have to look at each other now.

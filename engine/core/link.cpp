@@ -235,6 +235,7 @@ void Core::lose_link(NodeId id, const char* why, bool graceful, int level) {
     peer.repl = ReplicationState::off;
     peer.aligned = false;
     peer.want_state = peer.state_sent = peer.state_received = false;
+    peer.late_update.reset();
     if (was_up) {
         notice(level, id, why);
         if (role_ == Role::primary && in_sync().has(id)) evict(NodeMask::of(id));
@@ -261,6 +262,10 @@ void Core::protocol_error(NodeId id, const char* why) {
     if (peers_[id].phase != LinkPhase::down) lose_link(id, why, false, 3);
 }
 
+bool Core::awaits_answer(const Peer& peer, NodeId id) const {
+    return peer.pending > 0 || peer.state_sent || promote_waiting_.has(id);
+}
+
 void Core::tick_link(NodeId id) {
     Peer& peer = peers_[id];
     const ResourceOptions& o = config_.options;
@@ -284,8 +289,7 @@ void Core::tick_link(NodeId id) {
         }
         return;
     }
-    if ((peer.pending > 0 || peer.state_sent) &&
-        now_ >= peer.progress_at + o.request_timeout_ms * ns_per_ms) {
+    if (awaits_answer(peer, id) && now_ >= peer.progress_at + o.request_timeout_ms * ns_per_ms) {
         return lose_link(id, "the peer did not answer in time");
     }
     if (peer.ping_pending) {

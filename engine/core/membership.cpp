@@ -57,6 +57,7 @@ void Core::open_generation(NodeMask lost) {
     ext.primary_node = config_.node_id;
     sb_.current_uuid = new_id() | uuid_primary_bit;
     marked_seq_ = std::min(stable, journal_.tail());
+    left_ = lost;
     persist();
     barrier_version_ = sb_version_;
     awaiting_ack_ = NodeMask{};
@@ -65,14 +66,18 @@ void Core::open_generation(NodeMask lost) {
     for_peers([&](const Peer& peer, NodeId id) {
         if (!ext.in_sync.has(id) || peer.phase != LinkPhase::up) return;
         awaiting_ack_.add(id);
-        Message m;
-        m.type = MessageType::generation;
-        m.seq = marked_seq_;
-        m.nodes = lost.bits;
-        m.payload_bytes = generation_payload_bytes;
-        send(id, Stream::bulk, m);
+        offer_generation(id);
     });
     notice(5, -1, "a new data generation");
+}
+
+void Core::offer_generation(NodeId id) {
+    Message m;
+    m.type = MessageType::generation;
+    m.seq = marked_seq_;
+    m.nodes = left_.bits;
+    m.payload_bytes = generation_payload_bytes;
+    send(id, Stream::bulk, m);
 }
 
 GenerationPayload Core::make_generation() const {
@@ -135,6 +140,7 @@ void Core::maybe_commit_generation() {
         sb_.peers[id].admitting_uuid = uuid_none;
         send(id, Stream::bulk, m);
     });
+    advance_trim();
     persist();
     touch();
 }
@@ -156,9 +162,8 @@ void Core::on_in_sync(NodeId id, const Message& m) {
     if (!members.has(config_.node_id) || !disk_usable() || role_ == Role::primary) return;
     const bool leads = sender.role == Role::primary;
     if (leads && (!in_sync().has(config_.node_id) || disk_ != DiskState::up_to_date)) return;
-    if (!leads &&
-        (sees_primary() || !equal_and_usable(sender) || !sender.aligned ||
-         disk_ < DiskState::outdated || bitmap_->count(static_cast<unsigned>(sender.slot)) > 0)) {
+    if (!leads && (sees_primary() || !equal(sender) || disk_ < DiskState::outdated ||
+                   bitmap_->count(static_cast<unsigned>(sender.slot)) > 0)) {
         return;
     }
     for_peers([&](Peer& peer, NodeId other) {
@@ -166,8 +171,11 @@ void Core::on_in_sync(NodeId id, const Message& m) {
         bitmap_->clear_all(static_cast<unsigned>(peer.slot));
         sb_.peers[other].bitmap_uuid = sb_.peers[other].admitting_uuid = uuid_none;
         sb_.peers[other].flags &= ~md_peer_flag::full_sync;
+        const bool round = peer.want_state || peer.state_sent || peer.state_received;
+        if (!leads && !round && equal_and_usable(peer)) peer.aligned = true;
     });
-    if (leads) sb_.extension.in_sync = members;
+    // Who is equal is a member: a promotion without it must open a generation.
+    sb_.extension.in_sync = leads ? members : in_sync() | members;
     maybe_clear_crash_marker();
     flush_bitmap_ = true;
     persist();
@@ -184,6 +192,7 @@ void Core::admit_to_in_sync(NodeId id) {
 void Core::peer_lost_data(NodeId id) {
     Peer& peer = peers_[id];
     abort_resync(id);
+    awaiting_ack_.remove(id);  // it records nothing any more
     if (role_ == Role::primary) {
         mark_journal(peer.stable_seq, NodeMask::of(id));
         if (in_sync().has(id)) evict(NodeMask::of(id));
@@ -213,7 +222,12 @@ void Core::try_promote() {
     if (disk_ != DiskState::up_to_date && !promote_command_.force) {
         return abandon_promotion(Errc::state, "the disk is not UpToDate any more");
     }
-    become_primary();
+    if (promote_command_.force) give_up_targets();
+    // What peers had sent lands before anything is promised about this disk.
+    const bool landing = std::any_of(
+        peer_queue_.begin(), peer_queue_.end(),
+        [&](std::uint32_t index) { return peer_requests_[index].phase == Phase::active; });
+    if (!landing) become_primary();
 }
 
 void Core::abandon_promotion(Errc code, const char* why) {
@@ -228,6 +242,9 @@ void Core::abandon_promotion(Errc code, const char* why) {
     reply(promote_command_.token, code, why);
     sync_flags();
     announce_state();  // the peers that agreed count on a primary
+    for_peers([&](Peer&, NodeId id) {
+        if (promote_command_.force) want_handshake(id);  // its resync was given up for it
+    });
     touch();
 }
 
@@ -245,11 +262,7 @@ void Core::become_primary() {
     NodeMask members = self();
     for_peers([&](Peer& peer, NodeId id) {
         peer.stable_seq = 0;
-        const bool equal = peer.phase == LinkPhase::up &&
-                           peer.repl == ReplicationState::established &&
-                           peer.disk == DiskState::up_to_date &&
-                           uuid_equal(peer.received.current_uuid, sb_.current_uuid);
-        if (equal && !forced) members.add(id);
+        if (equal(peer) && peer.disk == DiskState::up_to_date && !forced) members.add(id);
     });
     const std::array<std::uint8_t, 16> unset{};
     if (sb_.extension.volume_id == unset) {

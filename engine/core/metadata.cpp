@@ -53,9 +53,12 @@ void Core::sync_flags() {
     const bool target = active_source() >= 0;
     const bool in_use = role_ == Role::primary || promotion_ != Promotion::none || sees_primary() ||
                         target || !journal_.empty();
-    // Set at once; cleared only when what the log covers is in the bitmap on the disk.
+    // Set at once; cleared only when what the log covers is in the bitmap on the disk, and what the
+    // drive's cache held is stable: else a power cut would lose it, and nothing would say so.
     const bool was_set = (sb_.flags & md_flag::primary_ind) != 0;
-    if (in_use || (was_set && bitmap_->dirty_pages() + bitmap_in_flight_ > 0)) {
+    const bool unsaved =
+        bitmap_->dirty_pages() + bitmap_in_flight_ > 0 || flush_wanted_ || flushing_;
+    if (in_use || (was_set && unsaved)) {
         flags |= md_flag::primary_ind;
     }
     if (!in_use && was_set) flush_bitmap_ = true;
@@ -70,6 +73,16 @@ void Core::persist() {
 
 void Core::on_durable(OnDurable::What what, NodeId peer, std::uint64_t value) {
     on_durable_.push_back({what, sb_version_, peer, peers_[peer].link, value});
+}
+
+// Also without a disk: there is nothing to record then.
+void Core::agree_to_promotion(const OnDurable& asked) {
+    const Peer& peer = peers_[asked.peer];
+    if (peer.phase != LinkPhase::up || peer.link != asked.link) return;
+    Message m;
+    m.type = MessageType::promote_reply;
+    m.id = static_cast<std::uint32_t>(asked.value);
+    send(asked.peer, Stream::bulk, m);
 }
 
 void Core::run_on_durable() {
@@ -94,10 +107,7 @@ void Core::run_on_durable() {
                 if (linked) send(next.peer, Stream::control, m);
                 break;
             case OnDurable::What::promote_reply:
-                m.offset = 0;
-                m.type = MessageType::promote_reply;
-                m.id = static_cast<std::uint32_t>(next.value);
-                if (linked) send(next.peer, Stream::bulk, m);
+                agree_to_promotion(next);
                 break;
             case OnDurable::What::promoted:
             case OnDurable::What::demoted:
@@ -110,7 +120,8 @@ void Core::run_on_durable() {
 }
 
 void Core::pump_superblock() {
-    const bool writing = meta_ == MetaPhase::attached || meta_ == MetaPhase::attach_superblock ||
+    const bool writing = meta_ == MetaPhase::attached || meta_ == MetaPhase::attach_mark ||
+                         meta_ == MetaPhase::attach_superblock ||
                          meta_ == MetaPhase::detach_superblock;
     if (!writing || sb_in_flight_ || sb_durable_ == sb_version_) return;
     sb_in_flight_ = true;
@@ -127,7 +138,7 @@ void Core::on_superblock_written(int result) {
     sb_durable_ = sb_flying_;
     retry_peers_ = true;  // a resync's first blocks wait for Inconsistent to be recorded
     touch();
-    if (meta_ == MetaPhase::attach_superblock) attach_next();
+    if (meta_ == MetaPhase::attach_mark || meta_ == MetaPhase::attach_superblock) attach_next();
     if (meta_ == MetaPhase::detach_superblock) detach_next();
 }
 
@@ -238,7 +249,8 @@ void Core::pump_local_flush() {
 void Core::on_local_flushed(int result) {
     flushing_ = false;
     --disk_io_;
-    if (result != 0) local_disk_failed("a flush of the backing disk failed");
+    if (result != 0) return local_disk_failed("a flush of the backing disk failed");
+    sync_flags();
     touch();
 }
 
@@ -373,7 +385,9 @@ void Core::on_attach(Instant now, AttachInfo info) {
     // Within one boot of the machine only the process ended, and the drive kept its cache. What a
     // crash before that one did stays true.
     std::uint32_t kind = sb_.extension.crash_kind;
-    if (went_down_hard) kind = std::max(kind, sb_.extension.boot_id == info.boot_id ? 1U : 2U);
+    const bool cache_lost = went_down_hard && sb_.extension.boot_id != info.boot_id;
+    if (went_down_hard) kind = std::max(kind, cache_lost ? 2U : 1U);
+    if (cache_lost) ++sb_.extension.cache_losses;
     if (crashed_ && kind == 0) kind = 2;  // DRBD ran here, and does not say
     sb_.extension.crash_kind = crashed_ ? kind : 0;
     crashed_power_ = crashed_ && kind == 2;
@@ -400,9 +414,16 @@ void Core::on_attach(Instant now, AttachInfo info) {
     end_step();
 }
 
-// Bitmap, then an empty activity log, then the superblock that says so: a crash in between replays.
+// Bitmap; then al_clean, which says that the bitmap holds all that the log did; then an empty log,
+// which a power cut may tear; then the superblock without al_clean, before the first write.
 void Core::attach_next() {
-    if (meta_ == MetaPhase::attach_bitmap) {
+    if (meta_ == MetaPhase::attach_bitmap && (sb_.flags & md_flag::al_clean) == 0) {
+        meta_ = MetaPhase::attach_mark;
+        sb_.flags |= md_flag::al_clean;
+        ++sb_version_;
+        return;
+    }
+    if (meta_ == MetaPhase::attach_bitmap || meta_ == MetaPhase::attach_mark) {
         meta_ = MetaPhase::attach_al;
         al_initialising_ = true;
         emit(EffectKind::metadata).tag = {IoOrigin::al_init, 0};
@@ -456,12 +477,6 @@ void Core::detach_next() {
         return;
     }
     if (meta_ == MetaPhase::detach_bitmap) {
-        meta_ = MetaPhase::detach_al;
-        al_initialising_ = true;
-        emit(EffectKind::metadata).tag = {IoOrigin::al_init, 0};
-        return;
-    }
-    if (meta_ == MetaPhase::detach_al) {
         meta_ = MetaPhase::detach_superblock;
         sb_.flags &= ~md_flag::primary_ind;
         sb_.flags |= md_flag::al_clean;
@@ -469,8 +484,15 @@ void Core::detach_next() {
         touch();
         return;
     }
-    ASSERT(meta_ == MetaPhase::detach_superblock);
-    if (sb_durable_ != sb_version_) return;
+    if (meta_ == MetaPhase::detach_superblock) {
+        if (sb_durable_ != sb_version_) return;
+        meta_ = MetaPhase::detach_al;
+        al_initialising_ = true;
+        emit(EffectKind::metadata).tag = {IoOrigin::al_init, 0};
+        touch();
+        return;
+    }
+    ASSERT(meta_ == MetaPhase::detach_al);
     meta_ = MetaPhase::detached;
     disk_ = DiskState::diskless;
     notice(6, -1, "disk detached");
@@ -492,6 +514,7 @@ void Core::local_disk_failed(const char* why) {
     std::erase_if(on_durable_, [&](const OnDurable& next) {
         const bool command = next.what >= OnDurable::What::promoted;
         if (command) reply(static_cast<std::uint32_t>(next.value), Errc::io, why);
+        if (next.what == OnDurable::What::promote_reply) agree_to_promotion(next);
         return true;
     });
     for (std::uint64_t seq = journal_.head(); seq < journal_.tail(); ++seq) {
@@ -537,6 +560,7 @@ void Core::mark_journal(std::uint64_t after_seq, NodeMask nodes) {
         JournalEntry& entry = journal_.at(seq);
         for_peers([&](Peer& peer, NodeId id) {
             if (!nodes.has(id) || peer.slot < 0) return;
+            if (entry.length == 0) return;  // did not come here
             const bool lacks = entry.unwritten.has(id);
             if (!lacks && (seq <= after_seq || is(Mutant::no_unstable_marking))) return;
             bitmap_->set_bytes(static_cast<unsigned>(peer.slot), entry.offset, entry.length);

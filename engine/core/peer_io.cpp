@@ -63,8 +63,8 @@ void Core::on_peer_write(NodeId id, const Message& m, BufferRef buffer) {
                         m.length <= volume_bytes_ - m.offset &&
                         m.offset / extent_bytes == (m.offset + m.length - 1) / extent_bytes;
     if (!inside && disk_usable()) return refuse("a write outside the volume");
-    if (!resync && peer.role != Role::primary)
-        return refuse("a write from a peer that is not primary");
+    if (!resync && (peer.role != Role::primary || role_ == Role::primary))
+        return refuse("a write from a peer that may not write here");
     const auto index = new_peer_request(id);
     if (!index) return refuse("more requests than agreed");
     PeerRequest& p = peer_requests_[*index];
@@ -83,12 +83,7 @@ void Core::on_peer_write(NodeId id, const Message& m, BufferRef buffer) {
         return;
     }
     on_trim(id, m.trim_seq);
-    if (journal_owner_ != id || journal_.tail() != m.seq || journal_.full()) {
-        drop_journal(true);
-        journal_.restart(m.seq);
-        journal_owner_ = id;
-        sync_flags();
-    }
+    follow_sequence(id, m.seq);
     JournalEntry entry;
     entry.offset = m.offset;
     entry.length = m.length;
@@ -108,6 +103,19 @@ void Core::on_peer_write(NodeId id, const Message& m, BufferRef buffer) {
         send(id, Stream::control, ack);
     }
     retry_peers_ = true;
+}
+
+// Makes room in the journal for write `seq` of `primary`. Those that did not come here, because a
+// resync had to begin anew meanwhile, are marked by it already.
+void Core::follow_sequence(NodeId primary, std::uint64_t seq) {
+    if (journal_owner_ == primary && journal_.empty()) journal_.restart(seq);
+    while (journal_owner_ == primary && journal_.tail() < seq && !journal_.full())
+        journal_.push(JournalEntry{});
+    if (journal_owner_ == primary && journal_.tail() == seq && !journal_.full()) return;
+    drop_journal(true);
+    journal_.restart(seq);
+    journal_owner_ = primary;
+    sync_flags();
 }
 
 void Core::on_peer_flush(NodeId id, const Message& m) {
@@ -181,9 +189,11 @@ void Core::admit_peer_request(std::uint32_t index) {
         peers_[p.peer].repl == ReplicationState::sync_target && !settled()) {
         return;  // Inconsistent is not on the disk yet
     }
-    if (p.link != peers_[p.peer].link ||
-        (resync && peers_[p.peer].repl != ReplicationState::sync_target)) {
-        // Of a connection or a resync that is over. Its writes are marked, the primary knows too.
+    const Peer& from = peers_[p.peer];
+    if (p.link != from.link ||
+        (resync && (from.repl != ReplicationState::sync_target || from.paused_for_other))) {
+        // Of a connection or a resync that is over, or not its turn: two sources would overwrite
+        // each other. Its writes are marked, the primary knows too.
         if (p.al_held) al_->release(extent_of(p.offset));
         answer_peer_request(p, false, false);  // the source keeps a chunk's number until then
         return free_peer_request(index);

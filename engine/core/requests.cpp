@@ -134,7 +134,9 @@ void Core::issue_write(std::uint32_t slot) {
     entry.local_pending = disk_usable();
     entry.al_held = r.al_held;
     r.al_held = false;
-    NodeMask missing;
+    // What the others are told that a peer may lack. Of a resync's target, too: if it is lost, no
+    // generation says so, and the journals let go of what only it lacks.
+    NodeMask missing = config_.peers.without(in_sync());
     for_peers([&](Peer& peer, NodeId id) {
         if (replicates_to(peer, id)) {
             entry.unwritten.add(id);
@@ -368,10 +370,17 @@ void Core::flush_answered(std::uint32_t slot, NodeId id, bool ok) {
     }
 }
 
-// Enough of the in-sync set has it: this node's disk, or a member that answered.
+// Enough of the in-sync set has it: this node's disk, or a member that answered. Without a disk
+// here the generation is recorded by the members only: one that never got it will not know later
+// that those who left lack what it has.
 bool Core::request_succeeded(const Request& r) const {
-    if (r.local_ok && in_sync().has(config_.node_id)) return true;
-    return !(r.answered_ok & in_sync()).empty();
+    if (r.local_ok && metadata_usable() && in_sync().has(config_.node_id)) return true;
+    bool found = false;
+    for_peers([&](const Peer& peer, NodeId id) {
+        const bool counts = r.answered_ok.has(id) && in_sync().has(id);
+        found = found || (counts && (metadata_usable() || holds_generation(peer)));
+    });
+    return found;
 }
 
 void Core::maybe_complete(std::uint32_t slot) {
@@ -496,7 +505,8 @@ std::uint64_t Core::journal_limit() const {
 
 // Entries that are stable on this node and on every peer that got them leave the journal.
 void Core::advance_trim() {
-    if (journal_owner_ != config_.node_id) return;
+    // Who records a generation marks from its journal what the lost ones lack: not before that.
+    if (journal_owner_ != config_.node_id || !settled()) return;
     std::uint64_t stable = disk_usable() ? local_stable_seq_ : ~std::uint64_t{0};
     for_peers([&](const Peer& peer, NodeId id) {
         if (replicates_to(peer, id)) stable = std::min(stable, peer.stable_seq);

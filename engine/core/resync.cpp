@@ -78,6 +78,7 @@ void Core::start_target(NodeId id, bool full) {
     peer.full_target = full;
     if (full) bitmap_->set_all(static_cast<unsigned>(peer.slot));
     all_zero_ = false;
+    for_peers([](Peer& third, NodeId) { third.aligned = false; });
     stop_being_source();
     // Inconsistent is on the disk before the first block of the resync is.
     set_disk(DiskState::inconsistent);
@@ -121,6 +122,15 @@ void Core::stop_being_source() {
         if (!source) return;
         abort_resync(id);
         want_handshake(id);
+    });
+}
+
+// A disk that is promoted by force takes no more from its sources.
+void Core::give_up_targets() {
+    for_peers([&](Peer& peer, NodeId id) {
+        const bool target = peer.repl == ReplicationState::bitmap_target ||
+                            peer.repl == ReplicationState::sync_target;
+        if (target) abort_resync(id);
     });
 }
 
@@ -404,8 +414,7 @@ void Core::tell_in_sync() {
     for_peers([&](const Peer& peer, NodeId id) {
         const bool counts = role_ == Role::primary
                                 ? in_sync().has(id) && !peer.finishing
-                                : equal_and_usable(peer) && peer.aligned && !peer.state_sent &&
-                                      !peer.want_state &&
+                                : equal(peer) && !peer.state_sent && !peer.want_state &&
                                       bitmap_->count(static_cast<unsigned>(peer.slot)) == 0;
         if (counts && peer.phase == LinkPhase::up) members.add(id);
     });
@@ -463,8 +472,10 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     peer.repl = ReplicationState::established;
     crashed_ = crashed_power_ = false;
     ext.crash_kind = 0;
-    // It is as good a source now as the one that it took everything from.
-    was_primary_ = role_ == Role::primary || (peer.received.flags & state_flag::was_primary) != 0;
+    // It is as good a source now as the one that it took everything from; not for long, if that
+    // goes on as primary.
+    was_primary_ = role_ == Role::primary ||
+                   (!source_leads && (peer.received.flags & state_flag::was_primary) != 0);
     last_seq_ = std::max(last_seq_, peer.received.last_seq);
     flush_bitmap_ = true;
     peer.total_bits = peer.done_bits = 0;

@@ -78,6 +78,9 @@ struct SuperblockExtension {
     // How it last stopped with writes possibly in flight, until reconciled: 0 it did not, 1 the
     // process ended and the drive kept its cache, 2 the cache may be lost.
     std::uint32_t crash_kind = 0;
+    // So often did that cost the drive's cache. A primary without a disk that meets this node again
+    // sees by it that writes may be gone, even if the crash was reconciled with others since.
+    std::uint32_t cache_losses = 0;
 
     friend bool operator==(const SuperblockExtension&, const SuperblockExtension&) = default;
 };

@@ -139,7 +139,7 @@ template <class Visitor, class P>
 void visit_state(Visitor& v, P& p) {
     v(p.role), v(p.disk), v(p.flags), v(p.in_sync), v(p.size_bytes), v(p.size_max_bytes);
     v(p.current_uuid), v(p.bitmap_uuid), v(p.admitting_uuid), v(p.bits), v(p.generation_seq);
-    v(p.last_seq), v(p.promoted_at), v(p.after_sb), v(p.known_nodes), v(p.volume_id), v(p.history);
+    v(p.last_seq), v(p.promoted_at), v(p.after_sb), v(p.cache_losses), v(p.volume_id), v(p.history);
 }
 template <class Visitor, class P>
 void visit_hello(Visitor& v, P& p) {

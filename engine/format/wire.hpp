@@ -144,7 +144,7 @@ struct StatePayload {
     std::uint64_t last_seq = 0;     // last write received from or sent by a primary of current_uuid
     std::uint64_t promoted_at = 0;  // wall-clock seconds of the last promotion, for the sb policies
     std::array<std::uint8_t, 4> after_sb{};  // the sender's policies for 0, 1, 2 primaries; leader
-    std::uint32_t known_nodes = 0;           // nodes that the sender is configured with, itself too
+    std::uint32_t cache_losses = 0;          // as in the superblock's extension
     std::array<std::uint8_t, 16> volume_id{};
     std::array<Uuid, history_uuids_max> history{};
 };

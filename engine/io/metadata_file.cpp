@@ -246,32 +246,34 @@ Result<AppliedLog> apply_activity_log(MetadataFile& file, MetadataImage& image,
     Superblock& superblock = image.superblock;
     AppliedLog applied;
     applied.was_primary = (superblock.flags & md_flag::primary_ind) != 0;
+    const bool counts = applied.was_primary && (superblock.flags & md_flag::al_clean) == 0;
     const auto replay =
         replay_activity_log(image.activity_log, superblock.al_stripes, superblock.al_stripe_blocks);
     if (!replay) {
-        if (applied.was_primary) return replay.error();
+        if (counts) return replay.error();
         applied.warning = replay.error().message;
     } else {
         applied.extents_hot = replay.value().extents.size();
         applied.blocks_corrupt = replay.value().blocks_corrupt;
-        if (applied.was_primary) {
+        if (counts) {
             TRY_STATUS(mark_extents(file.device(), image, replay.value().extents, applied));
         }
     }
-    image.activity_log = fresh_activity_log(image.layout);
-    TRY_STATUS(file.device().write(image.layout.al_offset, image.activity_log));
-    TRY_STATUS(file.device().flush());
-
     // The choice between disk and copy goes to the disk before the copy changes again.
     TRY(const MetadataFile::Block on_disk, file.read_superblock());
     MetadataFile::Block block;
     encode_superblock(superblock, block);
     if (superblock.extension.present && block != on_disk) TRY_STATUS(file.write_superblock(block));
+    // First the word that the log says nothing more: a power cut may tear it while it is emptied.
     superblock.flags |= md_flag::al_clean;
     if (superblock.extension.present) superblock.extension.write_seq += seq_step;
     encode_superblock(superblock, block);
     if (!copy_path.empty()) TRY_STATUS(write_superblock_copy(copy_path, block));
     TRY_STATUS(file.write_superblock(block));
+
+    image.activity_log = fresh_activity_log(image.layout);
+    TRY_STATUS(file.device().write(image.layout.al_offset, image.activity_log));
+    TRY_STATUS(file.device().flush());
     return applied;
 }
 

@@ -107,7 +107,7 @@ Result<MetadataImage> create_metadata(const MetadataTarget& target, const Superb
 Status wipe_metadata(MetadataFile& file);
 
 struct AppliedLog {
-    bool was_primary = false;          // only then hot extents are marked
+    bool was_primary = false;          // only then, and without al_clean, hot extents are marked
     std::uint64_t extents_hot = 0;     // in the log
     std::uint64_t extents_beyond = 0;  // of these, beyond the volume's end and ignored
     std::uint64_t bits_marked = 0;     // newly set, over all bitmap slots
@@ -115,11 +115,12 @@ struct AppliedLog {
     std::string warning;  // a log that could not be read but did not matter
 };
 
-// Marks what the activity log says was being written, empties the log and sets al_clean, in this
-// order, each stable before the next. `image` as read from `file`; its superblock is updated and
-// gets write_seq + seq_step. `copy_path`: where the node's copy lies, written before the disk;
-// empty: none, and seq_step should be write_seq_offline_step. Errors: corrupt (the log is unusable
-// and the node was primary: nothing was changed), io, no_space.
+// Marks what the activity log says was being written, sets al_clean and empties the log, in this
+// order, each stable before the next. A log that al_clean says nothing of is not looked at. `image`
+// as read from `file`; its superblock is updated and gets write_seq + seq_step. `copy_path`: where
+// the node's copy lies, written before the disk; empty: none, and seq_step should be
+// write_seq_offline_step. Errors: corrupt (the log is unusable and the node was primary: nothing
+// was changed), io, no_space.
 Result<AppliedLog> apply_activity_log(MetadataFile& file, MetadataImage& image,
                                       std::uint64_t seq_step, const std::string& copy_path);
 

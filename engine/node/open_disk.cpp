@@ -107,8 +107,9 @@ Status settle_superblock(OpenDisk& disk, const MetadataFile& file) {
 }
 
 Status replay_log(OpenDisk& disk, const MetadataFile& file) {
-    TRY(const auto log, file.read_activity_log(disk.layout));
     const Superblock& sb = disk.superblock;
+    if ((sb.flags & md_flag::al_clean) != 0) return ok_status();  // the bitmap holds all of it
+    TRY(const auto log, file.read_activity_log(disk.layout));
     auto replay = replay_activity_log(log, sb.al_stripes, sb.al_stripe_blocks);
     const bool matters = (sb.flags & md_flag::primary_ind) != 0;
     if (replay) {

@@ -68,6 +68,7 @@ Superblock random_superblock(Prng& prng) {
     e.vote_ballot = prng.next();
     e.vote_accepted = prng.next();
     e.promoted_at_s = prng.next();
+    e.cache_losses = static_cast<std::uint32_t>(prng.next());
     return s;
 }
 

@@ -112,18 +112,21 @@ const char* wrong(const StatePayload& a, const StatePayload& b, const Decision& 
         }
         if (created(source)) return "a source that never had data";
         if (!created(target) && (ks.all() & kt.all()) == 0) return "unrelated data is synced";
-        // Half-written data of the same volume is given up, whole, unless a primary stands on it.
-        const bool given_up = !consistent(target) && !primary(target) && !by_bitmap(v);
+        // Half-written data of the same volume is given up, unless a primary stands on it: whole,
+        // or by its own bits if they start at the source's generation.
+        const bool half = !consistent(target) && !primary(target);
+        const bool back = half && (ks.current & kt.bases) != 0;
+        const bool given_up = half && (!by_bitmap(v) || back);
         if (!same && !created(target) && !given_up && (kt.current & (ks.bases | ks.past)) == 0) {
             return "a source that does not know the target's generation as past";
         }
-        if (by_bitmap(v) && !same && (kt.current & ks.bases) == 0) {
+        if (by_bitmap(v) && !same && (kt.current & ks.bases) == 0 && !back) {
             return "a bitmap that does not start at the target's generation";
         }
         if (by_bitmap(v) != d.bitmap_covers) return "verdict and bitmap_covers disagree";
         // Where each side calls the other's generation past, one of them has the bits to prove it.
         const bool target_newer = ((kt.bases | kt.past) & ks.current) != 0;
-        if (!same && !created(target) && target_newer)
+        if (!same && !created(target) && target_newer && !half)
             return "from the smaller history to the larger";
     }
     const bool flags = ((a.flags | b.flags) & (state_flag::crashed | state_flag::crashed_power |
@@ -435,9 +438,16 @@ TEST_CASE("a node that was away") {
     // Its resync broke off: the source goes on.
     CHECK(verdict(p, state(Role::secondary, DiskState::inconsistent, u1)) ==
           Verdict::source_bitmap);
-    // It was the newer one, but only half a copy: nothing can be taken from it.
+    // It was the newer one, but only half a copy: it takes what the other has. Its bits say where.
     CHECK(verdict(state(Role::secondary, DiskState::inconsistent, u2, {u1}, u1), good(u1)) ==
+          Verdict::target_bitmap);
+    CHECK(verdict(state(Role::secondary, DiskState::inconsistent, u3, {u2, u1}, u2), good(u1)) ==
+          Verdict::target_full);
+    // Unless a primary stands on it, or the other has nothing better.
+    CHECK(verdict(state(Role::primary, DiskState::inconsistent, u2, {u1}, u1), good(u1)) ==
           Verdict::no_data);
+    CHECK(verdict(state(Role::secondary, DiskState::inconsistent, u2, {u1}, u1),
+                  state(Role::secondary, DiskState::inconsistent, u1)) == Verdict::no_data);
 }
 
 TEST_CASE("a crash within one generation") {

@@ -318,7 +318,7 @@ TEST_CASE("a state") {
         REQUIRE((a.bitmap_uuid == b.bitmap_uuid && a.admitting_uuid == b.admitting_uuid));
         REQUIRE((a.bits == b.bits && a.generation_seq == b.generation_seq));
         REQUIRE((a.last_seq == b.last_seq && a.promoted_at == b.promoted_at));
-        REQUIRE((a.after_sb == b.after_sb && a.known_nodes == b.known_nodes));
+        REQUIRE((a.after_sb == b.after_sb && a.cache_losses == b.cache_losses));
         REQUIRE((a.volume_id == b.volume_id && a.history == b.history));
         REQUIRE(std::equal(raw.begin(), raw.begin() + state_payload_bytes, out.begin()));
     }

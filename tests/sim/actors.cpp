@@ -195,8 +195,11 @@ bool World::moved_on(int member, int primary, Uuid ours) {
     if (!sb) fail("a member's superblock can not be read");
     const bool linked = node.up && node.core->view(static_cast<NodeId>(primary)).connection ==
                                        ConnectionState::connected;
-    return !linked && !uuid_equal(sb.value().current_uuid, ours) &&
-           checker_.descends(sb.value().current_uuid, ours);
+    // It keeps the old name while it takes the blocks of another.
+    const bool taking = (sb.value().flags & md_flag::consistent) == 0;
+    const bool renamed = !uuid_equal(sb.value().current_uuid, ours) &&
+                         checker_.descends(sb.value().current_uuid, ours);
+    return !linked && (taking || renamed);
 }
 
 // The disks of the in-sync set of this primary, as it sees it.
@@ -256,7 +259,8 @@ void World::completed(int n, const Effect& e) {
                  " has the generation on its disk");
         }
     }
-    last_ack_[uuid_identity(generation)] = {members, now_, n};
+    // From the moment that it was sent on a power cut of its holders may take it.
+    last_ack_[uuid_identity(generation)] = {members, r.submitted_at, n};
 }
 
 // --- Operator
@@ -552,6 +556,20 @@ void World::audit_all() {
 
 // An operator looks at what is StandAlone and decides: the primary's data stays, else the lowest
 // id's.
+// Two nodes that were made volumes of their own, each by force: one of them is created anew.
+void World::give_up_other_volumes(int keep) {
+    const auto volume_of = [&](int n) {
+        return nodes_[static_cast<std::size_t>(n)].core->superblock().extension.volume_id;
+    };
+    const std::array<std::uint8_t, 16> unset{};
+    for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
+        if (n == keep || volume_of(n) == unset || volume_of(n) == volume_of(keep)) continue;
+        crash(n, true);
+        new_disk(n);
+        start(n);
+    }
+}
+
 void World::settle_split_brain() {
     int keep = -1;
     for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
@@ -563,6 +581,7 @@ void World::settle_split_brain() {
             keep = n;
         }
     }
+    if (keep >= 0) give_up_other_volumes(keep);
     for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
         Node& node = nodes_[static_cast<std::size_t>(n)];
         if (node.core->disk() == DiskState::diskless) attach(n);

@@ -195,6 +195,7 @@ class World {
     void one_command();
     void command(int n, CommandKind kind, int peer = -1, bool force = false, bool discard = false);
     void heal();
+    void give_up_other_volumes(int keep);
     void settle_split_brain();
     bool converged(std::string& why);
     void audit_all();
