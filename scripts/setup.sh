@@ -14,8 +14,9 @@ build=(g++ cmake ninja-build ccache pkg-config liburing-dev libnl-3-dev libnl-ge
 demo=(fio qemu-utils libnbd-bin e2fsprogs iproute2 jq python3 procps util-linux)
 test=(drbd-utils python3-libnbd clang clang-format mandoc valgrind libnbd-dev shellcheck)
 }
-# Better, but not in every release: taken where the archive has it.
-test_if_offered=(clang-format-14)
+# Taken where the archive has them, and done without elsewhere: what is not in every release, and
+# what the guests of tests/vm need (their kernel is fetched by tests/vm/kernel.sh).
+test_if_offered=(clang-format-14 qemu-system-x86 busybox-static kmod xz-utils xfsprogs)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 
@@ -59,12 +60,23 @@ missing_of() {
 }
 
 mapfile -t missing < <(missing_of "${wanted[@]}")
-[ ${#missing[@]} -gt 0 ] || exit 0
+look_for_optional() {
+    optional=()
+    [[ " ${groups[*]} " == *" test "* ]] || return 0
+    local package
+    for package in $(missing_of "${test_if_offered[@]}"); do
+        if apt-cache show "$package" >/dev/null 2>&1; then optional+=("$package"); fi
+    done
+}
+look_for_optional
+[ $((${#missing[@]} + ${#optional[@]})) -gt 0 ] || exit 0
 
 as_root=()
 if [ "$(id -u)" != 0 ]; then
     if command -v sudo >/dev/null && { sudo -n true 2>/dev/null || [ -t 0 ]; }; then
         as_root=(sudo)
+    elif [ ${#missing[@]} = 0 ]; then
+        exit 0
     else
         say "these packages are missing and only root may install them:"
         say "  apt-get install ${missing[*]}"
@@ -72,17 +84,17 @@ if [ "$(id -u)" != 0 ]; then
     fi
 fi
 
-say "installing ${missing[*]}"
+say "installing ${missing[*]} ${optional[*]}"
 apt() {
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=a \
         apt-get -q -y -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3 "$@" >&2
 }
 apt update || say "apt-get update failed; trying with the lists that are there"
-for package in "${test_if_offered[@]}"; do
-    if [[ " ${groups[*]} " == *" test "* ]] && apt-cache show "$package" >/dev/null 2>&1; then
-        missing+=("$package")
-    fi
+look_for_optional
+for package in "${optional[@]}"; do
+    apt install --no-install-recommends "$package" || say "without $package: some tests will skip"
 done
+[ ${#missing[@]} -gt 0 ] || exit 0
 if ! apt install --no-install-recommends "${missing[@]}"; then
     say "apt-get could not install the packages above; see its message."
     exit 4
