@@ -180,8 +180,8 @@ void Core::disconnect_peer(NodeId id) {
     peer.wanted = false;
     if (peer.phase == LinkPhase::up) {
         // Who leaves a primary is behind from then on, and so is who a primary leaves.
-        if (peer.role == Role::primary && disk_ >= DiskState::consistent)
-            set_disk(DiskState::outdated);
+        const bool follows = role_ != Role::primary && peer.role == Role::primary;
+        if (follows && disk_ >= DiskState::consistent) set_disk(DiskState::outdated);
         Message m;
         m.type = MessageType::goodbye;
         m.flags = role_ == Role::primary ? 1 : 0;

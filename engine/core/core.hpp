@@ -202,6 +202,7 @@ class Core {
         bool local_ok = false;
         bool remote_read = false;
         bool retried = false;
+        bool counted = false;  // a read in active_reads_
         bool al_held = false;  // while it waits for the activity log
         int error = 0;
         int read_peer = -1;
@@ -221,6 +222,7 @@ class Core {
         bool fua = false;
         bool discard = false;
         bool al_held = false;
+        bool journalled = false;  // seq is its entry in the journal
         NodeId peer = 0;
         std::uint32_t link = 0;  // which incarnation of the connection it came by
         std::uint32_t id = 0;
@@ -284,6 +286,7 @@ class Core {
         ReplicationState repl = ReplicationState::off;
         std::uint64_t stable_seq = 0;  // writes up to this one are stable on the peer
         std::uint64_t trim_told = 0;
+        std::uint64_t first_seq = 0;  // source: the target's journal begins here
 
         // Resync.
         bool paused_here = false, paused_there = false, pause_told = false;
@@ -378,6 +381,7 @@ class Core {
     void maybe_clear_crash_marker();
     void set_slot_full(NodeId peer);
     void change_volume_size(std::uint64_t bytes);
+    bool quiet() const;  // no I/O to data, bitmap or log is under way or waits
 
     // requests.cpp
     void admit(std::uint32_t slot);
@@ -569,6 +573,7 @@ class Core {
     std::vector<std::uint32_t> held_;  // slots, in order of arrival
     std::vector<std::uint32_t> al_waiting_;
     std::uint32_t active_writes_ = 0;
+    std::uint32_t active_reads_ = 0;
     bool epoch_flush_ = false;
     std::uint64_t order_ = 0;
     Journal journal_;

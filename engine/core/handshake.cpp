@@ -60,6 +60,9 @@ void Core::maybe_send_state(NodeId id) {
     const bool changing = meta_ != MetaPhase::attached && meta_ != MetaPhase::detached;
     if (peer.state_sent || changing || !settled() || promotion_ == Promotion::recording) return;
     if (disk_usable() && (flush_wanted_ || flushing_)) return;
+    // Its size may have to change, and that of the bitmap.
+    const bool created = uuid_identity(sb_.current_uuid) == uuid_just_created;
+    if (disk_usable() && created && !quiet()) return;
     // What is still on its way to the disk from the last connection could land on newer data
     // (I-C8).
     for (const std::uint32_t index : peer_queue_) {
@@ -78,11 +81,21 @@ void Core::maybe_send_state(NodeId id) {
     if (peer.state_received) evaluate(id);
 }
 
+// What a node can say of itself.
+static bool possible(Role role, DiskState disk) {
+    const bool known = disk == DiskState::diskless || disk == DiskState::attaching ||
+                       disk == DiskState::failed || disk == DiskState::inconsistent ||
+                       disk == DiskState::outdated || disk == DiskState::consistent ||
+                       disk == DiskState::up_to_date;
+    return known && (role == Role::primary || role == Role::secondary);
+}
+
 void Core::on_state(NodeId id, const StatePayload& state) {
     Peer& peer = peers_[id];
-    const auto role = static_cast<Role>(state.role);
     const auto disk = static_cast<DiskState>(state.disk);
-    if ((role != Role::primary && role != Role::secondary) || disk > DiskState::up_to_date) {
+    const bool sized = state.size_bytes > 0 && state.size_bytes % sector_bytes == 0;
+    if (!possible(static_cast<Role>(state.role), disk) ||
+        (disk >= DiskState::inconsistent ? !sized : state.size_bytes != 0)) {
         return protocol_error(id, "a state with impossible values");
     }
     if (peer.state_received) return protocol_error(id, "two states in one round");
@@ -122,7 +135,14 @@ bool Core::agree_on_size(NodeId id) {
         return false;
     }
     if (!i_am_new || wanted == mine.size_bytes) return true;
-    ASSERT(disk_io_ == 0 && bitmap_in_flight_ == 0 && al_->held() == 0);
+    const bool as_sent = disk_usable() && volume_bytes_ == mine.size_bytes &&
+                         uuid_identity(sb_.current_uuid) == uuid_just_created;
+    if (!as_sent || !quiet()) {
+        want_handshake(id);  // another peer came first; once more, with what is true then
+        return false;
+    }
+    drop_journal(false);  // everything is marked below
+    ASSERT(al_->held() == 0);
     change_volume_size(wanted);
     al_->reset();
     for_peers([&](Peer&, NodeId other) {
@@ -350,21 +370,30 @@ void Core::on_state_update(NodeId id, const Message& m) {
     Peer& peer = peers_[id];
     const auto role = static_cast<Role>(m.id & 0xff);
     const auto disk = static_cast<DiskState>(m.id >> 8 & 0xff);
-    if ((role != Role::primary && role != Role::secondary) || disk > DiskState::up_to_date) {
-        return protocol_error(id, "a state with impossible values");
-    }
+    if (!possible(role, disk)) return protocol_error(id, "a state with impossible values");
     // Between its state and this node's answer it says nothing new to the verdict, and before the
     // first verdict nothing counts: a copy that was not judged yet must not be used.
     if (peer.state_received) peer.late_update = m;
     const bool lost = disk < DiskState::inconsistent;
     if ((peer.state_received || peer.repl == ReplicationState::off) && !lost) return;
+    if (role_ == Role::primary && role == Role::primary) {
+        return go_standalone(id, "split brain: both sides are Primary");
+    }
     const bool demoted = peer.role == Role::primary && role == Role::secondary;
     const bool lost_data = peer.disk >= DiskState::inconsistent &&
                            peer.disk != DiskState::unknown && disk < DiskState::inconsistent;
     if (role == Role::primary && role_ != Role::primary && equal(peer)) follow(id);
+    // It had everything, and is another node's target now: its answer to sync_done, which may still
+    // be on its way by the other stream, says nothing any more.
+    const bool fell = peer.finishing && peer.disk >= DiskState::outdated &&
+                      peer.disk != DiskState::unknown && disk <= DiskState::inconsistent;
     peer.role = role;
     peer.disk = disk;
     if (disk <= DiskState::inconsistent) peer.aligned = false;
+    if (fell) {
+        abort_resync(id);
+        want_handshake(id);
+    }
     touch();
     if (lost_data) peer_lost_data(id);
     const bool member = role_ == Role::primary && in_sync().has(id) && !peer.finishing;

@@ -38,6 +38,7 @@ HelloPayload Core::hello_for(NodeId id, Stream stream) const {
     hello.incarnation = config_.entropy;
     hello.journal_entries = static_cast<std::uint32_t>(journal_.capacity());
     hello.io_bytes_max = io_bytes_max;
+    hello.protocol = static_cast<std::uint8_t>(config_.options.protocol);
     if (metadata_usable()) hello.volume_id = sb_.extension.volume_id;
     const std::size_t n = std::min(config_.resource.size(), wire_name_max - 1);
     std::memcpy(hello.resource.data(), config_.resource.data(), n);
@@ -100,6 +101,9 @@ static const char* hello_fault(const HelloPayload& hello, const HelloPayload& ow
     if (!is_peer) return "the peer is not configured here";
     if (hello.io_bytes_max != own.io_bytes_max) return "another limit for the size of a request";
     if (hello.journal_entries < 8) return "the peer remembers too few writes";
+    if (hello.protocol != own.protocol) {
+        return "another replication protocol on the peer: give both the same option";
+    }
     const std::array<std::uint8_t, 16> unset{};
     if (hello.volume_id != unset && own.volume_id != unset && hello.volume_id != own.volume_id) {
         return "the peer's disk holds another volume";
@@ -352,6 +356,10 @@ void Core::dispatch_structured(NodeId id, const Message& m, std::span<const std:
     }
     const auto g = decode_generation(payload);
     if (!g) return protocol_error(id, "a generation that can not be read");
+    const Uuid named = uuid_identity(g.value().current_uuid);
+    if (named == uuid_none || named == uuid_just_created) {
+        return protocol_error(id, "a generation without a name");
+    }
     if (m.type == MessageType::sync_done) return on_sync_done(id, g.value());
     if (m.type == MessageType::adopt_generation) return on_adopt_generation(id, g.value());
     on_generation(id, m, g.value());

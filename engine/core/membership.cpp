@@ -172,7 +172,9 @@ void Core::on_in_sync(NodeId id, const Message& m) {
         sb_.peers[other].bitmap_uuid = sb_.peers[other].admitting_uuid = uuid_none;
         sb_.peers[other].flags &= ~md_peer_flag::full_sync;
         const bool round = peer.want_state || peer.state_sent || peer.state_received;
-        if (!leads && !round && equal_and_usable(peer)) peer.aligned = true;
+        if (leads || round || !equal_and_usable(peer)) return;
+        peer.aligned = true;
+        maybe_up_to_date(peer.disk == DiskState::up_to_date);
     });
     // Who is equal is a member: a promotion without it must open a generation.
     sb_.extension.in_sync = leads ? members : in_sync() | members;

@@ -329,6 +329,11 @@ Status Core::prepare_attach(const Superblock& superblock) {
                      "the bitmap has " + std::to_string(superblock.bytes_per_bit) +
                          " bytes a bit; Replica uses 4096: create the metadata anew"};
     }
+    if (uuid_identity(superblock.current_uuid) == uuid_none) {
+        return state_error(
+            "the metadata names no generation, so nobody can tell what the disk holds; create it "
+            "anew, then resync");
+    }
     if (superblock.effective_size_sectors == 0) {
         return state_error("the metadata has no volume size; create the resource first");
     }
@@ -368,6 +373,11 @@ void Core::change_volume_size(std::uint64_t bytes) {
                 sb_.al_stripes * sb_.al_stripe_blocks);
     evicted_.reserve(al_updates_max);
     al_pages_.reserve(std::size_t{al_updates_max} * 34);
+}
+
+bool Core::quiet() const {
+    return disk_io_ == 0 && bitmap_in_flight_ == 0 && peer_queue_.empty() && !al_writing_ &&
+           !al_preparing_;
 }
 
 void Core::load_bitmap_page(std::uint64_t page, std::span<const std::byte, 4096> bytes) {
@@ -579,6 +589,8 @@ void Core::drop_journal(bool mark) {
         release_journal_entry(journal_.at(journal_.head()));
         journal_.pop();
     }
+    for (const std::uint32_t index : peer_queue_)
+        peer_requests_[index].journalled = false;
     journal_owner_ = -1;
     sync_flags();
 }

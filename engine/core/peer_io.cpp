@@ -15,6 +15,8 @@ bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b, std::uint6
 std::uint32_t extent_of(std::uint64_t offset) {
     return static_cast<std::uint32_t>(offset / extent_bytes);
 }
+// A primary counts its writes from 1, so no honest one comes near.
+constexpr std::uint64_t seq_max = std::uint64_t{1} << 62;
 
 }  // namespace
 
@@ -65,6 +67,9 @@ void Core::on_peer_write(NodeId id, const Message& m, BufferRef buffer) {
     if (!inside && disk_usable()) return refuse("a write outside the volume");
     if (!resync && (peer.role != Role::primary || role_ == Role::primary))
         return refuse("a write from a peer that may not write here");
+    const bool next = journal_owner_ != id || m.seq >= journal_.tail();
+    if (!resync && (m.seq == 0 || m.seq > seq_max || !next))
+        return refuse("a write with an impossible number");
     const auto index = new_peer_request(id);
     if (!index) return refuse("more requests than agreed");
     PeerRequest& p = peer_requests_[*index];
@@ -89,8 +94,12 @@ void Core::on_peer_write(NodeId id, const Message& m, BufferRef buffer) {
     entry.length = m.length;
     entry.local_pending = true;
     journal_.push(entry);
+    p.journalled = true;
     last_seq_ = m.seq;
-    if (disk_usable()) {
+    if (disk_ == DiskState::inconsistent && disk_usable()) {
+        // The target of a resync is no member: nobody tells it which of them is lost meanwhile.
+        bitmap_->set_bytes_all_slots(m.offset, m.length, static_cast<unsigned>(peer.slot));
+    } else if (disk_usable()) {
         for_peers([&](const Peer& other, NodeId other_id) {
             if (!NodeMask{m.nodes}.has(other_id) || other.slot < 0) return;
             bitmap_->set_bytes(static_cast<unsigned>(other.slot), m.offset, m.length);
@@ -180,9 +189,7 @@ void Core::admit_peer_request(std::uint32_t index) {
     if (!disk_usable()) {
         if (p.al_held) p.al_held = false;
         answer_peer_request(p, false, false);
-        if (!resync && p.kind != PeerIo::flush && journal_owner_ == p.peer && journal_.has(p.seq)) {
-            journal_.at(p.seq).local_pending = false;
-        }
+        if (p.journalled) journal_.at(p.seq).local_pending = false;
         return free_peer_request(index);
     }
     if (resync && p.link == peers_[p.peer].link &&
@@ -190,20 +197,22 @@ void Core::admit_peer_request(std::uint32_t index) {
         return;  // Inconsistent is not on the disk yet
     }
     const Peer& from = peers_[p.peer];
-    if (p.link != from.link ||
+    const bool write = p.kind == PeerIo::write || p.kind == PeerIo::zero;
+    if (p.link != from.link || (write && role_ == Role::primary) ||
         (resync && (from.repl != ReplicationState::sync_target || from.paused_for_other))) {
         // Of a connection or a resync that is over, or not its turn: two sources would overwrite
         // each other. Its writes are marked, the primary knows too.
         if (p.al_held) al_->release(extent_of(p.offset));
+        if (p.journalled) journal_.at(p.seq).local_pending = false;
         answer_peer_request(p, false, false);  // the source keeps a chunk's number until then
         return free_peer_request(index);
     }
     if (peer_conflicts(p)) return;
     if (resync && role_ == Role::primary) {
         for (const Request& r : requests_) {
-            const bool write =
+            const bool newer =
                 r.phase == Phase::active && r.kind != IoKind::read && r.kind != IoKind::flush;
-            if (!write || !overlap(p.offset, p.length, r.offset, r.length)) continue;
+            if (!newer || !overlap(p.offset, p.length, r.offset, r.length)) continue;
             // A newer write of ours is on its way to the source: what it read may be older.
             if (p.al_held) al_->release(extent_of(p.offset));
             answer_peer_request(p, true, true);
@@ -252,9 +261,8 @@ void Core::finish_peer_request(std::uint32_t index, int result) {
     ASSERT(p.phase == Phase::active);
     --disk_io_;
     const bool resync = p.kind == PeerIo::resync_write || p.kind == PeerIo::resync_zero;
-    const bool write = p.kind == PeerIo::write || p.kind == PeerIo::zero;
     const bool metadata_good = metadata_usable();
-    if (write && journal_owner_ == p.peer && journal_.has(p.seq)) {
+    if (p.journalled) {
         JournalEntry& entry = journal_.at(p.seq);
         entry.local_pending = false;
         entry.al_held = p.al_held && metadata_good;
@@ -365,7 +373,8 @@ void Core::on_peer_read_io(std::uint32_t index, int result) {
     PeerRead& read = peer_reads_[index];
     ASSERT(read.used && read.issued);
     --disk_io_;
-    answer_peer_read(read, result == 0 ? BufferRef{BufferKind::serve, index} : BufferRef{});
+    const bool good = result == 0 && disk_usable();
+    answer_peer_read(read, good ? BufferRef{BufferKind::serve, index} : BufferRef{});
     if (result != 0) local_disk_failed("an I/O on the backing disk failed");
 }
 

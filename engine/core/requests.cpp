@@ -35,8 +35,8 @@ void Core::on_request(Instant now, std::uint32_t slot, IoKind kind, std::uint64_
     r.length = length;
     r.fua = fua;
     r.order = ++order_;
-    if (role_ != Role::primary) {
-        complete(slot, EROFS);
+    if (role_ != Role::primary || promotion_ != Promotion::none) {
+        complete(slot, EROFS);  // a promotion that is being recorded may still be taken back
     } else if (kind != IoKind::flush && (length == 0 || offset + length > volume_bytes_)) {
         complete(slot, is_write(kind) ? ENOSPC : EINVAL);
     } else {
@@ -61,6 +61,8 @@ void Core::admit(std::uint32_t slot) {
     }
     if (r.kind == IoKind::read) {
         r.phase = Phase::active;
+        r.counted = true;
+        ++active_reads_;
         return issue_read(slot);
     }
     if (disk_usable() && !is(Mutant::skip_activity_log)) {
@@ -81,14 +83,17 @@ void Core::admit(std::uint32_t slot) {
     issue_write(slot);
 }
 
-// An earlier request that this one must not overtake: a write against any write; a read against a
-// write in flight, so that a value seen once can not vanish at a failover.
+// An earlier request that this one must not overtake: a write against any other, a read against a
+// write. A read that saw a write on its way could be answered before the write is, and the value
+// vanish at a failover.
 bool Core::conflicts(const Request& request) const {
-    if (active_writes_ == 0 && held_.empty() && al_waiting_.empty()) return false;
+    const std::uint32_t reads = is_write(request.kind) ? active_reads_ : 0;
+    if (active_writes_ + reads == 0 && held_.empty() && al_waiting_.empty()) return false;
     if (is(Mutant::no_overlap_hold)) return false;
     for (const Request& other : requests_) {
         if (other.phase == Phase::free || other.order >= request.order) continue;
-        if (other.kind == IoKind::flush || !is_write(other.kind)) continue;
+        if (other.kind == IoKind::flush) continue;
+        if (!is_write(request.kind) && !is_write(other.kind)) continue;
         if (overlap(request.offset, request.length, other.offset, other.length)) return true;
     }
     return false;
@@ -298,6 +303,8 @@ void Core::on_request_io(std::uint32_t slot, int result) {
     ASSERT(r.phase == Phase::active && r.local_pending);
     --disk_io_;
     r.local_pending = false;
+    // A failed flush may have taken what its cache held: what is read after it may be old.
+    if (r.kind == IoKind::read && result == 0 && !disk_usable()) result = EIO;
     r.local_ok = result == 0;
     if (is_write(r.kind)) {
         JournalEntry& entry = journal_.at(r.seq);
@@ -412,6 +419,8 @@ void Core::complete(std::uint32_t slot, int error) {
         journal_.at(r.seq).request = 0;
         --active_writes_;
     }
+    if (r.counted) --active_reads_;
+    r.counted = false;
     if (r.kind == IoKind::read && error == 0) counters_.read_bytes += r.length;
     const bool was_flush = r.kind == IoKind::flush;
     r.phase = Phase::free;

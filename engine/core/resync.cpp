@@ -46,7 +46,7 @@ void Core::start_source(NodeId id, bool full) {
     peer.repl = ReplicationState::bitmap_source;
     peer.disk = DiskState::inconsistent;
     peer.bitmap_sent = peer.bitmap_received = peer.finishing = false;
-    peer.bitmap_cursor = peer.cursor = 0;
+    peer.bitmap_cursor = peer.cursor = peer.backlog_bytes = 0;
     peer.done_bits = 0;
     peer.total_bits = 0;
     if (full) {
@@ -72,7 +72,7 @@ void Core::start_target(NodeId id, bool full) {
     }
     peer.repl = ReplicationState::bitmap_target;
     peer.bitmap_sent = peer.bitmap_received = peer.finishing = false;
-    peer.bitmap_cursor = 0;
+    peer.bitmap_cursor = peer.backlog_bytes = 0;
     peer.done_bits = 0;
     peer.total_bits = 0;
     peer.full_target = full;
@@ -187,6 +187,8 @@ void Core::pump_bitmap_exchange(NodeId id) {
         m.offset = page;
         m.payload_bytes = wire_bitmap_page_bytes;
         send(id, Stream::bulk, m);
+        // What this step queues counts at once: the shell tells how much is left of it later.
+        peer.backlog_bytes += wire_bitmap_page_bytes;
         ++sent;
     }
     flush_ones(peer.bitmap_cursor);
@@ -197,6 +199,7 @@ void Core::pump_bitmap_exchange(NodeId id) {
     peer.bitmap_sent = true;
     // From here on writes are sent; everything before was marked.
     peer.stable_seq = journal_.tail() - 1;
+    peer.first_seq = journal_.tail();
     bitmap_exchanged(id);
 }
 
@@ -368,6 +371,12 @@ void Core::maybe_finish_source(NodeId id) {
     const auto slot = static_cast<unsigned>(peer.slot);
     if (peer.repl != ReplicationState::sync_source || peer.finishing || peer.chunks > 0) return;
     if (bitmap_->count(slot) > 0 || !settled() || peer.want_state || peer.state_sent) return;
+    if (role_ == Role::primary && journal_.head() < peer.first_seq) {
+        // It got these writes by the resync, so they are not in its journal, and it could not mark
+        // them toward a member that lacks them: they have to be stable everywhere first.
+        want_epoch_flush_ = true;
+        return;
+    }
     peer.finishing = true;
     if (peer.pending++ == 0) peer.progress_at = now_;
     if (!is(Mutant::no_fence)) {
@@ -401,7 +410,7 @@ void Core::on_sync_done_ack(NodeId id, const Message& m) {
     peer.total_bits = peer.done_bits = 0;
     notice(5, id, "resync done");
     maybe_clear_crash_marker();
-    maybe_up_to_date(false);
+    maybe_up_to_date(peer.disk == DiskState::up_to_date);
     persist();
     tell_in_sync();
 }

@@ -145,6 +145,7 @@ template <class Visitor, class P>
 void visit_hello(Visitor& v, P& p) {
     v(p.version_min), v(p.version_max), v(p.from), v(p.to), v(p.features), v(p.session);
     v(p.incarnation), v(p.journal_entries), v(p.io_bytes_max), v(p.volume_id), v(p.resource);
+    v(p.protocol);
 }
 template <class Visitor, class P>
 void visit_generation(Visitor& v, P& p) {

@@ -114,6 +114,7 @@ struct HelloPayload {
     std::uint32_t io_bytes_max = 0;
     std::array<std::uint8_t, 16> volume_id{};  // zero: not known yet
     std::array<char, wire_name_max> resource{};
+    std::uint8_t protocol = 'C';  // replication protocol: 'A', 'B' or 'C'
 };
 inline constexpr std::size_t hello_payload_bytes = 128;
 

@@ -268,6 +268,7 @@ TEST_CASE("a hello") {
     h.io_bytes_max = io_bytes_max;
     h.volume_id.fill(0xa5);
     std::memset(h.resource.data(), 'x', wire_name_max - 1);
+    h.protocol = 'B';
     std::array<std::byte, hello_payload_bytes> bytes{};
     encode_hello(h, bytes);
     const auto back = decode_hello(bytes);
@@ -277,7 +278,7 @@ TEST_CASE("a hello") {
     CHECK((b.from == 31 && b.to == 3 && b.features == h.features && b.session == h.session));
     CHECK((b.incarnation == h.incarnation && b.journal_entries == 8192));
     CHECK((b.io_bytes_max == io_bytes_max && b.volume_id == h.volume_id));
-    CHECK(b.resource == h.resource);
+    CHECK((b.resource == h.resource && b.protocol == 'B'));
     check_lengths(bytes, [](auto span) { return static_cast<bool>(decode_hello(span)); });
 
     HelloPayload bad = h;
