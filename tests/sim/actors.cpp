@@ -3,6 +3,7 @@
 // operator, and the end of each run: heal, resolve, demand convergence, compare every byte.
 #include <algorithm>
 #include <cerrno>
+#include <iterator>
 
 #include "tests/sim/world.hpp"
 
@@ -28,10 +29,23 @@ void World::draw_swarm() {
         swarm_.partition = half();
         swarm_.half_open = half();
         swarm_.slow_disk = random_.below(3) == 0;
+        swarm_.slow_data = swarm_.slow_disk && random_.below(3) != 0;
+        swarm_.slow_metadata = swarm_.slow_disk && (!swarm_.slow_data || half());
+        swarm_.segments = half();
+        swarm_.bit_flips = random_.below(5) == 0;
+        swarm_.resets = half();
+        swarm_.stalls = half();
+        swarm_.one_way = half();
+        swarm_.latent = random_.below(6) == 0;
+        swarm_.restarts = random_.below(3) == 0;
+        const std::uint64_t slowness[] = {0, 0, 0, 8'000, 60'000};
+        swarm_.ns_per_kib = slowness[random_.below(5)];
+        if (swarm_.ns_per_kib > 0) ++stats_.of(Fault::slow_link);
         swarm_.disk_errors = random_.below(4) == 0;
         swarm_.pause = random_.below(3) == 0;
     }
     swarm_.operators = half();
+    swarm_.options = swarm_.operators && half();
     swarm_.detach = swarm_.operators && half();
     swarm_.force = random_.below(6) == 0;
     const std::uint64_t net[] = {20'000, 200'000, 2'000'000};
@@ -55,7 +69,6 @@ std::size_t World::draw_cluster() {
     base_.mutant = options_.mutant;
     const Protocol protocols[] = {Protocol::c, Protocol::c, Protocol::c, Protocol::a, Protocol::b};
     base_.options.protocol = protocols[random_.below(5)];
-    base_.options.on_io_error = OnIoError::detach;
     base_.options.al_extents = 2 + static_cast<std::uint32_t>(random_.below(5));
     base_.options.ping_interval_ms = 500;
     base_.options.ping_timeout_ms = 300;
@@ -76,11 +89,42 @@ std::size_t World::draw_cluster() {
     base_.limits.resync_chunks = 1 + static_cast<std::uint32_t>(random_.below(6));
     base_.limits.resync_chunk_bytes = block_bytes << random_.below(9);
     base_.limits.bitmap_writes = 1 + static_cast<std::uint32_t>(random_.below(3));
+    volume_is_drawn_ = true;
     return count;
+}
+
+// Options that may differ between nodes. The protocol is agreed upon by those who configure.
+void World::draw_node(Node& node) {
+    ResourceOptions& o = node.options;
+    o = base_.options;
+    o.on_io_error = random_.below(3) == 0 ? OnIoError::pass_on : OnIoError::detach;
+    if (random_.below(3) == 0) o.al_extents = 2 + static_cast<std::uint32_t>(random_.below(7));
+    if (random_.below(3) == 0) {
+        o.ping_interval_ms = 300 + static_cast<std::uint32_t>(random_.below(600));
+        o.ping_timeout_ms = 200 + static_cast<std::uint32_t>(random_.below(400));
+        o.request_timeout_ms = 2'000 + static_cast<std::uint32_t>(random_.below(6'000));
+        o.connect_interval_ms = 100 + static_cast<std::uint32_t>(random_.below(400));
+    }
+    if (random_.below(4) == 0) o.resync_rate_max = random_.below(2) == 0 ? 8U << 20 : 0;
+    node.limits = base_.limits;
+    if (random_.below(3) == 0) node.limits.journal = 8U << random_.below(5);
+    if (random_.below(3) == 0) {
+        node.limits.requests = 4 + static_cast<std::uint32_t>(random_.below(13));
+    }
+    if (random_.below(3) == 0) {
+        node.limits.resync_chunks = 1 + static_cast<std::uint32_t>(random_.below(6));
+        node.limits.resync_chunk_bytes = block_bytes << random_.below(9);
+    }
 }
 
 void World::make_nodes(std::size_t count) {
     nodes_.resize(count);
+    const bool drawn = volume_is_drawn_;
+    for (Node& node : nodes_) {
+        node.options = base_.options;
+        node.limits = base_.limits;
+        if (drawn) draw_node(node);
+    }
     for (int n = 0; n < static_cast<int>(count); ++n) {
         new_disk(n);
         nodes_[static_cast<std::size_t>(n)].boot = random_.next();
@@ -327,12 +371,24 @@ void World::replied(int n, std::uint32_t token, Errc code) {
     if (!strict) checker_.adopted_losses(generation, *node.disk);
 }
 
+// At any time, also while they matter.
+void World::change_options(int n) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    ++stats_.of(Fault::options);
+    draw_node(node);
+    trace(n, "new options");
+    node.core->on_options(Instant{now_}, node.options);
+    perform(n);
+}
+
 void World::one_command() {
     const int n = static_cast<int>(random_.below(nodes_.size()));
     Node& node = nodes_[static_cast<std::size_t>(n)];
     if (!node.up || node.paused_until > now_) return;
     const int peer = random_.below(2) == 0 ? -1 : static_cast<int>(random_.below(nodes_.size()));
     const int other = peer == n ? -1 : peer;
+    ++stats_.of(Fault::command);
+    if (swarm_.options && random_.below(4) == 0) return change_options(n);
     switch (random_.below(10)) {
         case 0:
             return command(n, CommandKind::demote);
@@ -386,16 +442,88 @@ void World::operators() {
 // --- Faults
 // -----------------------------------------------------------------------------------------------
 
+void World::network_fault(int n) {
+    const int m = static_cast<int>(random_.below(nodes_.size()));
+    const std::uint64_t kind = random_.below(4);
+    if (kind < 2) {
+        if (!swarm_.partition || m == n) return;
+        const bool one_way = swarm_.one_way && random_.below(2) == 0;
+        ++stats_.of(one_way ? Fault::one_way : Fault::partition);
+        set_cut(n, m, true, one_way);
+        trace(n, one_way ? "does not reach n%d" : "cut from n%d", m);
+        return at(random_.below(swarm_.half_open ? 6 * ns_per_s : 400 * ns_per_ms), [this, n, m] {
+            set_cut(n, m, false);
+            trace(n, "joined with n%d", m);
+        });
+    }
+    if (connections_.empty()) return;
+    auto it = connections_.begin();
+    std::advance(it, static_cast<std::ptrdiff_t>(random_.below(connections_.size())));
+    const std::size_t side = random_.below(2);
+    if (kind == 2 && swarm_.resets && it->second.open[side] &&
+        nodes_[static_cast<std::size_t>(it->second.node[side])].up) {
+        ++stats_.of(Fault::reset);
+        trace(it->second.node[side], "a connection is reset");
+        broken(it->first, static_cast<int>(side));
+    } else if (kind == 3 && swarm_.stalls) {  // one stream, one direction; the others go on
+        ++stats_.of(Fault::stall_stream);
+        it->second.last_arrival[side] =
+            std::max(it->second.last_arrival[side], now_) + random_.below(2 * ns_per_s);
+    }
+}
+
+void World::disk_fault(int n) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    if (swarm_.latent && random_.below(2) == 0) {
+        ++stats_.of(Fault::latent_error);
+        node.broke = true;
+        for (int i = 0; i < 3; ++i) {
+            const std::uint64_t block = hot_blocks_[random_.below(hot_blocks_.size())];
+            node.disk->spoil(std::min(
+                volume_sectors_ - 1, block * sectors_per_block + random_.below(sectors_per_block)));
+        }
+        return;
+    }
+    if (!swarm_.disk_errors || random_.below(3) != 0) return;
+    ++stats_.of(Fault::broken_disk);
+    node.disk_broken = true;
+    node.broke = true;
+    trace(n, "disk breaks");
+    at(random_.below(4 * ns_per_s), [this, n] {
+        Node& mended = nodes_[static_cast<std::size_t>(n)];
+        mended.disk_broken = false;
+        if (mended.up && mended.core->disk() == DiskState::diskless) attach(n);
+    });
+}
+
+void World::start_later(int n, std::uint64_t delay) {
+    at(delay, [this, n] {
+        if (!nodes_[static_cast<std::size_t>(n)].up) start(n);
+    });
+}
+
+// In the middle of something, and then back.
+void World::crash_later(int n, std::uint64_t delay, bool power) {
+    at(delay, [this, n, power] {
+        if (!faulty_) return;
+        crash(n, power);
+        start_later(n, 5 * ns_per_ms + random_.below(ns_per_s));
+    });
+}
+
 void World::one_fault() {
     const int n = static_cast<int>(random_.below(nodes_.size()));
     const auto back_after = [&](int which) {
-        const std::uint64_t delay = 5 * ns_per_ms + random_.below(3 * ns_per_s);
-        at(delay, [this, which] {
-            if (!nodes_[static_cast<std::size_t>(which)].up) start(which);
-        });
+        // Soon enough, sometimes, to die again while it recovers.
+        const bool soon = swarm_.restarts && random_.below(2) == 0;
+        const std::uint64_t delay = 5 * ns_per_ms + random_.below(soon ? 100'000 : 3 * ns_per_s);
+        start_later(which, delay);
+        if (!soon) return;
+        const bool power = swarm_.power_cut && (!swarm_.process_crash || random_.below(2) == 0);
+        crash_later(which, delay + random_.below(10 * swarm_.disk_delay_ns + ns_per_ms), power);
     };
     ++stats_.faults;
-    switch (random_.below(7)) {
+    switch (random_.below(9)) {
         case 0:
             if (!swarm_.process_crash) return;
             crash(n, false);
@@ -406,39 +534,24 @@ void World::one_fault() {
             return back_after(n);
         case 2:
             if (!swarm_.all_power || random_.below(3) != 0) return;
+            ++stats_.of(Fault::all_power);
             for (int m = 0; m < static_cast<int>(nodes_.size()); ++m) {
                 crash(m, true);
                 back_after(m);
             }
             return;
         case 3:
-        case 4: {
-            const int m = static_cast<int>(random_.below(nodes_.size()));
-            if (!swarm_.partition || m == n) return;
-            set_cut(n, m, true);
-            trace(n, "cut from n%d", m);
-            at(random_.below(swarm_.half_open ? 6 * ns_per_s : 400 * ns_per_ms), [this, n, m] {
-                set_cut(n, m, false);
-                trace(n, "joined with n%d", m);
-            });
-            return;
-        }
+        case 4:
         case 5:
+        case 6:
+            return network_fault(n);
+        case 7:
             if (!swarm_.pause || !nodes_[static_cast<std::size_t>(n)].up) return;
+            ++stats_.of(Fault::pause);
             nodes_[static_cast<std::size_t>(n)].paused_until = now_ + random_.below(5 * ns_per_s);
-            trace(n, "stands still");
-            return;
+            return trace(n, "stands still");
         default:
-            if (!swarm_.disk_errors || random_.below(3) != 0) return;
-            nodes_[static_cast<std::size_t>(n)].disk_broken = true;
-            nodes_[static_cast<std::size_t>(n)].broke = true;
-            trace(n, "disk breaks");
-            at(random_.below(4 * ns_per_s), [this, n] {
-                Node& node = nodes_[static_cast<std::size_t>(n)];
-                node.disk_broken = false;
-                if (node.up && node.core->disk() == DiskState::diskless) attach(n);
-            });
-            return;
+            return disk_fault(n);
     }
 }
 
@@ -515,7 +628,8 @@ void World::audit_pair(int a, int b) {
     Node& x = nodes_[static_cast<std::size_t>(a)];
     Node& y = nodes_[static_cast<std::size_t>(b)];
     if (x.broke || y.broke)
-        return;  // a disk that failed keeps what it had; its label is judged at attach
+        return;  // a disk that failed keeps what it had; its label is judged at
+                 // attach
     const auto label = [&](Node& node) {
         const auto& sb = node.disk->newest();
         return node.up && node.core->disk() >= DiskState::inconsistent ? node.core->superblock()
@@ -554,8 +668,6 @@ void World::audit_all() {
 // --- The end
 // ----------------------------------------------------------------------------------------------
 
-// An operator looks at what is StandAlone and decides: the primary's data stays, else the lowest
-// id's.
 // Two nodes that were made volumes of their own, each by force: one of them is created anew.
 void World::give_up_other_volumes(int keep) {
     const auto volume_of = [&](int n) {
@@ -567,6 +679,21 @@ void World::give_up_other_volumes(int keep) {
         crash(n, true);
         new_disk(n);
         start(n);
+    }
+}
+
+// An operator looks at what is StandAlone and decides: the primary's data stays, else the lowest
+// id's.
+// A write that failed and was passed on left marks; a connection anew resyncs what they say.
+void World::reconnect_marked(int n) {
+    const Core& core = *nodes_[static_cast<std::size_t>(n)].core;
+    if (core.role() != Role::primary) return;
+    for (int p = 0; p < static_cast<int>(nodes_.size()); ++p) {
+        if (p == n) continue;
+        const PeerView view = core.view(static_cast<NodeId>(p));
+        const bool rests = view.replication == ReplicationState::established;
+        if (rests && view.in_sync && view.out_of_sync_bits > 0)
+            command(n, CommandKind::disconnect, p);
     }
 }
 
@@ -587,6 +714,7 @@ void World::settle_split_brain() {
         if (node.core->disk() == DiskState::diskless) attach(n);
         if (n != keep && node.core->role() == Role::primary) command(n, CommandKind::demote);
         command(n, CommandKind::resume_sync);
+        reconnect_marked(n);
         for (int p = 0; p < static_cast<int>(nodes_.size()); ++p) {
             if (p != n)
                 command(n, CommandKind::connect, p, false, keep >= 0 && n != keep && p == keep);
@@ -650,6 +778,7 @@ void World::heal() {
     faulty_ = busy_ = false;
     for (int a = 0; a < static_cast<int>(nodes_.size()); ++a) {
         nodes_[static_cast<std::size_t>(a)].disk_broken = false;
+        nodes_[static_cast<std::size_t>(a)].disk->mend();
         for (int b = 0; b < static_cast<int>(nodes_.size()); ++b) {
             if (a != b && cut(a, b)) set_cut(a, b, false);
         }

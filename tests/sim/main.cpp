@@ -22,6 +22,7 @@ using namespace replica::sim;
 struct NamedMutant {
     const char* name;
     Mutant mutant;
+    ShellMutant shell = ShellMutant::none;
 };
 constexpr NamedMutant mutants[] = {
     {"none", Mutant::none},
@@ -35,6 +36,9 @@ constexpr NamedMutant mutants[] = {
     {"no-fence", Mutant::no_fence},
     {"no-unstable-marking", Mutant::no_unstable_marking},
     {"ignore-target-marks", Mutant::ignore_target_marks},
+    {"accept-damage", Mutant::none, ShellMutant::accept_damage},
+    {"keep-torn-label", Mutant::none, ShellMutant::keep_torn_label},
+    {"flush-does-nothing", Mutant::none, ShellMutant::flush_does_nothing},
 };
 
 struct Settings {
@@ -46,6 +50,7 @@ struct Settings {
     bool twice = false;
     bool until_caught = false;
     bool keep_going = false;
+    bool coverage = false;
     NamedMutant mutant = mutants[0];
     bool regressions = false;
     std::string regression;  // empty: all
@@ -64,6 +69,7 @@ std::string run_seed(const Settings& s, std::uint64_t seed, Stats& stats, std::u
     Options options;
     options.seed = seed;
     options.mutant = s.mutant.mutant;
+    options.shell_mutant = s.mutant.shell;
     options.trace = s.trace;
     World world(options);
     std::string what;
@@ -89,6 +95,8 @@ void add(Stats& to, const Stats& from) {
     to.split_brains += from.split_brains;
     to.audits += from.audits;
     to.simulated_ns += from.simulated_ns;
+    for (std::size_t i = 0; i < fault_kinds; ++i)
+        to.met[i] += from.met[i];
 }
 
 void worker(const Settings& s, std::atomic<std::uint64_t>& next, std::atomic<bool>& stop,
@@ -116,22 +124,24 @@ void worker(const Settings& s, std::atomic<std::uint64_t>& next, std::atomic<boo
             std::printf("seed %llu: %s\n  replay: replica_sim --seed %llu --trace%s%s\n",
                         static_cast<unsigned long long>(seed), what.c_str(),
                         static_cast<unsigned long long>(seed),
-                        s.mutant.mutant == Mutant::none ? "" : " --mutant ",
-                        s.mutant.mutant == Mutant::none ? "" : s.mutant.name);
+                        s.mutant.name == mutants[0].name ? "" : " --mutant ",
+                        s.mutant.name == mutants[0].name ? "" : s.mutant.name);
         }
         if (!s.keep_going) stop = true;
     }
 }
 
 [[noreturn]] void usage(const char* wrong) {
-    std::fprintf(
-        stderr,
-        "replica_sim: %s\n"
-        "usage: replica_sim [--seed N] [--seeds FIRST COUNT] [--random COUNT] [--seconds S]\n"
-        "                   [--threads N] [--mutant NAME] [--until-caught] [--keep-going]\n"
-        "                   [--twice] [--trace] [--list-mutants]\n"
-        "       replica_sim --regressions | --regression NAME [--trace] | --list-regressions\n",
-        wrong);
+    std::fprintf(stderr,
+                 "replica_sim: %s\n"
+                 "usage: replica_sim [--seed N] [--seeds FIRST COUNT] [--random COUNT] "
+                 "[--seconds S]\n"
+                 "                   [--threads N] [--mutant NAME] [--until-caught] "
+                 "[--keep-going]\n"
+                 "                   [--twice] [--trace] [--coverage] [--list-mutants]\n"
+                 "       replica_sim --regressions | --regression NAME [--trace] | "
+                 "--list-regressions\n",
+                 wrong);
     std::exit(2);
 }
 
@@ -172,6 +182,8 @@ Settings parse(int argc, char** argv) {
             s.until_caught = true;
         } else if (arg == "--keep-going") {
             s.keep_going = true;
+        } else if (arg == "--coverage") {
+            s.coverage = true;
         } else if (arg == "--twice") {
             s.twice = true;
         } else if (arg == "--trace") {
@@ -226,10 +238,15 @@ int main(int argc, char** argv) {
     std::printf("seeds from %llu: %llu in %.1f s (%.1f a second), simulated %.0f s\n", n(s.first),
                 n(totals.seeds), took, static_cast<double>(totals.seeds) / took,
                 static_cast<double>(t.simulated_ns) / 1e9);
-    std::printf("  %llu writes, %llu reads, %llu flushes, %llu events; %llu faults, %llu crashes\n",
-                n(t.writes), n(t.reads), n(t.flushes), n(t.events), n(t.faults), n(t.crashes));
+    std::printf(
+        "  %llu writes, %llu reads, %llu flushes, %llu events; %llu "
+        "faults, %llu crashes\n",
+        n(t.writes), n(t.reads), n(t.flushes), n(t.events), n(t.faults), n(t.crashes));
     std::printf("  %llu resyncs, %llu promotions, %llu split brains, %llu audits\n", n(t.resyncs),
                 n(t.promotions), n(t.split_brains), n(t.audits));
+    for (std::size_t i = 0; s.coverage && i < fault_kinds; ++i) {
+        std::printf("  %-24s %llu\n", name_of(static_cast<Fault>(i)), n(t.met[i]));
+    }
     if (s.until_caught) {
         std::printf("mutant %s: %s\n", s.mutant.name,
                     totals.failures > 0 ? "caught" : "NOT caught");

@@ -21,6 +21,7 @@ void SimDisk::write(std::uint64_t sector, const std::vector<Stamp>& stamps, bool
     for (std::size_t i = 0; i < stamps.size(); ++i) {
         const std::uint64_t at = sector + i;
         visible_[at] = stamps[i];
+        if (!unreadable_.empty()) unreadable_.erase(at);
         ++version_;
         if (durable) {
             durable_[at] = stamps[i];

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <set>
 #include <vector>
 
 #include "engine/base/prng.hpp"
@@ -29,6 +30,13 @@ class SimDisk {
     Stamp durable(std::uint64_t sector) const { return durable_[sector]; }
     std::uint64_t sectors() const { return visible_.size(); }
     void write(std::uint64_t sector, const std::vector<Stamp>& stamps, bool durable);
+    // A latent error: reads of this sector fail until it is written.
+    void spoil(std::uint64_t sector) { unreadable_.insert(sector); }
+    void mend() { unreadable_.clear(); }
+    bool unreadable(std::uint64_t sector, std::uint64_t count) const {
+        const auto at = unreadable_.lower_bound(sector);
+        return at != unreadable_.end() && *at < sector + count;
+    }
     // A flush covers what is complete now; take the snapshot at submission, apply it at completion.
     struct Pending {
         Stamp stamp = 0;
@@ -54,6 +62,7 @@ class SimDisk {
   private:
     mutable Block seen_superblock_{}, seen_copy_{};
     mutable std::optional<Result<Superblock>> newest_;
+    std::set<std::uint64_t> unreadable_;
     std::vector<Stamp> visible_;
     std::vector<Stamp> durable_;
     std::map<std::uint64_t, std::uint64_t> durable_version_;

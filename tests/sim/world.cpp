@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
+#include <iterator>
 
 #include "engine/format/activity_log.hpp"
 
@@ -37,6 +38,38 @@ World::World(const Options& options, const Setup& setup)
     base_.limits.resync_chunk_bytes = setup.chunk_blocks * block_bytes;
     base_.limits.idle_flush_ns = setup.idle_flush_ns;
     make_nodes(setup.nodes);
+}
+
+const char* name_of(Fault fault) {
+    constexpr const char* names[] = {
+        "lost-cache",
+        "torn-write",
+        "latent-error",
+        "read-error",
+        "write-error",
+        "flush-error",
+        "metadata-error",
+        "stall-disk",
+        "broken-disk",
+        "reset",
+        "stall-stream",
+        "partition",
+        "one-way",
+        "slow-link",
+        "cut-message",
+        "bit-flip",
+        "damage-found",
+        "kill",
+        "power-cut",
+        "all-power",
+        "pause",
+        "crash-while-starting",
+        "crash-while-labelling",
+        "command",
+        "options",
+    };
+    static_assert(std::size(names) == fault_kinds);
+    return names[static_cast<std::size_t>(fault)];
 }
 
 void World::schedule(int node, std::uint64_t delay, Task task) {
@@ -88,9 +121,13 @@ bool World::step() {
 // --- Disks
 // ----------------------------------------------------------------------------------------------
 
-std::uint64_t World::disk_delay(int) {
+std::uint64_t World::disk_delay(bool metadata) {
     std::uint64_t d = 1 + random_.below(swarm_.disk_delay_ns);
-    if (swarm_.slow_disk && faulty_ && random_.chance(3'000)) d += random_.below(3 * ns_per_s);
+    const bool slow = metadata ? swarm_.slow_metadata : swarm_.slow_data;
+    if (slow && faulty_ && random_.chance(3'000)) {
+        d += random_.below(3 * ns_per_s);
+        ++stats_.of(Fault::stall_disk);
+    }
     return d;
 }
 
@@ -128,8 +165,27 @@ const std::set<std::uint32_t>& World::node_log(int n) {
 
 // An I/O ends after a while, or when the scenario lets it.
 void World::finish_io(int n, IoOrigin origin, Task task) {
-    if (!hold_io_ || !hold_io_(n, origin)) return schedule(n, disk_delay(n), std::move(task));
-    held_io_.push_back({n, nodes_[static_cast<std::size_t>(n)].incarnation, std::move(task)});
+    if (hold_io_ && hold_io_(n, origin)) {
+        held_io_.push_back({n, nodes_[static_cast<std::size_t>(n)].incarnation, std::move(task)});
+        return;
+    }
+    schedule(n, disk_delay(origin >= IoOrigin::superblock), std::move(task));
+}
+
+// Whether this I/O fails: single errors, sectors that can not be read until they are written again,
+// and disks that fail everything.
+int World::disk_error(int n, const Effect& e) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    const bool write = e.kind == EffectKind::disk_write || e.kind == EffectKind::disk_zero;
+    const std::uint64_t sector = e.offset / sector_bytes;
+    const bool latent =
+        e.kind == EffectKind::disk_read && node.disk->unreadable(sector, e.length / sector_bytes);
+    const bool injected = swarm_.disk_errors && faulty_ && random_.chance(400);
+    if (!node.disk_broken && !injected && !latent) return 0;
+    ++stats_.of(write                              ? Fault::write_error
+                : e.kind == EffectKind::disk_flush ? Fault::flush_error
+                                                   : Fault::read_error);
+    return write && random_.below(4) == 0 ? ENOSPC : EIO;
 }
 
 void World::disk_io(int n, const Effect& e) {
@@ -142,9 +198,7 @@ void World::disk_io(int n, const Effect& e) {
     if (e.kind != EffectKind::disk_flush && e.offset + e.length > volume_sectors_ * sector_bytes) {
         fail("I-C9 an I/O beyond the end of the volume");
     }
-    int error = 0;
-    const bool injected = swarm_.disk_errors && faulty_ && random_.chance(400);
-    if (node.disk_broken || injected) error = EIO;
+    const int error = disk_error(n, e);
     if (e.kind == EffectKind::disk_write || e.kind == EffectKind::disk_zero) {
         op.write = true;
         op.data =
@@ -167,7 +221,9 @@ void World::disk_io(int n, const Effect& e) {
         bool zeroes = false;
         if (error == 0) {
             if (done.write) at.disk->write(done.sector, done.data, durable);
-            if (kind == EffectKind::disk_flush) at.disk->finish_flush(snapshot);
+            const bool lying = options_.shell_mutant == ShellMutant::flush_does_nothing;
+            if (kind == EffectKind::disk_flush)
+                at.disk->finish_flush(lying ? SimDisk::Snapshot{} : snapshot);
             if (kind == EffectKind::disk_read) {
                 std::vector<Stamp>& out = buffer(n, into);
                 out.clear();
@@ -177,12 +233,24 @@ void World::disk_io(int n, const Effect& e) {
                     zeroes = zeroes && out.back() == 0;
                 }
             }
+        } else if (kind == EffectKind::disk_flush) {
+            lose_cache(n);  // nobody knows what is on the disk now
         } else if (done.write && random_.below(2) == 0) {
             at.disk->tear(done.sector, done.data, random_);
+            ++stats_.of(Fault::torn_write);
         }
         at.core->on_io(Instant{now_}, done.tag, error, zeroes);
         perform(n);
     });
+}
+
+// What was not flushed is kept or lost, sector by sector.
+void World::lose_cache(int n) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    node.disk->power_cut(SimDisk::LossMode::subset, random_);
+    node.lost_power_at = now_;
+    node.broke = true;
+    ++stats_.of(Fault::lost_cache);
 }
 
 void World::metadata_io(int n, const Effect& e) {
@@ -193,6 +261,11 @@ void World::metadata_io(int n, const Effect& e) {
     op.metadata = true;
     node.core->encode_metadata(e.tag, op.bytes);
     if (e.tag.origin == IoOrigin::al) op.al_block = node.core->al_block();
+    const bool power = swarm_.power_cut && (!swarm_.process_crash || random_.below(2) == 0);
+    if (faulty_ && (power || swarm_.process_crash) &&
+        random_.chance(e.tag.origin == IoOrigin::superblock ? 30'000 : 1'000)) {
+        crash_later(n, random_.below(2 * swarm_.disk_delay_ns), power);
+    }
     finish_io(n, e.tag.origin, [this, n, id] { finish_op(n, id); });
 }
 
@@ -201,13 +274,14 @@ void World::finish_op(int n, std::uint64_t id) {
     DiskOp& op = node.ops.at(id);
     node.log_known = false;
     const bool failed = node.disk_broken || (swarm_.disk_errors && faulty_ && random_.chance(200));
+    if (failed) ++stats_.of(Fault::metadata_error);
     if (!failed) {
         switch (op.tag.origin) {
             case IoOrigin::superblock:
                 if (op.stage == 0) {
                     node.disk->copy = op.bytes;
                     op.stage = 1;
-                    return schedule(n, disk_delay(n), [this, n, id] { finish_op(n, id); });
+                    return schedule(n, disk_delay(true), [this, n, id] { finish_op(n, id); });
                 }
                 node.disk->superblock = op.bytes;
                 break;
@@ -234,206 +308,6 @@ void World::finish_op(int n, std::uint64_t id) {
     node.ops.erase(id);
     node.core->on_io(Instant{now_}, tag, failed ? EIO : 0);
     perform(n);
-}
-
-// --- Connections
-// ------------------------------------------------------------------------------------------
-
-std::uint64_t World::net_delay() {
-    std::uint64_t d = 10'000 + random_.below(swarm_.net_delay_ns);
-    if (faulty_ && random_.chance(2'000)) d += random_.below(200 * ns_per_ms);
-    return d;
-}
-
-void World::dial(int n, NodeId peer) {
-    const int to = peer;
-    schedule(n, net_delay(), [this, n, to, peer] {
-        Node& node = nodes_[static_cast<std::size_t>(n)];
-        Node& other = nodes_[static_cast<std::size_t>(to)];
-        const bool ok = other.up && !cut(n, to);
-        if (ok) {
-            for (unsigned s = 0; s < 2; ++s) {
-                const std::uint64_t id = next_connection_++;
-                Connection& c = connections_[id];
-                c.node = {n, to};
-                c.incarnation = {node.incarnation, other.incarnation};
-                c.stream = static_cast<Stream>(s);
-                c.bound[0] = true;
-                node.links[peer].connection[s] = id;
-            }
-        }
-        node.core->on_dialled(Instant{now_}, peer, ok);
-        perform(n);
-    });
-}
-
-void World::send(int n, const Effect& e) {
-    const std::uint64_t id = nodes_[static_cast<std::size_t>(n)]
-                                 .links[static_cast<std::size_t>(e.peer)]
-                                 .connection[static_cast<std::size_t>(e.stream)];
-    Frame frame;
-    encode_header(e.message, 0, frame.header);
-    if (e.buffer.kind != BufferKind::none) {
-        frame.data = buffer(n, e.buffer);
-    } else if (e.message.payload_bytes > 0) {
-        frame.structured.resize(e.message.payload_bytes);
-        nodes_[static_cast<std::size_t>(n)].core->encode_payload(e, frame.structured);
-    }
-    const auto found = connections_.find(id);
-    if (found == connections_.end()) return;
-    const int side = found->second.node[0] == n ? 0 : 1;
-    if (hold_message_ && hold_message_(n, e.peer, e.message.type)) {
-        found->second.held[static_cast<std::size_t>(side)] = true;
-    }
-    transmit(id, side, std::move(frame));
-}
-
-void World::transmit(std::uint64_t id, int side, Frame frame) {
-    Connection& c = connections_.at(id);
-    if (!c.open[static_cast<std::size_t>(side)]) return;
-    if (cut(c.node[0], c.node[1]) || c.held[static_cast<std::size_t>(side)]) {
-        c.stalled[static_cast<std::size_t>(side)].push_back(std::move(frame));
-        return;
-    }
-    deliver(id, 1 - side, std::move(frame));
-}
-
-void World::deliver(std::uint64_t id, int to_side, Frame frame) {
-    Connection& c = connections_.at(id);
-    std::uint64_t& last = c.last_arrival[static_cast<std::size_t>(to_side)];
-    last = std::max(last + 1, now_ + net_delay());
-    const int to = c.node[static_cast<std::size_t>(to_side)];
-    auto shared = std::make_shared<Frame>(std::move(frame));
-    schedule(to, last - now_, [this, id, to_side, shared] { receive(id, to_side, *shared); });
-}
-
-void World::receive(std::uint64_t id, int side, const Frame& frame) {
-    const auto found = connections_.find(id);
-    if (found == connections_.end()) return;
-    Connection& c = found->second;
-    const auto s = static_cast<std::size_t>(side);
-    if (!c.open[s]) return;
-    const int n = c.node[s];
-    if (cut(c.node[0],
-            c.node[1])) {  // cut while it was on the way: it arrives when the network heals
-        // In order: behind what was on the way before it, in front of what was sent since.
-        auto& stalled = c.stalled[1 - s];
-        stalled.insert(stalled.begin() + static_cast<std::ptrdiff_t>(c.stalled_on_the_way[1 - s]++),
-                       frame);
-        return;
-    }
-    Node& node = nodes_[static_cast<std::size_t>(n)];
-    if (c.incarnation[s] != node.incarnation) return;
-    const auto m = decode_header(frame.header);
-    if (!m) fail("a header that its own decoder refuses: " + m.error().message);
-    if (!c.bound[s]) {
-        const auto hello = decode_hello(frame.structured);
-        if (m.value().type != MessageType::hello || !hello) return close_side(id, side, true);
-        node.core->on_hello(Instant{now_}, id, hello.value());
-        return perform(n);
-    }
-    const auto peer = static_cast<NodeId>(c.node[1 - s]);
-    if (m.value().type == MessageType::reject) {
-        close_link(n, peer);
-        node.core->on_link_closed(Instant{now_}, peer);
-        return perform(n);
-    }
-    BufferRef into = node.core->destination(peer, m.value());
-    if (into.kind == BufferKind::receive) {
-        if (node.receive_free.empty()) {
-            node.receive_free.push_back(static_cast<std::uint32_t>(node.receive.size()));
-            node.receive.emplace_back();
-        }
-        into.index = node.receive_free.back();
-        node.receive_free.pop_back();
-    }
-    if (into.kind != BufferKind::none) buffer(n, into) = frame.data;
-    mix(static_cast<std::uint64_t>(m.value().type));
-    trace(n, "from n%d: message %u seq %llu offset %llu id %u flags %u nodes %x", peer,
-          static_cast<unsigned>(m.value().type), static_cast<unsigned long long>(m.value().seq),
-          static_cast<unsigned long long>(m.value().offset), m.value().id, m.value().flags,
-          m.value().nodes);
-    node.core->on_message(Instant{now_}, peer, c.stream, m.value(), frame.structured, into);
-    perform(n);
-}
-
-// One side closes; the other learns of it after what was sent before, or never while the net is
-// cut.
-void World::close_side(std::uint64_t id, int side, bool abrupt) {
-    const auto found = connections_.find(id);
-    if (found == connections_.end()) return;
-    Connection& c = found->second;
-    const auto s = static_cast<std::size_t>(side);
-    if (!c.open[s]) return;
-    c.open[s] = false;
-    const int other = c.node[1 - s];
-    if (!c.open[1 - s]) {
-        connections_.erase(found);
-        return;
-    }
-    const std::uint64_t last = c.last_arrival[1 - s];
-    std::uint64_t delay = net_delay();
-    if (!abrupt && last > now_) delay += last - now_;
-    const auto tell = [this, id, other, s] {
-        const auto still = connections_.find(id);
-        if (still == connections_.end() || !still->second.open[1 - s]) return;
-        Connection& at = still->second;
-        Node& node = nodes_[static_cast<std::size_t>(other)];
-        if (at.incarnation[1 - s] != node.incarnation) return;
-        const bool bound = at.bound[1 - s];
-        const auto peer = static_cast<NodeId>(at.node[s]);
-        const bool current =
-            bound && (node.links[peer].connection[0] == id || node.links[peer].connection[1] == id);
-        at.open[1 - s] = false;
-        connections_.erase(still);
-        if (!bound) {
-            node.core->on_handle_closed(Instant{now_}, id);
-        } else if (current) {
-            close_link(other, peer);
-            node.core->on_link_closed(Instant{now_}, peer);
-        } else {
-            return;
-        }
-        perform(other);
-    };
-    if (cut(c.node[0], c.node[1])) return;  // the reset is lost: half-open until a timeout
-    schedule(other, delay, tell);
-}
-
-void World::close_link(int n, NodeId peer) {
-    Link& link = nodes_[static_cast<std::size_t>(n)].links[peer];
-    for (std::uint64_t& id : link.connection) {
-        const auto found = connections_.find(id);
-        if (id != 0 && found != connections_.end()) {
-            close_side(id, found->second.node[0] == n ? 0 : 1, random_.below(2) == 0);
-        }
-        id = 0;
-    }
-}
-
-void World::set_cut(int a, int b, bool value) {
-    const auto x = static_cast<std::size_t>(a), y = static_cast<std::size_t>(b);
-    cut_[x][y] = cut_[y][x] = value;
-    if (value) return;
-    for (auto& [id, c] : connections_) {
-        if (!((c.node[0] == a && c.node[1] == b) || (c.node[0] == b && c.node[1] == a))) continue;
-        for (int side = 0; side < 2; ++side) {
-            auto& stalled = c.stalled[static_cast<std::size_t>(side)];
-            while (!stalled.empty() && !c.held[static_cast<std::size_t>(side)]) {
-                deliver(id, 1 - side, std::move(stalled.front()));
-                stalled.pop_front();
-            }
-            c.stalled_on_the_way[static_cast<std::size_t>(side)] = 0;
-        }
-        // A side that closed meanwhile answers the retransmission with a reset.
-        for (std::size_t s = 0; s < 2; ++s) {
-            if (c.open[s] || !c.open[1 - s]) continue;
-            c.open[s] = true;
-            const std::uint64_t handle = id;
-            const int closed = static_cast<int>(s);
-            at(1, [this, handle, closed] { close_side(handle, closed, false); });
-        }
-    }
 }
 
 // --- Effects
@@ -499,17 +373,10 @@ void World::perform_one(int n, const Effect& e) {
             }
             return;
         }
-        case EffectKind::refuse: {
-            trace(n, "refuses a connection: %s", e.text);
-            Frame frame;
-            Message m;
-            m.type = MessageType::reject;
-            encode_header(m, 0, frame.header);
-            if (connections_.count(e.handle) != 0) transmit(e.handle, 1, std::move(frame));
-            return close_side(e.handle, 1, false);
-        }
+        case EffectKind::refuse:
+            return refuse(n, e);
         case EffectKind::close_link:
-            return close_link(n, static_cast<NodeId>(e.peer));
+            return close_link(n, static_cast<NodeId>(e.peer), e.graceful);
         case EffectKind::reply:
             trace(n, "reply %u: %u %s", e.index, static_cast<unsigned>(e.errc), e.text);
             return replied(n, e.index, e.errc);
@@ -546,6 +413,8 @@ void World::start(int n) {
     node.up = true;
     node.timer = 0;
     CoreConfig config = base_;
+    config.options = node.options;
+    config.limits = node.limits;
     config.node_id = static_cast<NodeId>(n);
     config.peers = NodeMask{};
     for (int p = 0; p < static_cast<int>(nodes_.size()); ++p) {
@@ -561,14 +430,36 @@ void World::start(int n) {
     node.links = {};
     trace(n, "starts");
     attach(n);
+    if (!node.up) return;  // it died again
     command(n, CommandKind::connect);
+}
+
+// The better of the two copies is put on the disk before the other one is touched, as a node does.
+// False: the power went in the middle of it.
+bool World::settle_superblock(int n) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    const auto sb = choose_superblock(node.disk->superblock, node.disk->copy);
+    if (!sb) fail("no usable superblock after a crash: " + sb.error().message);
+    SimDisk::Block chosen;
+    encode_superblock(sb.value(), chosen);
+    if (options_.shell_mutant == ShellMutant::keep_torn_label) return true;
+    if (chosen == node.disk->superblock) return true;
+    if (faulty_ && swarm_.power_cut && random_.below(2) == 0) {
+        SimDisk::tear_bytes(node.disk->superblock, chosen, random_);
+        ++stats_.of(Fault::crash_while_labelling);
+        crash(n, true);
+        start_later(n, ns_per_ms + random_.below(ns_per_s));
+        return false;
+    }
+    node.disk->superblock = chosen;
+    return true;
 }
 
 void World::attach(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
+    if (!settle_superblock(n)) return;
     const auto sb = choose_superblock(node.disk->superblock, node.disk->copy);
     if (!sb) fail("no usable superblock after a crash: " + sb.error().message);
-    encode_superblock(sb.value(), node.disk->superblock);  // what was chosen is put there first
     const auto ring = std::span<const std::byte>(
         reinterpret_cast<const std::byte*>(node.disk->activity_log.data()),
         node.disk->activity_log.size() * 4096);
@@ -596,11 +487,24 @@ void World::attach(int n) {
 
 // kill -9: what was submitted still completes, caches survive. Power: caches are lost, in-flight
 // writes tear, peers hear nothing.
+// A promotion by force that was never answered may be on the disk all the same.
+void World::forget_promotion(Node& node) {
+    const Superblock& last = node.core->superblock();
+    if (node.promote_token != 0 && node.forced && !uuid_equal(last.current_uuid, node.parent)) {
+        checker_.generation(last.current_uuid, last.extension.parent_uuid);
+        checker_.adopted(last.current_uuid, *node.disk);
+    }
+    node.promote_token = 0;
+}
+
 void World::crash(int n, bool power, std::optional<SimDisk::LossMode> mode) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     if (!node.up) return;
     trace(n, power ? "loses power" : "is killed");
     ++stats_.crashes;
+    ++stats_.of(power ? Fault::power_cut : Fault::kill);
+    if (node.core && node.core->disk() <= DiskState::attaching)
+        ++stats_.of(Fault::crash_while_starting);
     node.log_known = false;
     node.up = false;
     ++node.incarnation;
@@ -609,6 +513,7 @@ void World::crash(int n, bool power, std::optional<SimDisk::LossMode> mode) {
         if (op.write) {
             if (power) {
                 node.disk->tear(op.sector, op.data, random_);
+                ++stats_.of(Fault::torn_write);
             } else {
                 node.disk->write(op.sector, op.data, false);
             }
@@ -651,7 +556,9 @@ void World::crash(int n, bool power, std::optional<SimDisk::LossMode> mode) {
         node.lost_power_at = now_;
         const auto drawn = static_cast<SimDisk::LossMode>(random_.below(3));
         node.disk->power_cut(mode.value_or(drawn), random_);
+        ++stats_.of(Fault::lost_cache);
     }
+    forget_promotion(node);
     node.core.reset();
     drop_connections(n, power);
 }

@@ -20,13 +20,56 @@
 
 namespace replica::sim {
 
+// Deliberate mistakes of the shell, as Mutant names those of the core.
+enum class ShellMutant : std::uint8_t {
+    none,
+    accept_damage,       // the checksum of a payload is not looked at
+    keep_torn_label,     // an attach does not put the chosen superblock on the disk
+    flush_does_nothing,  // a flush of the backing disk makes nothing stable
+};
+
 struct Options {
     std::uint64_t seed = 1;
     Mutant mutant = Mutant::none;
+    ShellMutant shell_mutant = ShellMutant::none;
     bool trace = false;
 };
 
+// What a run met, by kind: a fault that never happens tests nothing.
+enum class Fault : std::uint8_t {
+    lost_cache,
+    torn_write,
+    latent_error,
+    read_error,
+    write_error,
+    flush_error,
+    metadata_error,
+    stall_disk,
+    broken_disk,
+    reset,
+    stall_stream,
+    partition,
+    one_way,
+    slow_link,
+    cut_message,
+    bit_flip,
+    damage_found,
+    kill,
+    power_cut,
+    all_power,
+    pause,
+    crash_while_starting,
+    crash_while_labelling,
+    command,
+    options,
+    count_,
+};
+inline constexpr std::size_t fault_kinds = static_cast<std::size_t>(Fault::count_);
+const char* name_of(Fault fault);
+
 struct Stats {
+    std::array<std::uint64_t, fault_kinds> met{};
+    std::uint64_t& of(Fault fault) { return met[static_cast<std::size_t>(fault)]; }
     std::uint64_t events = 0, writes = 0, reads = 0, flushes = 0, faults = 0, crashes = 0;
     std::uint64_t resyncs = 0, promotions = 0, split_brains = 0, audits = 0;
     std::uint64_t simulated_ns = 0;
@@ -65,12 +108,18 @@ class World {
         bool process_crash = false, power_cut = false, all_power = false, partition = false;
         bool half_open = false, slow_disk = false, disk_errors = false, pause = false;
         bool operators = false, force = false, detach = false;
+        bool segments = false, bit_flips = false, resets = false, stalls = false, one_way = false;
+        bool latent = false, options = false, restarts = false;
+        bool slow_data = false, slow_metadata = false;
+        std::uint64_t ns_per_kib = 0;  // of a link
         std::uint64_t net_delay_ns = 0, disk_delay_ns = 0;
     };
-    struct Frame {
-        std::array<std::byte, wire_header_bytes> header{};
-        std::vector<std::byte> structured;
-        std::vector<Stamp> data;
+    // Part of a stream of bytes, cut anywhere. weight: how long it occupies the wire; the simulator
+    // sends 8 bytes for a sector of data.
+    struct Piece {
+        std::vector<std::byte> bytes;
+        std::uint64_t weight = 0;
+        std::uint64_t order = 0;
     };
     // One TCP connection. Side 0 dialled it.
     struct Connection {
@@ -79,8 +128,14 @@ class World {
         std::array<bool, 2> open{true, true};
         std::array<bool, 2> bound{false, false};  // belongs to a link of that side
         std::array<std::uint64_t, 2> last_arrival{};
-        std::array<std::deque<Frame>, 2> stalled;  // sent by that side while the network was cut
-        std::array<std::size_t, 2> stalled_on_the_way{};
+        std::array<std::vector<std::byte>, 2> inbox;       // arrived at that side, not complete yet
+        std::array<std::deque<std::uint64_t>, 2> genuine;  // digests of what that side sent
+        std::array<std::uint64_t, 2> queued{};             // weight on the way from that side
+        bool damaged = false;                              // a bit was flipped
+        std::array<std::deque<Piece>, 2> stalled;  // sent by that side while the network was cut
+        std::array<std::uint64_t, 2> sent{}, arrived{};  // pieces from that side
+        // From that side, while one before is missing.
+        std::array<std::map<std::uint64_t, Piece>, 2> early;
         std::array<bool, 2> held{};  // a scenario holds what that side sends
         Stream stream = Stream::bulk;
     };
@@ -133,6 +188,8 @@ class World {
         std::uint32_t promote_token = 0;
         Uuid parent = 0;     // its generation when it was told to be primary
         bool broke = false;  // its disk had errors in this run
+        ResourceOptions options;
+        CoreLimits limits;
     };
     using Task = std::function<void()>;
     struct Scheduled {
@@ -152,11 +209,20 @@ class World {
     void mix(std::uint64_t value) { hash_ = (hash_ ^ value) * 0x100000001b3U; }
 
     void draw_swarm();
+    void draw_node(Node& node);
+    void change_options(int n);
+    void disk_fault(int n);
+    void network_fault(int n);
+    void lose_cache(int n);
+    void start_later(int n, std::uint64_t delay);
+    void crash_later(int n, std::uint64_t delay, bool power);
+    bool settle_superblock(int n);
     std::size_t draw_cluster();
     void make_nodes(std::size_t count);
     void new_disk(int n);
     void start(int n);
     void attach(int n);
+    void forget_promotion(Node& node);
     void crash(int n, bool power, std::optional<SimDisk::LossMode> mode = std::nullopt);
     void drop_connections(int n, bool power);
     void perform(int n);
@@ -164,22 +230,30 @@ class World {
     void arm_timer(int n);
     void send(int n, const Effect& e);
     void dial(int n, NodeId peer);
-    void deliver(std::uint64_t id, int to_side, Frame frame);
-    void receive(std::uint64_t id, int side, const Frame& frame);
-    void transmit(std::uint64_t id, int from_side, Frame frame);
+    void deliver(std::uint64_t id, int to_side, Piece piece);
+    void receive(std::uint64_t id, int side, const Piece& piece);
+    bool parse(std::uint64_t id, int side);
+    void frame_arrived(std::uint64_t id, int side, const Message& m,
+                       std::span<const std::byte> payload);
+    void broken(std::uint64_t id, int side);
+    void refuse(int n, const Effect& e);
+    void transmit(std::uint64_t id, int from_side, const Message& m,
+                  std::span<const std::byte> payload);
     void close_side(std::uint64_t id, int side, bool abrupt);
-    void close_link(int n, NodeId peer);
+    void close_link(int n, NodeId peer, bool graceful = false);
     const std::set<std::uint32_t>& node_log(int n);
     void disk_io(int n, const Effect& e);
     void metadata_io(int n, const Effect& e);
     void finish_op(int n, std::uint64_t op);
     std::vector<Stamp>& buffer(int n, BufferRef ref);
     std::uint64_t net_delay();
-    std::uint64_t disk_delay(int n);
+    std::uint64_t disk_delay(bool metadata = false);
+    int disk_error(int n, const Effect& e);
+    // What a sends does not reach b.
     bool cut(int a, int b) const {
         return cut_[static_cast<std::size_t>(a)][static_cast<std::size_t>(b)];
     }
-    void set_cut(int a, int b, bool value);
+    void set_cut(int a, int b, bool value, bool one_way = false);
 
     void application();
     void submit(int n);
@@ -196,6 +270,7 @@ class World {
     void command(int n, CommandKind kind, int peer = -1, bool force = false, bool discard = false);
     void heal();
     void give_up_other_volumes(int keep);
+    void reconnect_marked(int n);
     void settle_split_brain();
     bool converged(std::string& why);
     void audit_all();
@@ -216,6 +291,7 @@ class World {
     std::array<std::array<bool, 8>, 8> cut_{};
     std::uint64_t volume_sectors_ = 0;
     std::vector<std::uint64_t> hot_blocks_;
+    bool volume_is_drawn_ = false;  // or else a scenario's
     bool faulty_ = true;
     bool busy_ = true;
     std::uint32_t token_ = 0;
