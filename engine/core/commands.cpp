@@ -209,6 +209,7 @@ void Core::command_detach(const Command& c) {
         // The disk keeps the generation that it has; its blocks are tracked by the peers from here
         // on.
         local_disk_failed("detached by the operator");
+        disk_failed_ = false;
         why_ = "";
         return reply(c.token, Errc::ok, "");
     }

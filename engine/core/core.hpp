@@ -546,6 +546,7 @@ class Core {
     std::uint64_t volume_bytes_ = 0;
     std::uint64_t data_bytes_max_ = 0;
     bool all_zero_ = false;
+    bool disk_failed_ = false;    // the last disk did, and is not attached since
     bool crashed_ = false;        // writes may have been in flight when it last stopped
     bool crashed_power_ = false;  // and the drive's cache may be lost
     bool was_primary_ = false;    // it was the primary of that generation

@@ -239,7 +239,7 @@ void Core::judge(NodeId id) {
     if (role_ == Role::primary && !disk_usable() && in_sync().has(id) && !meet_without_disk(id)) {
         return;
     }
-    peer.cache_losses = theirs.cache_losses;
+    if (peer.disk >= DiskState::inconsistent) peer.cache_losses = theirs.cache_losses;
     const Decision d = decide(peer.sent, config_.node_id, theirs, id);
     Verdict verdict = d.verdict;
     if (verdict == Verdict::split_brain) {

@@ -226,9 +226,11 @@ void Core::try_promote() {
     }
     if (promote_command_.force) give_up_targets();
     // What peers had sent lands before anything is promised about this disk.
-    const bool landing = std::any_of(
-        peer_queue_.begin(), peer_queue_.end(),
-        [&](std::uint32_t index) { return peer_requests_[index].phase == Phase::active; });
+    const bool landing =
+        std::any_of(peer_queue_.begin(), peer_queue_.end(), [&](std::uint32_t index) {
+            const PeerRequest& p = peer_requests_[index];
+            return p.phase == Phase::active || p.link != peers_[p.peer].link;
+        });
     if (!landing) become_primary();
 }
 

@@ -238,7 +238,8 @@ void Core::pump_local_flush() {
     if (meta_ != MetaPhase::attached && meta_ != MetaPhase::detach_drain) return;
     for (const std::uint32_t index : peer_queue_) {
         const PeerRequest& p = peer_requests_[index];
-        if (p.phase == Phase::active && p.kind != PeerIo::flush) return;  // it has to be covered
+        const bool landing = p.phase == Phase::active || p.link != peers_[p.peer].link;
+        if (landing && p.kind != PeerIo::flush) return;  // it has to be covered
     }
     flush_wanted_ = false;
     flushing_ = true;
@@ -395,7 +396,10 @@ void Core::on_attach(Instant now, AttachInfo info) {
     // Within one boot of the machine only the process ended, and the drive kept its cache. What a
     // crash before that one did stays true.
     std::uint32_t kind = sb_.extension.crash_kind;
-    const bool cache_lost = went_down_hard && sb_.extension.boot_id != info.boot_id;
+    // Nor is the cache of a disk that failed believed: a flush that fails may have emptied it.
+    const bool same_cache = sb_.extension.boot_id == info.boot_id && !disk_failed_;
+    const bool cache_lost = went_down_hard && !same_cache;
+    disk_failed_ = false;
     if (went_down_hard) kind = std::max(kind, cache_lost ? 2U : 1U);
     if (cache_lost) ++sb_.extension.cache_losses;
     if (crashed_ && kind == 0) kind = 2;  // DRBD ran here, and does not say
@@ -516,6 +520,7 @@ void Core::local_disk_failed(const char* why) {
     const bool was_attached = meta_ == MetaPhase::attached;
     meta_ = MetaPhase::detached;
     disk_ = DiskState::failed;
+    disk_failed_ = true;
     why_ = why;
     notice(3, -1, why);
     flush_bitmap_ = flush_wanted_ = false;

@@ -198,10 +198,11 @@ void Core::admit_peer_request(std::uint32_t index) {
     }
     const Peer& from = peers_[p.peer];
     const bool write = p.kind == PeerIo::write || p.kind == PeerIo::zero;
-    if (p.link != from.link || (write && role_ == Role::primary) ||
+    if ((p.link != from.link && !write) || (write && role_ == Role::primary) ||
         (resync && (from.repl != ReplicationState::sync_target || from.paused_for_other))) {
         // Of a connection or a resync that is over, or not its turn: two sources would overwrite
-        // each other. Its writes are marked, the primary knows too.
+        // each other. A write that has arrived is written all the same: with protocol B its
+        // primary may have counted on it, and lost its own disk since.
         if (p.al_held) al_->release(extent_of(p.offset));
         if (p.journalled) journal_.at(p.seq).local_pending = false;
         answer_peer_request(p, false, false);  // the source keeps a chunk's number until then

@@ -479,8 +479,11 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     peer.received.current_uuid = g.current_uuid;
     peer.aligned = true;
     peer.repl = ReplicationState::established;
-    crashed_ = crashed_power_ = false;
-    ext.crash_kind = 0;
+    // It lacks what its source lost in a crash, unless a primary goes on with that.
+    const std::uint16_t lost = source_leads ? std::uint16_t{0} : peer.received.flags;
+    crashed_ = (lost & state_flag::crashed) != 0;
+    crashed_power_ = (lost & state_flag::crashed_power) != 0;
+    ext.crash_kind = crashed_power_ ? 2 : crashed_ ? 1 : 0;
     // It is as good a source now as the one that it took everything from; not for long, if that
     // goes on as primary.
     was_primary_ = role_ == Role::primary ||
