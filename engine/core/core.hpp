@@ -396,6 +396,7 @@ class Core {
     void complete_waiting();
     void retry_held();
     void retry_al_waiters();
+    bool may_pass_on(const Request& request) const;
     void on_request_io(std::uint32_t slot, int result);
     void peer_answered(std::uint64_t seq, NodeId peer, bool written);
     void flush_answered(std::uint32_t slot, NodeId peer, bool ok);

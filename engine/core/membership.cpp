@@ -166,6 +166,7 @@ void Core::on_in_sync(NodeId id, const Message& m) {
                    bitmap_->count(static_cast<unsigned>(sender.slot)) > 0)) {
         return;
     }
+    bool news = false;
     for_peers([&](Peer& peer, NodeId other) {
         if (!members.has(other)) return;
         bitmap_->clear_all(static_cast<unsigned>(peer.slot));
@@ -173,6 +174,7 @@ void Core::on_in_sync(NodeId id, const Message& m) {
         sb_.peers[other].flags &= ~md_peer_flag::full_sync;
         const bool round = peer.want_state || peer.state_sent || peer.state_received;
         if (leads || round || !equal_and_usable(peer)) return;
+        news = news || !peer.aligned;
         peer.aligned = true;
         maybe_up_to_date(peer.disk == DiskState::up_to_date);
     });
@@ -181,6 +183,7 @@ void Core::on_in_sync(NodeId id, const Message& m) {
     maybe_clear_crash_marker();
     flush_bitmap_ = true;
     persist();
+    if (news) tell_in_sync();  // others may wait for this node's word about the two
 }
 
 void Core::admit_to_in_sync(NodeId id) {

@@ -435,6 +435,7 @@ void Core::attach_next() {
         meta_ = MetaPhase::attach_mark;
         sb_.flags |= md_flag::al_clean;
         ++sb_version_;
+        touch();  // nothing else of this step may have had an effect
         return;
     }
     if (meta_ == MetaPhase::attach_bitmap || meta_ == MetaPhase::attach_mark) {

@@ -298,6 +298,14 @@ void Core::start_epoch_flush() {
     issue_flush(slot);
 }
 
+// A flush that failed says nothing about what is stable: never passed on, never repeated. Nor is a
+// write that a peer has: the nodes would differ, and only this one know where.
+bool Core::may_pass_on(const Request& r) const {
+    if (config_.options.on_io_error != OnIoError::pass_on || r.kind == IoKind::flush) return false;
+    if (!is_write(r.kind)) return true;
+    return journal_.at(r.seq).unwritten.empty() && r.answered_ok.empty();
+}
+
 void Core::on_request_io(std::uint32_t slot, int result) {
     Request& r = requests_[slot];
     ASSERT(r.phase == Phase::active && r.local_pending);
@@ -322,10 +330,8 @@ void Core::on_request_io(std::uint32_t slot, int result) {
         local_stable_seq_ = std::max(local_stable_seq_, r.flush_local_seq);
     }
     if (result != 0) {
-        const bool pass_on = config_.options.on_io_error == OnIoError::pass_on;
-        // A flush that failed says nothing about what is stable: never passed on, never repeated.
-        if (!pass_on || r.kind == IoKind::flush)
-            local_disk_failed("an I/O on the backing disk failed");
+        const bool pass_on = may_pass_on(r);
+        if (!pass_on) local_disk_failed("an I/O on the backing disk failed");
         r.error = result;
         if (r.kind == IoKind::read) return retry_read(slot);
         if (!pass_on) r.error = 0;

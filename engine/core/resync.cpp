@@ -413,6 +413,8 @@ void Core::on_sync_done_ack(NodeId id, const Message& m) {
     maybe_up_to_date(peer.disk == DiskState::up_to_date);
     persist();
     tell_in_sync();
+    // What the peer said of others in the meantime could not be believed yet.
+    if (role_ == Role::secondary && !sees_primary()) look_at_marked_peers();
 }
 
 // Tells those who hold what this node holds who the others are: they clear what they track toward

@@ -242,7 +242,7 @@ bool World::moved_on(int member, int primary, Uuid ours) {
     // It keeps the old name while it takes the blocks of another.
     const bool taking = (sb.value().flags & md_flag::consistent) == 0;
     const bool renamed = !uuid_equal(sb.value().current_uuid, ours) &&
-                         checker_.descends(sb.value().current_uuid, ours);
+                         !checker_.descends(ours, sb.value().current_uuid);
     return !linked && (taking || renamed);
 }
 
