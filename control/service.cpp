@@ -23,6 +23,12 @@ constexpr auto wait_poll = std::chrono::milliseconds(100);
     throw Refused(Error{code, 0, std::move(message)});
 }
 
+// With what that means for the user before the error itself.
+[[noreturn]] void refuse_as(Error error, const std::string& meaning) {
+    error.message = fmt::format("{}: {}", meaning, error.message);
+    throw Refused(std::move(error));
+}
+
 void demand(const Status& status) {
     if (!status) throw Refused(status.error());
 }
@@ -66,6 +72,12 @@ std::string missing(const ResourceStatus& status, Until until, const std::string
         if (!peer_name.empty() && peer.name != peer_name) continue;
         if (peer.connection != "Connected") {
             return with_why(fmt::format("{} is {}", peer.name, peer.connection), peer.why);
+        }
+        // The sockets are there, but neither side knows yet what the other one has; a command that
+        // depends on it would be refused.
+        if (peer.replication == "Off") {
+            return with_why(fmt::format("{} is connected, its state not known yet", peer.name),
+                            peer.why);
         }
         if (until == Until::connected) continue;
         if (peer.replication != "Established" || peer.disk != "UpToDate" ||
@@ -154,7 +166,7 @@ Status Service::restore() {
         entry->stored = std::move(stored);
         const auto added = node_.add_resource(entry->stored.config);
         if (!added) entry->problem = added.error().message;
-        const auto up = added && entry->stored.up ? node_.up(name) : ok_status();
+        const auto up = added && entry->stored.up ? bring_up(*entry) : ok_status();
         if (!added || !up) {
             log(LOG_ERR, fmt::format("resource {} is not up: {}", name,
                                      (added ? up : added).error().message));
@@ -253,6 +265,29 @@ void Service::ensure_known(Entry& entry) {
     demand(added);
 }
 
+// The reason of a refusal stays with the resource: `status` tells it to who was not there.
+Status Service::bring_up(Entry& entry) {
+    auto up = node_.up(entry.stored.config.name);
+    const std::lock_guard lock(mutex_);
+    entry.not_up = up ? "" : up.error().message;
+    return up;
+}
+
+// Stores what the node has done already: brought the resource up, or down.
+void Service::remember_up(Entry& entry, bool up) {
+    StoredResource next = entry.stored;
+    next.up = up;
+    if (next == entry.stored) return;
+    if (const auto saved = store_.save(next); !saved) {
+        refuse_as(saved.error(),
+                  fmt::format("{} is {} now, but a restart of the node will bring "
+                              "it {}",
+                              next.config.name, up ? "up" : "down", up ? "down" : "up"));
+    }
+    const std::lock_guard lock(mutex_);
+    entry.stored.up = up;
+}
+
 Json Service::node_info(Params& params, const Caller&) {
     params.finish();
     const std::lock_guard lock(mutex_);
@@ -272,10 +307,12 @@ Json Service::node_info(Params& params, const Caller&) {
             {"resources", std::move(names)}, {"problems", std::move(problems)}};
 }
 
-Json Service::status_of(const std::string& name) {
+ResourceStatus Service::status_of(const std::string& name) {
     const auto entry = find(name);
+    std::string not_up;
     {
         const std::lock_guard lock(mutex_);
+        not_up = entry->not_up;
         if (!entry->problem.empty()) {
             const auto& config = entry->stored.config;
             ResourceStatus status;
@@ -294,10 +331,12 @@ Json Service::status_of(const std::string& name) {
                                         .replication = "Off",
                                         .why = ""});
             }
-            return to_json(status);
+            return status;
         }
     }
-    return to_json(demand(node_.status(name)));
+    auto status = demand(node_.status(name));
+    if (!status.up && status.why.empty()) status.why = not_up;
+    return status;
 }
 
 Json Service::list_status(Params& params, const Caller&) {
@@ -313,7 +352,7 @@ Json Service::list_status(Params& params, const Caller&) {
     Json list = Json::array();
     for (const auto& name : names) {
         try {
-            list.push_back(status_of(name));
+            list.push_back(to_json(status_of(name)));
         } catch (const Refused& refused) {
             // Removed since the names were gathered, or still being made.
             if (one || refused.error().code != Errc::not_found) throw;
@@ -362,8 +401,7 @@ Json Service::resource_wait(Params& params, const Caller& caller) {
     } const unsubscribe{node_, token};
 
     for (;;) {
-        find(name);
-        const auto status = demand(node_.status(name));
+        const auto status = status_of(name);
         const auto lacking = missing(status, until, peer);
         if (lacking.empty()) return to_json(status);
         if (stopping_ || (caller.gone && caller.gone())) {
@@ -405,6 +443,11 @@ Json Service::make_resource(const ResourceConfig& config, const std::function<St
         entries_.erase(config.name);
     }
     demand(made);
+    // What was set aside under this name has a successor; its file stays for who wants to look.
+    const std::lock_guard lock(mutex_);
+    std::erase_if(problems_, [&](const auto& problem) {
+        return problem.resource == config.name && !problem.moved_to.empty();
+    });
     return to_json(config);
 }
 
@@ -472,12 +515,8 @@ Json Service::resource_up(Params& params, const Caller&) {
     const auto entry = find(name);
     const std::lock_guard changing(entry->changing);
     ensure_known(*entry);
-    demand(node_.up(name));
-    StoredResource next = entry->stored;
-    next.up = true;
-    demand(store_.save(next));
-    const std::lock_guard lock(mutex_);
-    entry->stored.up = true;
+    demand(bring_up(*entry));
+    remember_up(*entry, true);
     return done;
 }
 
@@ -491,13 +530,10 @@ Json Service::resource_down(Params& params, const Caller&) {
         const std::lock_guard lock(mutex_);
         if (entry->removed) refuse(Errc::not_found, fmt::format("{} was just removed", name));
         known = entry->problem.empty();
+        entry->not_up.clear();
     }
     if (known) demand(node_.down(name));
-    StoredResource next = entry->stored;
-    next.up = false;
-    demand(store_.save(next));
-    const std::lock_guard lock(mutex_);
-    entry->stored.up = false;
+    remember_up(*entry, false);
     return done;
 }
 
@@ -593,8 +629,9 @@ Json Service::resource_export(Params& params, const Caller&) {
     demand(check_door(door));
     params.finish();
     ensure_known(*find(name));
+    if (door == "ublk") return {{"door", demand(node_.export_ublk(name))}};
     demand(node_.export_nbd(name, door));
-    return done;
+    return {{"door", door}};
 }
 
 Json Service::resource_unexport(Params& params, const Caller&) {

@@ -60,6 +60,7 @@ class Service {
         std::mutex changing;  // held over node and store by calls that change either
         StoredResource stored;
         std::string problem;  // why the node does not know it; empty: it does
+        std::string not_up;   // why it could not be brought up; empty: it could, or nobody asked
         bool removed = false;
     };
     using EntryPtr = std::shared_ptr<Entry>;
@@ -99,7 +100,9 @@ class Service {
     std::string take_name(Params& params);
     void check_peer(const std::string& name, const std::string& peer);
     void ensure_known(Entry& entry);
-    Json status_of(const std::string& name);
+    Status bring_up(Entry& entry);
+    void remember_up(Entry& entry, bool up);
+    ResourceStatus status_of(const std::string& name);
 
     Node& node_;
     ConfigStore& store_;

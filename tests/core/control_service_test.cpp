@@ -162,6 +162,33 @@ TEST_CASE("a resource whose disk is missing at the start is told and can come up
     CHECK(test.must("status", {})[0]["up"] == true);
 }
 
+TEST_CASE("what was done but can not be remembered is told as that", "[control]") {
+    const TemporaryDirectory directory;
+    TestService test(directory.path());
+    test.create("r0");
+    std::filesystem::remove_all(directory.path() + "/state/resources");
+    const auto up = test.call("resource.up", {{"name", "r0"}});
+    REQUIRE_FALSE(up);
+    CHECK_THAT(up.error().message, contains("r0 is up now, but a restart of the node will bring it "
+                                            "down: can not store"));
+    CHECK(test.must("status", {})[0]["up"] == true);
+    test.must("resource.down", {{"name", "r0"}});  // which is what is remembered
+    CHECK(test.must("status", {})[0]["up"] == false);
+}
+
+TEST_CASE("why a resource did not come up stays in its status until it does", "[control]") {
+    const TemporaryDirectory directory;
+    TestService test(directory.path());
+    test.create("r0");
+    test.node.fail_next("up", Error{Errc::not_found, 2, "/disks/r0 is not there"});
+    CHECK_FALSE(test.call("resource.up", {{"name", "r0"}}));
+    CHECK(test.must("status", {})[0]["why"] == "/disks/r0 is not there");
+    const Json until = {{"name", "r0"}, {"until", "uptodate"}, {"timeout-ms", 1}};
+    CHECK_THAT(test.call("resource.wait", until).error().message, contains("is not there"));
+    test.must("resource.up", {{"name", "r0"}});
+    CHECK(test.must("status", {})[0]["why"] == "");
+}
+
 TEST_CASE("a broken file is told by name, and its resource's name is not handed out in silence",
           "[control]") {
     const TemporaryDirectory directory;
@@ -189,8 +216,14 @@ TEST_CASE("wait ends when the state is there, at its timeout, or when the caller
         contains("the resource is down"));
     test.must("resource.up", {{"name", "r0"}});
     std::thread later([&] {
-        test.node.change("r0", [](auto& s) { s.peers[0].connection = "Connected"; });
-        test.node.change("r0", [](auto& s) { s.peers[1].connection = "Connected"; });
+        for (const std::size_t peer : {0U, 1U})
+            test.node.change("r0", [&](auto& s) { s.peers[peer].connection = "Connected"; });
+        const Json soon = {{"name", "r0"}, {"until", "connected"}, {"timeout-ms", 10}};
+        const auto unknown = test.call("resource.wait", soon);
+        const std::string text = unknown ? "" : unknown.error().message;
+        CHECK_THAT(text, contains("beta is connected, its state not known yet"));
+        for (const std::size_t peer : {0U, 1U})
+            test.node.change("r0", [&](auto& s) { s.peers[peer].replication = "Established"; });
     });
     CHECK(test.call("resource.wait", until));
     later.join();
@@ -198,12 +231,10 @@ TEST_CASE("wait ends when the state is there, at its timeout, or when the caller
         test.call("resource.wait", {{"name", "r0"}, {"until", "synced"}, {"timeout-ms", 10}});
     REQUIRE_FALSE(synced);
     CHECK(synced.error().code == Errc::timeout);
-    CHECK_THAT(synced.error().message, contains("beta is Off"));
+    CHECK_THAT(synced.error().message, contains("beta is Established, its disk DUnknown"));
     test.node.change("r0", [](auto& s) {
-        for (auto& peer : s.peers) {
-            peer.replication = "Established";
+        for (auto& peer : s.peers)
             peer.disk = "UpToDate";
-        }
     });
     CHECK(test.call("resource.wait", {{"name", "r0"}, {"until", "synced"}}));
     CHECK(test.call("resource.wait", {{"name", "r0"}, {"until", "uptodate"}}));
