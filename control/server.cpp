@@ -45,7 +45,9 @@ Result<Fd> listen_on(const std::string& path) {
 
     const std::string directory = path.substr(0, path.rfind('/'));
     if (!directory.empty() && ::mkdir(directory.c_str(), 0755) != 0 && errno != EEXIST) {
-        return errno_error(errno, what);
+        return errno_error(errno, fmt::format("{}: its directory {} can not be made; create it, or "
+                                              "choose another path",
+                                              what, directory));
     }
     Fd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (!probe) return errno_error(errno, what);
@@ -55,9 +57,16 @@ Result<Fd> listen_on(const std::string& path) {
                                  "another path",
                                  path)};
     }
+    const bool refused = errno == ECONNREFUSED;
     struct stat found {};
-    if (errno == ECONNREFUSED && ::lstat(path.c_str(), &found) == 0 && S_ISSOCK(found.st_mode)) {
-        ::unlink(path.c_str());  // left by a process that was killed
+    if (::lstat(path.c_str(), &found) == 0) {
+        if (!S_ISSOCK(found.st_mode)) {
+            return Error{Errc::exists, EEXIST,
+                         fmt::format("{}: there is something that is no socket; move it away, or "
+                                     "choose another path",
+                                     what)};
+        }
+        if (refused) ::unlink(path.c_str());  // left by a process that was killed
     }
     Fd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
     if (!listener) return errno_error(errno, what);

@@ -21,20 +21,6 @@ constexpr std::size_t host_bytes_max = 253;
 bool is_digit(char c) { return c >= '0' && c <= '9'; }
 bool is_alnum(char c) { return is_digit(c) || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
 
-// For messages: what was typed, shortened, without anything that could disturb a terminal.
-std::string quoted(std::string_view text) {
-    std::string out = "\"";
-    for (char c : text.substr(0, 80)) {
-        const auto byte = static_cast<unsigned char>(c);
-        if (byte < 0x20 || byte >= 0x7f) {
-            out += fmt::format("\\x{:02x}", byte);
-        } else {
-            out += c;
-        }
-    }
-    return out + (text.size() > 80 ? "...\"" : "\"");
-}
-
 Error invalid(std::string message) { return Error{Errc::invalid, 0, std::move(message)}; }
 
 bool valid_host(std::string_view host) {
@@ -56,6 +42,19 @@ bool valid_host(std::string_view host) {
 }
 
 }  // namespace
+
+std::string quoted(std::string_view text) {
+    std::string out = "\"";
+    for (char c : text.substr(0, 80)) {
+        const auto byte = static_cast<unsigned char>(c);
+        if (byte < 0x20 || byte >= 0x7f) {
+            out += fmt::format("\\x{:02x}", byte);
+        } else {
+            out += c;
+        }
+    }
+    return out + (text.size() > 80 ? "...\"" : "\"");
+}
 
 Status check_name(std::string_view what, std::string_view name) {
     const bool good = !name.empty() && name.size() <= name_bytes_max && is_alnum(name.front()) &&
@@ -116,8 +115,9 @@ Status check_path(std::string_view what, std::string_view path) {
 Status check_door(std::string_view door) {
     if (door.starts_with("unix:")) return check_path("NBD socket", door.substr(5));
     if (door.starts_with("tcp:")) return check_address("NBD address", door.substr(4), true);
-    return invalid(
-        fmt::format("export door {} is refused: write unix:PATH or tcp:HOST:PORT", quoted(door)));
+    if (door == "ublk" || door.starts_with("ublk:/dev/ublkb")) return ok_status();
+    return invalid(fmt::format("export door {} is refused: write ublk, unix:PATH or tcp:HOST:PORT",
+                               quoted(door)));
 }
 
 Result<std::uint64_t> parse_size(std::string_view text) {
@@ -135,11 +135,10 @@ Result<std::uint64_t> parse_size(std::string_view text) {
     }
     if (!good) {
         return invalid(fmt::format(
-            "size {} is refused: write a whole number of bytes, or one with K, M, G, T or P",
-            quoted(text)));
+            "{} is refused: write a whole number, or one with K, M, G, T or P", quoted(text)));
     }
     if (value > std::numeric_limits<std::uint64_t>::max() >> shift) {
-        return invalid(fmt::format("size {} is refused: it is beyond 2^64 bytes", quoted(text)));
+        return invalid(fmt::format("{} is refused: it is beyond 2^64", quoted(text)));
     }
     return value << shift;
 }

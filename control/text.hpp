@@ -15,6 +15,10 @@
 
 namespace replica::control {
 
+// For messages: what was typed, in quotes, shortened, without anything that could disturb a
+// terminal.
+std::string quoted(std::string_view text);
+
 // [A-Za-z0-9][A-Za-z0-9._-]{0,63}. `what` ("resource", "node") goes into the message.
 Status check_name(std::string_view what, std::string_view name);
 

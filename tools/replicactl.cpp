@@ -13,7 +13,6 @@
 #include <csignal>
 #include <filesystem>
 #include <functional>
-#include <iostream>
 #include <map>
 #include <memory>
 #include <string>
@@ -25,6 +24,7 @@
 #include "control/protocol.hpp"
 #include "control/text.hpp"
 #include "tools/replicactl_text.hpp"
+#include "tools/standard_streams.hpp"
 
 namespace {
 
@@ -35,6 +35,8 @@ using control::Refused;
 
 constexpr int exit_usage = 64;
 constexpr int exit_unreachable = 69;
+// How late `events` may notice that nobody reads it, when nothing happens.
+constexpr int unread_poll_ms = 500;
 
 // What the parsed command line is about; each command uses its part of it.
 struct Arguments {
@@ -56,6 +58,7 @@ struct Arguments {
     bool discard_my_data = false;
     bool clear_bitmap = false;
     std::vector<std::string> doors;
+    std::string door_kind;
     bool watch = false;
     bool verbose = false;
     bool statistics = false;
@@ -71,21 +74,32 @@ struct Unreachable : std::runtime_error {
     using std::runtime_error::runtime_error;
 };
 
+// Nobody reads what is printed any more, as after `| head`: the command is done, not failed.
+struct Unread {};
+
 void print(const std::string& text) {
-    std::cout << text << std::flush;
-    if (!std::cout) std::exit(0);  // nobody reads any more
+    const int error = tools::write_all(STDOUT_FILENO, text);
+    if (error == EPIPE) throw Unread();
+    if (error != 0) throw Refused(control::errno_error(error, "can not write to standard output"));
 }
 
-void print_json(const Json& json) {
-    print(json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+std::string json_text(const Json& json) {
+    return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
+
+void print_json(const Json& json) { print(json_text(json)); }
 
 void demand(const Status& status) {
     if (!status) throw Refused(status.error());
 }
 
+// An empty path stays empty, and is refused by who knows what it is for.
+std::string absolute_path(const std::string& path) {
+    return path.empty() ? path : std::filesystem::absolute(path).lexically_normal().string();
+}
+
 std::unique_ptr<Client> reach(const Arguments& arguments) {
-    auto client = Client::connect(std::filesystem::absolute(arguments.control).string());
+    auto client = Client::connect(absolute_path(arguments.control));
     if (!client) throw Unreachable(client.error().message);
     return std::move(client).value();
 }
@@ -108,10 +122,6 @@ void simple(const Arguments& arguments, const std::string& method, const Json& p
     const auto client = reach(arguments);
     const Json result = ask(*client, method, params);
     if (arguments.json) print_json(result);
-}
-
-std::string absolute_path(const std::string& path) {
-    return std::filesystem::absolute(path).lexically_normal().string();
 }
 
 // NAME,ID,HOST:PORT
@@ -186,7 +196,38 @@ std::string absolute_door(const std::string& door) {
     return whole;
 }
 
+void tell_door(const Arguments& arguments, Json result, const std::string& why) {
+    const std::string door = result["door"];
+    const bool ublk = door.starts_with("ublk:");
+    if (!why.empty()) result["why"] = why;
+    if (ublk) result["link"] = "/dev/replica/by-res/" + arguments.resource;
+    if (arguments.json) return print_json(result);
+    if (ublk) return print(fmt::format("{}, also {}\n", door.substr(5), result["link"]));
+    print(fmt::format("{}, by NBD{}\n", door, why.empty() ? "" : ": " + why));
+}
+
+// A block device where there is ublk, else a socket beside the one of the node.
+void export_best(const Arguments& arguments) {
+    const auto client = reach(arguments);
+    Json params = named(arguments);
+    std::string why;
+    if (arguments.door_kind != "nbd") {
+        params["door"] = "ublk";
+        auto result = client->call("resource.export", params);
+        if (result) return tell_door(arguments, result.value(), "");
+        const Errc code = result.error().code;
+        const bool missing = code == Errc::unsupported || code == Errc::permission;
+        if (!missing || arguments.door_kind == "ublk") throw Refused(result.error());
+        why = result.error().message;
+    }
+    const std::string control = absolute_path(arguments.control);
+    params["door"] =
+        fmt::format("unix:{}/{}.nbd", control.substr(0, control.rfind('/')), arguments.resource);
+    tell_door(arguments, ask(*client, "resource.export", params), why);
+}
+
 void export_doors(const Arguments& arguments) {
+    if (arguments.doors.empty()) return export_best(arguments);
     for (const auto& door : arguments.doors) {
         Json params = named(arguments);
         params["door"] = absolute_door(door);
@@ -309,8 +350,8 @@ bool pause_until(Client& client, const Arguments& arguments) {
 void warn_of_problems(Client& client) {
     const Json info = ask(client, "node.info", Json::object());
     for (const auto& problem : info.value("problems", Json::array())) {
-        fmt::print(stderr, "replicactl: warning: configuration {} is not used: {}\n",
-                   problem.value("file", ""), problem.value("reason", ""));
+        tools::complain(fmt::format("replicactl: warning: configuration {} is not used: {}\n",
+                                    problem.value("file", ""), problem.value("reason", "")));
     }
 }
 
@@ -340,8 +381,9 @@ void events(const Arguments& arguments) {
         print(replicactl::exists_text(start));
     }
     while (!arguments.now) {
-        auto next = client->next_notification(-1);
+        auto next = client->next_notification(unread_poll_ms);
         if (!next) throw Refused(next.error());
+        if (!next.value() && tools::output_is_unread()) return;
         if (!next.value()) continue;
         const Json& message = *next.value();
         const Json params = message.value("params", Json::object());
@@ -363,6 +405,7 @@ class CommandLine {
         app_.set_version_flag("--version", std::string("replicactl ") + REPLICA_VERSION_TEXT);
         app_.add_option("--control", arguments_.control, "control socket of the node")
             ->envname("REPLICA_CONTROL")
+            ->multi_option_policy(CLI::MultiOptionPolicy::TakeLast)  // over that of an alias
             ->capture_default_str();
         app_.add_flag("--json", arguments_.json, "print JSON");
         app_.require_subcommand(1);
@@ -377,19 +420,15 @@ class CommandLine {
     int run(int argc, char** argv) {
         try {
             app_.parse(argc, argv);
-        } catch (const CLI::RequiredError& error) {
-            const auto unknown =
-                app_.get_subcommands().empty() ? app_.remaining(true) : std::vector<std::string>();
-            if (unknown.empty()) return app_.exit(error), exit_usage;
-            fmt::print(stderr, "replicactl: there is no command {}; see replicactl --help\n",
-                       unknown.front());
-            return exit_usage;
         } catch (const CLI::ParseError& error) {
-            return app_.exit(error) == 0 ? 0 : exit_usage;
+            if (error.get_exit_code() == 0) return app_.exit(error);  // --help, --version
+            return fail(Error{Errc::invalid, 0, usage_error(error)}, exit_usage);
         }
         try {
             for (const auto* chosen : app_.get_subcommands())
                 commands_.at(chosen->get_name())(arguments_);
+            return 0;
+        } catch (const Unread&) {
             return 0;
         } catch (const Unreachable& error) {
             return fail(Error{Errc::io, 0, error.what()}, exit_unreachable);
@@ -401,15 +440,34 @@ class CommandLine {
     }
 
   private:
+    // Says it in words, and for --json on standard output too; whether that can be written or not,
+    // the exit code stands.
     int fail(const Error& error, int code) const {
         if (arguments_.json) {
-            print_json({{"error",
-                         {{"kind", control::errc_name(error.code)},
-                          {"message", error.message},
-                          {"errno", error.os_errno}}}});
+            const Json json = {{"error",
+                                {{"kind", control::errc_name(error.code)},
+                                 {"message", error.message},
+                                 {"errno", error.os_errno}}}};
+            (void)tools::write_all(STDOUT_FILENO, json_text(json));
         }
-        fmt::print(stderr, "replicactl: {}\n", error.message);
+        tools::complain(fmt::format("replicactl: {}\n", error.message));
         return code;
+    }
+
+    // One line that says what is wrong and where to read what is right.
+    std::string usage_error(const CLI::ParseError& error) const {
+        const auto chosen = app_.get_subcommands();
+        const auto strangers = app_.remaining(true);
+        const std::string command = chosen.empty() ? "" : " " + chosen.front()->get_name();
+        std::string what = error.what();
+        if (chosen.empty() && !strangers.empty()) {
+            what = fmt::format("there is no {} {}",
+                               strangers.front().starts_with('-') ? "option" : "command",
+                               control::quoted(strangers.front()));
+        } else if (chosen.empty()) {
+            what = "which command?";
+        }
+        return fmt::format("{}; see replicactl{} --help", what, command);
     }
 
     CLI::App* add(const char* name, const char* help, Command command) {
@@ -482,12 +540,16 @@ class CommandLine {
         sub = add_for_resource("new-current-uuid", "open a new generation", new_current_uuid);
         sub->add_flag("--clear-bitmap", arguments_.clear_bitmap,
                       "skip the initial sync of disks that are provably equal");
-        sub = add_for_resource("export", "open an NBD door on a primary", export_doors);
-        sub->add_option("--nbd", arguments_.doors, "unix:PATH or tcp:HOST:PORT")
-            ->required()
-            ->allow_extra_args(false);
+        sub = add_for_resource("export", "open a door on a primary", export_doors);
+        auto* const nbd = sub->add_option("--nbd", arguments_.doors, "unix:PATH or tcp:HOST:PORT")
+                              ->allow_extra_args(false);
+        sub->add_option("--door", arguments_.door_kind,
+                        "ublk or nbd; default: ublk where the kernel has it")
+            ->check(CLI::IsMember({"ublk", "nbd"}))
+            ->excludes(nbd);
         sub = add_for_resource("unexport", "close the doors", unexport_doors);
-        sub->add_option("--nbd", arguments_.doors, "only this one")->allow_extra_args(false);
+        sub->add_option("--nbd,--door", arguments_.doors, "only this one; ublk is one, too")
+            ->allow_extra_args(false);
     }
 
     void add_peer_commands() {
@@ -521,6 +583,11 @@ class CommandLine {
             ->check(CLI::IsMember({"connected", "synced", "uptodate", "primary"}));
     }
 
+    // What CLI::Range lets through because it compares as neither too small nor too large.
+    static std::string a_number(const std::string& text) {
+        return std::isnan(std::strtod(text.c_str(), nullptr)) ? text + " is no number" : "";
+    }
+
     void add_views() {
         auto* sub = add("status", "state of one or all resources", status);
         sub->add_option("RES", arguments_.resource, "resource");
@@ -529,14 +596,18 @@ class CommandLine {
         sub->add_flag("-s,--statistics", arguments_.statistics, "counters");
         sub->add_option("--interval", arguments_.interval_s, "seconds between two looks")
             ->check(CLI::Range(0.02, 3600.0))
+            ->check(a_number)
             ->capture_default_str();
         add_until(*sub);
+        for (const char* option : {"--interval", "--until"})
+            sub->get_option(option)->needs(sub->get_option("--watch"));
         sub = add_for_resource("wait", "wait for a state", wait);
         add_until(*sub);
         sub->get_option("--until")->required();
         sub->add_option("--peer", arguments_.peer, "look at this peer only");
-        sub->add_option("--timeout", arguments_.timeout_s, "seconds; default: no limit")
-            ->check(CLI::Range(0.0, 1e6));
+        sub->add_option("--timeout", arguments_.timeout_s, "seconds; 0, the default: no limit")
+            ->check(CLI::Range(0.0, 1e6))
+            ->check(a_number);
         sub = add("events", "print what there is and then each change", events);
         sub->add_option("RES", arguments_.resource, "resource");
         sub->add_flag("--now", arguments_.now, "only what there is");
@@ -554,6 +625,7 @@ class CommandLine {
 }  // namespace
 
 int main(int argc, char** argv) {
+    tools::hold_standard_streams();
     std::signal(SIGPIPE, SIG_IGN);
     CommandLine command_line;
     return command_line.run(argc, argv);

@@ -23,6 +23,7 @@
 #include "control/server.hpp"
 #include "control/service.hpp"
 #include "engine/node.hpp"
+#include "tools/standard_streams.hpp"
 
 namespace {
 
@@ -122,6 +123,8 @@ void wait_for_stop(const sigset_t& set, const Log& log) {
 
 Status check(const Options& options) {
     TRY_STATUS(control::check_name("node", options.name));
+    TRY_STATUS(control::check_path("--state", options.state));
+    TRY_STATUS(control::check_path("--control", options.control));
     if (!options.listen.empty()) {
         TRY_STATUS(control::check_address("--listen", options.listen));
     }
@@ -158,6 +161,8 @@ Status run(const Options& options, const Log& log, const sigset_t& signals) {
 
 void add_options(CLI::App& app, Options& options) {
     app.set_version_flag("--version", std::string("replicad ") + REPLICA_VERSION_TEXT);
+    // The last one counts: a unit file that names the node can be overruled by who appends to it.
+    app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
     app.add_option("--name", options.name, "name of this node")->default_str(host_name());
     app.add_option("--state", options.state, "state directory")->capture_default_str();
     app.add_option("--control", options.control, "control socket")->capture_default_str();
@@ -174,6 +179,7 @@ void add_options(CLI::App& app, Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    tools::hold_standard_streams();
     Options options;
     options.name = host_name();
     CLI::App app{"replicad: mirrors block volumes between machines"};
@@ -184,8 +190,9 @@ int main(int argc, char** argv) {
         return app.exit(error) == 0 ? 0 : exit_usage;
     }
     try {
-        options.state = std::filesystem::absolute(options.state).lexically_normal().string();
-        options.control = std::filesystem::absolute(options.control).lexically_normal().string();
+        for (auto* const path : {&options.state, &options.control})
+            if (!path->empty())
+                *path = std::filesystem::absolute(*path).lexically_normal().string();
         const sigset_t signals = block_signals();
         const Log log(options.log_level);
         const auto status = run(options, log, signals);
@@ -193,7 +200,7 @@ int main(int argc, char** argv) {
         log(LOG_ERR, status.error().message);
         return static_cast<int>(status.error().code);
     } catch (const std::exception& error) {
-        fmt::print(stderr, "replicad: {}\n", error.what());
+        tools::complain(fmt::format("replicad: {}\n", error.what()));
         return static_cast<int>(Errc::limit);
     }
 }

@@ -4,12 +4,13 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <cstdio>
+#include <cstring>
 #include <string>
 
 #include "engine/io/metadata_file.hpp"
 #include "engine/io/process.hpp"
 #include "replicameta_report.hpp"
+#include "standard_streams.hpp"
 
 namespace {
 
@@ -63,14 +64,18 @@ struct Options {
 
 int fail(const Error& error, const Options& options) {
     const bool hint = error.code == Errc::corrupt && options.copy.empty();
-    fmt::print(stderr, "replicameta: {}{}\n", error.message,
-               hint ? " (--copy FILE names the node's copy of the superblock)" : "");
+    tools::complain(
+        fmt::format("replicameta: {}{}\n", error.message,
+                    hint ? " (--copy FILE names the node's copy of the superblock)" : ""));
     return exit_code_of(error.code);
 }
 
-void print(const Json& document, const Options& options) {
+Status print(const Json& document, const Options& options) {
     const std::string text = options.json ? document.dump(2) + "\n" : to_text(document);
-    std::fwrite(text.data(), 1, text.size(), stdout);
+    const int error = tools::write_all(STDOUT_FILENO, text);
+    if (error == 0) return ok_status();
+    return Error{Errc::io, error,
+                 fmt::format("can not write to standard output: {}", std::strerror(error))};
 }
 
 Result<Json> described(const MetadataFile& file, const MetadataImage& image) {
@@ -107,7 +112,7 @@ Result<int> run_create(const Options& options) {
     TRY(const MetadataImage image, create_metadata(options.target, initial, options.force));
     TRY(const MetadataFile file, MetadataFile::open(options.target, DiskAccess::shared_read));
     TRY(const Json document, described(file, image));
-    print(document, options);
+    TRY_STATUS(print(document, options));
     return int{exit_ok};
 }
 
@@ -116,7 +121,7 @@ Result<int> run_dump(const Options& options) {
     TRY(const auto copy, read_copy(options));
     TRY(const MetadataImage image, read_metadata(file, copy));
     TRY(const Json document, described(file, image));
-    print(document, options);
+    TRY_STATUS(print(document, options));
     return int{exit_ok};
 }
 
@@ -124,7 +129,7 @@ Result<int> run_check(const Options& options) {
     TRY(const MetadataFile file, MetadataFile::open(options.target, DiskAccess::shared_read));
     TRY(const auto copy, read_copy(options));
     const Json findings = check(file, copy);
-    print(findings, options);
+    TRY_STATUS(print(findings, options));
     return int{findings["problems"].empty() ? exit_ok : exit_problems};
 }
 
@@ -135,14 +140,14 @@ Result<int> run_apply(const Options& options) {
     const std::uint64_t step = options.copy.empty() ? write_seq_offline_step : 1;
     TRY(const AppliedLog applied, apply_activity_log(file, image, step, options.copy));
     const std::uint64_t marked = applied.bits_marked * image.superblock.bytes_per_bit;
-    print({{"was-primary", applied.was_primary},
-           {"hot-extents", applied.extents_hot},
-           {"extents-beyond-end", applied.extents_beyond},
-           {"marked-bits", applied.bits_marked},
-           {"marked-bytes", marked},
-           {"blocks-damaged", applied.blocks_corrupt},
-           {"warning", applied.warning.empty() ? Json() : Json(applied.warning)}},
-          options);
+    TRY_STATUS(print({{"was-primary", applied.was_primary},
+                      {"hot-extents", applied.extents_hot},
+                      {"extents-beyond-end", applied.extents_beyond},
+                      {"marked-bits", applied.bits_marked},
+                      {"marked-bytes", marked},
+                      {"blocks-damaged", applied.blocks_corrupt},
+                      {"warning", applied.warning.empty() ? Json() : Json(applied.warning)}},
+                     options));
     return int{exit_ok};
 }
 
@@ -224,6 +229,7 @@ Command chosen(CLI::App& app, int argc, char** argv, Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    tools::hold_standard_streams();
     CLI::App app("Looks at and repairs the metadata of a volume that is not in use.");
     app.set_version_flag("--version", std::string("replicameta ") + REPLICA_VERSION_TEXT);
     Options options;

@@ -163,8 +163,8 @@ def test_bad_command_lines():
         disk = alpha.disk()
         create = ["create", "r0", "--node-id", "0", "--disk", disk]
         for arguments, code, text in (
-                (["frob"], 64, "no command frob"),
-                ([], 64, "subcommand"),
+                (["frob"], 64, 'no command "frob"'),
+                ([], 64, "which command"),
                 (["create", "r0"], 64, "required"),
                 (["create", "r0", "--node-id", "32", "--disk", disk], 64, "32"),
                 (["create", "../r0", *create[2:]], 1, "refused"),
@@ -177,9 +177,20 @@ def test_bad_command_lines():
                 (["up", "r9"], 2, "no resource"),
                 (["wait", "r9", "--until", "connected"], 2, "no resource"),
                 (["wait", "r0", "--until", "later"], 64, "later"),
-                (["status", "--watch", "--until", "synced"], 1, "name of a resource")):
+                (["--frob"], 64, 'no option "--frob"'),
+                (["wait", "r0", "--until", "primary", "--timeout", "nan"], 64, "nan"),
+                (["status", "r0", "--until", "synced"], 64, "--watch"),
+                (["status", "--watch", "--until", "synced"], 1, "name of a resource"),
+                (["create", "r0", "--node-id", "0", "--disk", ""], 1, "disk \"\""),
+                (["export", "r0", "--nbd", "unix:"], 1, "NBD socket \"\""),
+                ([*create, "--ping-timeout-ms", "1s"], 1, '"1s" is refused'),
+                (["--control", "", "list"], 69, "control socket \"\"")):
             done = alpha.ctl(*arguments, rc=code)
-            assert text in done.stderr + done.stdout, (arguments, done)
+            assert text in done.stderr and done.stderr.startswith("replicactl: "), (arguments, done)
+        usage = json.loads(alpha.ctl("--json", "create", "r0", rc=64).stdout)["error"]
+        assert usage["kind"] == "invalid" and "create --help" in usage["message"], usage
+        for path in ("./control.sock", "../alpha/control.sock"):
+            alpha.ctl("--control", path, "list")
         missing = alpha.ctl("create", "r0", "--node-id", "0", "--disk", "/nowhere/disk", rc=2)
         assert "/nowhere/disk" in missing.stderr
         small = alpha.disk(16 << 10, "small.img")
@@ -209,6 +220,72 @@ def test_daemon_command_line():
         assert refused(REPLICAD, "--name", "a/b")[0] == 1
         assert refused(REPLICAD, "--name", "a", "--listen", "nowhere")[0] == 1
         alpha.ctl("list")  # unharmed
+        other.socket = os.path.join(other.folder, "missing", "deeper", "control.sock")
+        code, text = refused(*other.command())
+        assert code == 2 and "create it" in text, (code, text)
+        other.socket = other.disk(1)
+        code, text = refused(*other.command())
+        assert code == 3 and "no socket" in text and os.path.getsize(other.socket) == 1, text
+        for option in ("--state", "--control"):
+            code, text = refused(*other.command(option, ""))
+            assert code == 1 and option in text, (code, text)
+        code, text = refused(*other.command("--name", "a b"))  # the last one counts
+        assert code == 1 and "a b" in text, (code, text)
+
+
+def test_standard_streams():
+    """A full disk below the output is an error, a reader that has gone is none, and a stream that
+    was closed costs nothing but what would have been printed."""
+    with daemons("alpha", listen=False) as (alpha,):
+        def shell(line):
+            done = subprocess.run(["bash", "-c", line], capture_output=True, text=True,
+                                  check=False, timeout=20,
+                                  env={**os.environ, "REPLICA_CONTROL": alpha.socket,
+                                       "PATH": os.path.dirname(REPLICACTL) + ":" +
+                                       os.environ["PATH"]})
+            return done.returncode, done.stderr
+        code, text = shell("replicactl --json status > /dev/full")
+        assert code == 9 and "standard output" in text, (code, text)
+        assert shell("replicactl up r9 2> /dev/full")[0] == 2
+        assert shell("replicactl --json up r9 > /dev/full")[0] == 2
+        assert shell("set -o pipefail; replicactl --json status | true")[0] == 0
+        assert shell("set -o pipefail; sleep 0.2 | replicactl --json up r9 | true")[0] == 2
+        assert shell("replicactl list >&- 2>&- <&-")[0] == 0
+        begin = time.monotonic()
+        assert shell("set -o pipefail; timeout 10 replicactl events | head -n 1")[0] == 0
+        assert time.monotonic() - begin < 9
+        other = Daemon(alpha.folder, "other", listen=False)
+        closed = subprocess.Popen(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", *other.command()])
+        try:
+            until(lambda: other.ctl("list", rc=None).returncode == 0)
+            for number in range(3):
+                assert os.readlink(f"/proc/{closed.pid}/fd/{number}") == "/dev/null"
+        finally:
+            closed.terminate()
+            assert closed.wait(timeout=20) == 0
+
+
+def test_why_it_is_not_up():
+    """A disk that is away at the start, or at `up`, is named by status and wait."""
+    with daemons("alpha", listen=False) as (alpha,):
+        disk = alpha.disk()
+        alpha.ctl("create", "r0", "--node-id", "0", "--disk", disk)
+        alpha.ctl("up", "r0")
+        alpha.stop()
+        os.rename(disk, disk + ".away")
+        alpha.start()
+        text = f"{disk} does not exist"
+        assert text in alpha.status()["why"], alpha.status()
+        assert f"  # disk {text}" in alpha.ctl("status").stdout
+        assert text in alpha.ctl("wait", "r0", "--until", "uptodate", "--timeout", "0.1",
+                                 rc=11).stderr
+        alpha.ctl("down", "r0")
+        assert alpha.status()["why"] == ""
+        alpha.ctl("up", "r0", rc=2)
+        assert text in alpha.status()["why"]
+        os.rename(disk + ".away", disk)
+        alpha.ctl("up", "r0")
+        assert alpha.status()["up"] and alpha.status()["why"] == ""
 
 
 def test_restart_remembers():
@@ -247,6 +324,7 @@ def test_damaged_configuration():
         assert "r0.json.corrupt" in alpha.ctl("up", "r0", rc=6).stderr
         assert os.path.exists(path + ".corrupt") and "r0.json" in alpha.log()
         alpha.ctl("adopt", "r0", "--node-id", "0", "--disk", "r0")
+        assert alpha.ctl("status").stderr == ""  # it has a successor
         alpha.ctl("up", "r0")
         alpha.stop()
         os.rename(os.path.join(alpha.folder, "r1"), os.path.join(alpha.folder, "away"))
@@ -280,6 +358,7 @@ def test_mirror_status_wait_and_events():
             follower = subprocess.Popen([REPLICACTL, "--control", beta.socket, "--json", "events",
                                          "r0"], stdout=out)
         until(lambda: os.path.getsize(out.name) > 0)
+        alpha.ctl("options", "r0", "--resync-rate-max", "16M")  # slow enough to be seen
         alpha.ctl("promote", "r0", "--force")
         watched = alpha.ctl("status", "r0", "--watch", "--interval", "0.05", "--until",
                             "synced").stdout

@@ -77,6 +77,25 @@ def test_usage(folder):
     assert subprocess.run([REPLICAMETA, "--help"], capture_output=True, check=False).returncode == 0
 
 
+def test_output(folder):
+    """Output that can not be written is an error; a closed one does not end up on the disk."""
+    disk = new_disk(folder, "disk")
+    run("create", disk)
+    with open(disk, "rb") as file:
+        before = file.read()
+
+    def shell(line):
+        return subprocess.run(["bash", "-c", line, REPLICAMETA, disk], capture_output=True,
+                              text=True, check=False)
+    full = shell('"$0" dump --disk "$1" > /dev/full')
+    assert full.returncode == 4 and "standard output" in full.stderr, full
+    assert shell('"$0" dump --disk "$1.none" 2> /dev/full').returncode == 4
+    assert shell('"$0" apply-al --disk "$1" <&- >&- 2>&-').returncode == 0
+    with open(disk, "rb") as file:
+        assert file.read(SUPERBLOCK) == before[:SUPERBLOCK]
+    run("check", disk)
+
+
 def test_crash(folder):
     """A crashed primary: check tells, apply-al marks, the copy follows."""
     disk, copy = new_disk(folder, "crashed"), os.path.join(folder, "copy")
@@ -130,7 +149,7 @@ def test_damage(folder):
 
 
 def main():
-    for test in (test_life, test_usage, test_crash, test_damage):
+    for test in (test_life, test_usage, test_output, test_crash, test_damage):
         with tempfile.TemporaryDirectory() as folder:
             test(folder)
         print(f"ok: {test.__doc__.splitlines()[0]}", flush=True)
