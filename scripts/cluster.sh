@@ -44,7 +44,12 @@ cluster_namespaces() {
     local node
     for node in "${NODES[@]}"; do
         NETNS[$node]="replica-$$-$node"
-        ip netns add "${NETNS[$node]}" 2>/dev/null || { cluster_remove_namespaces; return 1; }
+        # To enter one needs more than to make it: it mounts, which a chroot may not allow.
+        if ! ip netns add "${NETNS[$node]}" 2>/dev/null ||
+            ! ip netns exec "${NETNS[$node]}" true 2>/dev/null; then
+            cluster_remove_namespaces
+            return 1
+        fi
     done
     local a=${NETNS[alpha]} b=${NETNS[beta]}
     if ! ip link add eth0 netns "$a" type veth peer name eth0 netns "$b" 2>/dev/null; then
@@ -193,6 +198,7 @@ cluster_compare() {  # cluster_compare RESOURCE SIZE_BYTES
 cluster_logs() {
     local node
     for node in "${NODES[@]}"; do
+        [ -f "$CLUSTER_DIR/$node/log" ] || continue  # it was never started
         printf -- '--- the last lines of %s, %s\n' "$node" "$CLUSTER_DIR/$node/log" >&2
         tail -n "${1:-20}" "$CLUSTER_DIR/$node/log" >&2 || true
     done

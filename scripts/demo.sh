@@ -30,8 +30,12 @@ for argument in "$@"; do
     esac
 done
 
-step() { printf '\n\033[1m== %s\033[0m (%d s)\n' "$*" "$SECONDS"; }
-seen() { printf '  \033[32mok\033[0m %s\n' "$*"; }
+bold='' green='' plain=''
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
+    bold=$'\033[1m' green=$'\033[32m' plain=$'\033[0m'
+fi
+step() { printf '\n%s== %s%s (%d s)\n' "$bold" "$*" "$plain" "$SECONDS"; }
+seen() { printf '  %sok%s %s\n' "$green" "$plain" "$*"; }
 writer=
 finish() {
     local code=$?
@@ -42,7 +46,7 @@ finish() {
         cluster_logs 30
         logs=$(mktemp -d "${REPLICA_DIR:-/var/tmp}/replica-logs.XXXXXX")
         for node in "${NODES[@]}"; do
-            cp "$CLUSTER_DIR/$node/log" "$logs/$node" || true
+            cp "$CLUSTER_DIR/$node/log" "$logs/$node" 2>/dev/null || true
         done
         printf '\nThe demo failed. The logs of both nodes are in %s.\n' "$logs" >&2
         cluster_end
@@ -54,13 +58,30 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT TERM
 
+# On a terminal with ninja's progress; elsewhere its last line, or what went wrong.
+build() {
+    local make=(cmake --build --preset release --target "$@") log
+    if [ -t 1 ]; then
+        "${make[@]}"
+        return
+    fi
+    log=$(mktemp)
+    if ! "${make[@]}" >"$log" 2>&1; then
+        tail -n 40 "$log"
+        rm "$log"
+        echo "demo.sh: the build failed" >&2
+        exit 1
+    fi
+    tail -n 1 "$log"
+    rm "$log"
+}
+
 prepare() {
     step "Build"
     [ "$setup" = 0 ] || scripts/setup.sh build demo
     if [ -z "${REPLICA_BUILD_DIR:-}" ]; then
         cmake --preset release >/dev/null
-        cmake --build --preset release --target replicad replicactl acked_writer |
-            tail -n 1
+        build replicad replicactl acked_writer
     fi
     cluster_begin "$build_dir" "$mode"
     export QEMU_AUDIO_DRV=none
@@ -68,7 +89,10 @@ prepare() {
         seen "two hosts: network namespaces ${NETNS[alpha]} and ${NETNS[beta]}, joined by veth"
     else
         seen "two hosts: ${ADDRESS[alpha]} and ${ADDRESS[beta]}"
-        echo "     (left out without root: network namespaces; the nodes share the loopback device)"
+        local why="without root"
+        [ "$(id -u)" != 0 ] || why="as they are not allowed here"
+        [ "$mode" != rootless ] || why="with --rootless"
+        echo "     (left out $why: network namespaces; the nodes share the loopback device)"
     fi
 }
 
@@ -248,4 +272,5 @@ lose_primary
 return_of_primary
 compare
 [ "$keep" = 0 ] || leave_it_up
-printf '\n\033[1mDone in %d s: two kill -9, nothing lost, both replicas equal.\033[0m\n' "$SECONDS"
+printf '\n%sDone in %d s: two kill -9, nothing lost, both replicas equal.%s\n' \
+    "$bold" "$SECONDS" "$plain"

@@ -12,7 +12,8 @@ build=(g++ cmake ninja-build ccache pkg-config liburing-dev libnl-3-dev libnl-ge
     libnl-route-3-dev libdevmapper-dev libfmt-dev libspdlog-dev libcli11-dev nlohmann-json3-dev
     libssl-dev libblkid-dev catch2 libbenchmark-dev)
 demo=(fio qemu-utils libnbd-bin e2fsprogs iproute2 jq python3 procps util-linux)
-test=(drbd-utils python3-libnbd clang clang-format mandoc valgrind libnbd-dev shellcheck)
+# nbdinfo asks file(1) what a volume holds, and prints garbage where it is missing.
+test=(drbd-utils file python3-libnbd clang clang-format mandoc valgrind libnbd-dev shellcheck)
 }
 # Taken where the archive has them, and done without elsewhere: what is not in every release, and
 # what the guests of tests/vm need (their kernel is fetched by tests/vm/kernel.sh).

@@ -46,7 +46,11 @@ build() {  # build PRESET [TARGET...]
     shift
     step "build $name"
     cmake --preset "$name" >"$log" 2>&1 || { cat "$log"; exit 1; }
-    cmake --build --preset "$name" ${1:+--target "$@"} -- -j "$jobs" | tail -n 40
+    if [ -t 1 ]; then  # with ninja's progress
+        cmake --build --preset "$name" ${1:+--target "$@"} -- -j "$jobs"
+    else
+        cmake --build --preset "$name" ${1:+--target "$@"} -- -j "$jobs" | tail -n 40
+    fi
 }
 
 # The sanitizers slow everything down, so tests of speed are left to the other builds.
