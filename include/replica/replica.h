@@ -99,12 +99,13 @@ REPLICA_API void replica_free(char* string);
 /* A node that is talked to, or one that runs in this process. */
 typedef struct replica_node replica_node;
 
-/* Opens a node by URL:
- *   "unix:/run/replica/control.sock"  the replicad behind this socket; "unix:" alone means this
- * path "embedded:/var/lib/app/replica"   as replica_open_embedded() without options A unix handle
- * keeps a connection for each call that is under way and survives a restart of the daemon. Errors:
- * INVALID (URL), and for unix NOT_FOUND, IO, PERMISSION (nobody answers, or not to us); for
- * embedded as replica_open_embedded(). */
+/* Opens a node by URL. "unix:/run/replica/control.sock" is the replicad behind this socket, and
+ * "unix:" alone means this very path. "embedded:/var/lib/app/replica" is as replica_open_embedded()
+ * without options.
+ *
+ * A unix handle keeps a connection for each call that is under way and survives a restart of the
+ * daemon. Errors: INVALID (URL), and for unix NOT_FOUND, IO, PERMISSION (nobody answers, or not to
+ * us); for embedded as replica_open_embedded(). */
 REPLICA_API int replica_open(const char* url, replica_node** node);
 
 typedef struct replica_embedded_options {
@@ -176,8 +177,9 @@ REPLICA_API int replica_remove(replica_node* node, const char* name);
 /* Changes options, as a JSON object with those that change. Errors: INVALID, NOT_FOUND, STATE. */
 REPLICA_API int replica_set_options(replica_node* node, const char* name, const char* options);
 
-/* Attaches the disk and connects to the peers, now and whenever the node starts. Errors: NOT_FOUND,
- * BUSY, CORRUPT, IO, STATE (it is up). */
+/* Attaches the disk and connects to the peers, now and whenever the node starts. Nothing happens to
+ * a resource that is up already. Errors: NOT_FOUND, BUSY, CORRUPT, IO, STATE (it is another node's
+ * disk). */
 REPLICA_API int replica_up(replica_node* node, const char* name);
 
 /* Closes doors, demotes, disconnects and detaches, and stays down when the node starts. Errors:
@@ -235,7 +237,7 @@ REPLICA_API int replica_unexport(replica_node* node, const char* name, const cha
  */
 
 typedef enum replica_until {
-    REPLICA_UNTIL_CONNECTED = 1, /* to the peer, or to every peer */
+    REPLICA_UNTIL_CONNECTED = 1, /* to the peer, or to every peer, and its state known */
     REPLICA_UNTIL_SYNCED = 2,    /* connected, and nothing is out of sync */
     REPLICA_UNTIL_UPTODATE = 3,  /* the local disk is UpToDate */
     REPLICA_UNTIL_PRIMARY = 4    /* this node is Primary */

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # libreplica.so exports the functions that replica.h declares, each with its version, and not one
 # symbol more; its soname carries the major version.
-#   symbols.sh LIBRARY HEADER MAJOR
+#   symbols.sh LIBRARY HEADER SOVERSION
 set -euo pipefail
-library=${1:?} header=${2:?} major=${3:?}
+library=${1:?} header=${2:?} soversion=${3:?}
 
 declared=$(grep -oE '\breplica_[a-z_0-9]+\(' <(sed -n '/^REPLICA_API/,/;/p' "$header") |
     tr -d '(' | sort -u)
@@ -17,8 +17,8 @@ if nm -D --defined-only "$library" | awk '$2 != "A" {print $3}' | grep -v '@@REP
     echo "these symbols carry no version"
     exit 1
 fi
-readelf -d "$library" | grep -q "soname: \[libreplica\.so\.$major\]" || {
-    echo "the soname is not libreplica.so.$major"
+readelf -d "$library" | grep -qF "soname: [libreplica.so.$soversion]" || {
+    echo "the soname is not libreplica.so.$soversion"
     exit 1
 }
 echo "$(wc -l <<<"$declared") functions, nothing else"
