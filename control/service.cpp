@@ -629,9 +629,8 @@ Json Service::resource_export(Params& params, const Caller&) {
     demand(check_door(door));
     params.finish();
     ensure_known(*find(name));
-    if (door == "ublk") return {{"door", demand(node_.export_ublk(name))}};
     demand(node_.export_nbd(name, door));
-    return {{"door", door}};
+    return done;
 }
 
 Json Service::resource_unexport(Params& params, const Caller&) {
