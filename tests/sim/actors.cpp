@@ -675,7 +675,11 @@ void World::give_up_other_volumes(int keep) {
     };
     const std::array<std::uint8_t, 16> unset{};
     for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
-        if (n == keep || volume_of(n) == unset || volume_of(n) == volume_of(keep)) continue;
+        if (n == keep || volume_of(n) == unset) continue;
+        // Half a copy that was promoted by force has the other's volume id, and none of its data.
+        const Core& core = *nodes_[static_cast<std::size_t>(n)].core;
+        const std::string why = core.view(static_cast<NodeId>(keep)).why;
+        if (volume_of(n) == volume_of(keep) && why.find("unrelated") == std::string::npos) continue;
         crash(n, true);
         new_disk(n);
         start(n);
