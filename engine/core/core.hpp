@@ -331,6 +331,7 @@ class Core {
         detach_bitmap,
         detach_superblock,
         detach_al,
+        detach_seal,
     };
 
     // core.cpp

@@ -66,7 +66,7 @@ void Core::on_dialled(Instant now, NodeId id, bool ok) {
     if (!ok) {
         peer.phase = LinkPhase::down;
         peer.retry_at = now_ + peer.retry_ms * ns_per_ms;
-        peer.retry_ms = std::min(peer.retry_ms * 2, config_.options.connect_interval_ms * 8);
+        peer.retry_ms = std::min(peer.retry_ms * 2, config_.options.connect_interval_ms * 2);
         touch();
         return end_step();
     }
@@ -135,6 +135,22 @@ void Core::on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello
     }
     const NodeId id = hello.from;
     Peer& peer = peers_[id];
+    if (peer.phase == LinkPhase::up && hello.incarnation != peer.incarnation) {
+        // Another process than the one that is connected: it was started anew, or two nodes have
+        // this id. The old one's answer to a ping tells.
+        constexpr const char* twice =
+            "a node with this id is connected already: if it was not just restarted, two nodes "
+            "have the same id";
+        if (!peer.ping_pending) {
+            peer.ping_pending = true;
+            peer.ping_at = now_;
+            send_control(id, MessageType::ping, ++peer.ping_id);
+        }
+        if (peer.why != twice) notice(6, id, twice);
+        peer.why = twice;
+        refuse(handle, twice);
+        return end_step();
+    }
     if (peer.pending_session != hello.session) {
         for (std::uint64_t& old : peer.pending_handle) {
             if (old != 0) refuse(old, "a newer connection came");
@@ -204,7 +220,7 @@ void Core::on_link_closed(Instant now, NodeId id) {
     Peer& peer = peers_[id];
     if (peer.phase != LinkPhase::down) {
         if (peer.phase == LinkPhase::dialling || peer.phase == LinkPhase::greeting) {
-            peer.retry_ms = std::min(peer.retry_ms * 2, config_.options.connect_interval_ms * 8);
+            peer.retry_ms = std::min(peer.retry_ms * 2, config_.options.connect_interval_ms * 2);
         }
         lose_link(id, "the connection broke");
     }
