@@ -206,15 +206,33 @@ void Core::command_detach(const Command& c) {
                          "this disk is the only UpToDate one of a Primary; demote "
                          "it or bring a peer up to date first");
         }
-        // The disk keeps the generation that it has; its blocks are tracked by the peers from here
-        // on.
-        local_disk_failed("detached by the operator");
-        disk_failed_ = false;
-        why_ = "";
-        return reply(c.token, Errc::ok, "");
+        // With protocols A and B this disk may be the only one that has what was acknowledged:
+        // the peers catch up first, and new writes wait for them.
+        detach_command_ = c;
+        detach_seq_ = journal_.tail() - 1;
+        return try_detach_primary();
     }
     detach_command_ = c;
     begin_clean_detach();
+}
+
+void Core::try_detach_primary() {
+    if (!detach_command_ || meta_ != MetaPhase::attached) return;
+    if (role_ != Role::primary) return begin_clean_detach();  // demoted while it waited
+    const Command c = *detach_command_;
+    if (in_sync().without(self()).empty()) {
+        detach_command_.reset();
+        return reply(c.token, Errc::state, "the last UpToDate peer was lost meanwhile");
+    }
+    for (std::uint64_t seq = journal_.head(); seq < journal_.tail() && seq <= detach_seq_; ++seq) {
+        if (!(journal_.at(seq).unwritten & in_sync()).empty()) return;
+    }
+    detach_command_.reset();
+    // The disk keeps the generation that it has; its blocks are tracked by the peers from here on.
+    local_disk_failed("detached by the operator");
+    disk_failed_ = false;
+    why_ = "";
+    reply(c.token, Errc::ok, "");
 }
 
 void Core::begin_clean_detach() {
@@ -394,6 +412,7 @@ void Core::finish_commands() {
         reply(promote_command_.token, Errc::ok, "");
     }
     if (demote_command_) try_demote();
+    if (detach_command_) try_detach_primary();
     if (meta_ == MetaPhase::detach_drain) detach_next();
     const bool gone = meta_ == MetaPhase::detached && disk_ != DiskState::failed;
     if (detach_command_ && gone) {

@@ -523,6 +523,7 @@ class Core {
     void command_promote(const Command& c);
     void command_connect(const Command& c);
     void command_detach(const Command& c);
+    void try_detach_primary();
     void begin_clean_detach();
     void on_adopt_generation(NodeId peer, const GenerationPayload& g);
     void command_disconnect(const Command& c);
@@ -604,6 +605,7 @@ class Core {
     NodeMask promote_waiting_;
     Command promote_command_;
     std::optional<Command> demote_command_, detach_command_, down_command_;
+    std::uint64_t detach_seq_ = 0;  // a primary's detach waits until its peers have these writes
     bool retry_held_ = false, retry_peers_ = false, retry_al_ = false, want_epoch_flush_ = false;
     std::vector<std::uint32_t> scratch_, peer_scratch_;  // so that retries allocate nothing
 

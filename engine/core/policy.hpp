@@ -34,7 +34,8 @@ struct ResourceOptions {
     std::uint32_t ping_interval_ms = 2'000;     // 100..120000
     std::uint32_t ping_timeout_ms = 1'000;      // 50..30000: no answer to a ping
     std::uint32_t request_timeout_ms = 10'000;  // 500..600000: no answer to a write or flush
-    std::uint32_t connect_interval_ms = 1'000;  // 50..120000: first retry; later ones take twice that
+    std::uint32_t connect_interval_ms =
+        1'000;  // 50..120000: first retry; later ones take twice that
     friend bool operator==(const ResourceOptions&, const ResourceOptions&) = default;
 };
 

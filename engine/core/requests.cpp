@@ -154,8 +154,8 @@ void Core::issue_write(std::uint32_t slot) {
     });
     if (!disk_usable()) missing.add(config_.node_id);
     // FUA is a promise about every in-sync disk, whatever the protocol; and without a disk of its
-    // own a primary may not count on what its peers only received.
-    const bool strict = r.fua || !disk_usable();
+    // own, or soon without, a primary may not count on what its peers only received.
+    const bool strict = r.fua || !disk_usable() || detach_command_;
     const Protocol protocol = strict ? Protocol::c : config_.options.protocol;
     if (protocol == Protocol::b) entry.unreceived = entry.unwritten;
     if (protocol != Protocol::a && !is(Mutant::ack_before_peer)) r.waiting = entry.unwritten;
