@@ -102,6 +102,8 @@ class UringReactor final : public Reactor {
     void send(Op& op, int fd, std::span<const std::byte> from, int flags) override;
     void sendmsg(Op& op, int fd, const msghdr* message, int flags) override;
     void poll(Op& op, int fd, short events) override;
+    void command(Op& op, int fd, std::uint32_t number,
+                 std::span<const std::byte, 16> arguments) override;
     void timeout(Op& op, Instant at) override;
     void cancel(Op& op) override;
     void set_timer(Timer& timer, Instant at) override {
@@ -620,6 +622,19 @@ void UringReactor::sendmsg(Op& op, int fd, const msghdr* message, int flags) {
 void UringReactor::poll(Op& op, int fd, short events) {
     start(op, [&](io_uring_sqe& sqe) {
         io_uring_prep_poll_add(&sqe, fd, static_cast<unsigned>(events));
+    });
+}
+
+void UringReactor::command(Op& op, int fd, std::uint32_t number,
+                           std::span<const std::byte, 16> arguments) {
+    start(op, [&](io_uring_sqe& sqe) {
+        std::memset(&sqe, 0, sizeof sqe);
+        sqe.opcode = IORING_OP_URING_CMD;
+        sqe.fd = fd;
+        sqe.cmd_op = number;
+        // The last quarter of an entry. Its name came and went with versions of liburing.
+        static_assert(sizeof sqe == 64);
+        std::memcpy(reinterpret_cast<std::byte*>(&sqe) + 48, arguments.data(), arguments.size());
     });
 }
 

@@ -95,6 +95,12 @@ class Reactor {
     virtual void sendmsg(Op& op, int fd, const msghdr* message, int flags) = 0;
     virtual void poll(Op& op, int fd, short events) = 0;  // result: the events
 
+    // A command to a driver (IORING_OP_URING_CMD), for it to answer whenever it likes: `number` and
+    // 16 bytes of arguments, which are copied. Such a command may be beyond cancelling: whoever
+    // started it makes the driver end it before stop().
+    virtual void command(Op& op, int fd, std::uint32_t number,
+                         std::span<const std::byte, 16> arguments) = 0;
+
     // A deadline in the kernel. Result: -ETIME when due. For most needs set_timer() is better.
     virtual void timeout(Op& op, Instant at) = 0;
     // Asks; op still calls back: -ECANCELED, or what it came to before. Nothing if not in flight.

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// The requests of one ublk device, on the reactor that owns the volume. The kernel copies what is
+// written into the buffer of the request's tag before we see it, and that buffer is what is
+// checksummed, sent and written here: one image of the data, whatever the application does to its
+// pages meanwhile.
+//
+// The device must be served while it is started and while it is stopped: see ublk_device.hpp, which
+// gives the commands.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/base/result.hpp"
+#include "engine/frontend/splitter.hpp"
+#include "engine/frontend/ublk_abi.hpp"
+#include "engine/frontend/volume.hpp"
+#include "engine/io/reactor.hpp"
+
+namespace replica {
+
+inline constexpr std::uint16_t ublk_queue_depth = 128;
+inline constexpr std::uint32_t ublk_io_bytes_max = 256U << 10;
+
+// The character device of a ublk device, with the requests that the kernel shows there and a buffer
+// for each.
+class UblkChannel {
+  public:
+    // Any thread. Only memory; what can fail comes before the device depends on it. Errors:
+    // no_space.
+    static Result<std::unique_ptr<UblkChannel>> create();
+    // Errors: busy (another process, or the old one's last moments), io.
+    Status open(std::uint32_t dev_id);
+    ~UblkChannel();
+    UblkChannel(const UblkChannel&) = delete;
+    UblkChannel& operator=(const UblkChannel&) = delete;
+
+    int fd() const { return fd_; }
+    const ublk::IoDescriptor& descriptor(std::uint32_t tag) const { return descriptors_[tag]; }
+    std::byte* buffer(std::uint32_t tag) const {
+        return buffers_ + std::size_t{tag} * ublk_io_bytes_max;
+    }
+
+  private:
+    UblkChannel() = default;
+
+    int fd_ = -1;
+    const ublk::IoDescriptor* descriptors_ = nullptr;
+    std::byte* buffers_ = nullptr;
+};
+
+// Reactor thread only.
+class UblkQueue {
+  public:
+    using LogFunction = std::function<void(int level, const std::string& line)>;
+
+    // Asks the kernel for requests at once.
+    UblkQueue(Reactor& reactor, Volume& volume, std::unique_ptr<UblkChannel> channel,
+              LogFunction log);
+    ~UblkQueue();  // only when ended
+    UblkQueue(const UblkQueue&) = delete;
+    UblkQueue& operator=(const UblkQueue&) = delete;
+
+    // `done` is called once, later, when the kernel has let go of every tag, which it does when the
+    // device is stopped; the queue may be destroyed in it.
+    void when_ended(std::function<void()> done);
+    std::uint32_t in_flight() const { return splitter_.requests(); }
+
+  private:
+    struct Tag {
+        Op op;
+        SplitRequest split;
+        ublk::IoCommand command;
+        UblkQueue* queue = nullptr;
+    };
+
+    void fetch(Tag& tag, std::uint32_t command);
+    void on_request(Tag& tag, std::int32_t result);
+    void finish(Tag& tag, int error);
+    void on_turn();
+
+    static const SplitHooks hooks_;
+
+    Reactor& reactor_;
+    Volume& volume_;
+    std::unique_ptr<UblkChannel> channel_;
+    LogFunction log_;
+    Splitter splitter_;
+    std::vector<Tag> tags_;
+    std::uint32_t armed_ = 0;  // tags that the kernel has, or that we answer
+    Deferred turn_;
+    std::function<void()> ended_;
+};
+
+// The errno that says to the block layer what became of a request (docs/ublk.md, "Errors").
+int ublk_errno(int error);
+
+}  // namespace replica
