@@ -629,8 +629,9 @@ Json Service::resource_export(Params& params, const Caller&) {
     demand(check_door(door));
     params.finish();
     ensure_known(*find(name));
+    if (door == "ublk") return {{"door", demand(node_.export_ublk(name))}};
     demand(node_.export_nbd(name, door));
-    return done;
+    return {{"door", door}};
 }
 
 Json Service::resource_unexport(Params& params, const Caller&) {

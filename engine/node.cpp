@@ -26,6 +26,7 @@
 #include "engine/node/check_config.hpp"
 #include "engine/node/resource_shell.hpp"
 #include "engine/node/submissions.hpp"
+#include "engine/node/ublk_export.hpp"
 
 namespace replica {
 namespace {
@@ -48,6 +49,7 @@ struct Resource {
     bool up = false;                       // under `changing`: there is a shell
     std::unique_ptr<ResourceShell> shell;  // made under `changing`; used on the reactor's thread
     Submissions submissions;
+    std::unique_ptr<UblkExport> ublk;  // under `changing`
 };
 using ResourcePtr = std::shared_ptr<Resource>;
 
@@ -93,6 +95,7 @@ class LocalNode final : public Node {
     Status new_current_uuid(const std::string& name, bool clear_bitmap) override;
 
     Status export_nbd(const std::string& name, const std::string& door) override;
+    Result<std::string> export_ublk(const std::string& name) override;
     Status unexport(const std::string& name, const std::string& door) override;
 
     std::vector<std::string> resources() override;
@@ -126,6 +129,7 @@ class LocalNode final : public Node {
     Status attach_fresh(Resource& resource);
     Status attach_again(Resource& resource);
     Status take_down(Resource& resource);
+    Status close_doors(const ResourcePtr& resource, const std::string& door);
     void destroy_shell(Resource& resource);
     Status connect_all(Resource& resource);
 
@@ -195,10 +199,17 @@ LocalNode::~LocalNode() {
     for (auto& [name, resource] : resources_) {
         const std::lock_guard changing(resource->changing);
         const Status down = take_down(*resource);
+        resource->ublk->leave();
         if (down) continue;
-        // A disk that never answers. Its thread and all that the thread may touch are left behind,
-        // because memory that the kernel may still write to can not be given back.
-        options_.log(LOG_CRIT, name + " does not come down: " + down.error().message);
+        if (down.error().code == Errc::busy) {
+            options_.log(LOG_NOTICE,
+                         name + " stays as it is for the next start: " + down.error().message);
+        } else {
+            options_.log(LOG_CRIT, name + " does not come down: " + down.error().message);
+        }
+        // A disk that never answers, or a block device in use. Its thread and all that the thread
+        // may touch are left behind, because memory that the kernel may still write to can not be
+        // given back.
         static_cast<void>(new ResourcePtr(resource));
         stuck = true;
     }
@@ -271,6 +282,12 @@ Status LocalNode::know(const ResourceConfig& config) {
     {
         const std::lock_guard lock(mutex_);
         resource->thread = &least_loaded();
+        resource->ublk = std::make_unique<UblkExport>(
+            UblkExport::Resource{*resource->thread, resource->shell, resource->changing,
+                                 [this, known = resource.get()] {
+                                     return run(*known, {.kind = CommandKind::promote});
+                                 }},
+            UblkDeviceOptions{options_.state_dir, config.name, options_.log});
         if (!resources_.emplace(config.name, resource).second) {
             return Error{Errc::exists, 0, "resource " + config.name + " exists already"};
         }
@@ -428,6 +445,8 @@ Status LocalNode::up(const std::string& name) {
             ask(*resource, [](ResourceShell& shell) { return shell.disk_open(); }));
         if (!open) TRY_STATUS(attach_again(*resource));
     }
+    const Status looked = resource->ublk->look();
+    if (!looked) options_.log(LOG_ERR, name + ": " + looked.error().message);
     return connect_all(*resource);
 }
 
@@ -457,6 +476,7 @@ Status LocalNode::take_down(Resource& resource) {
             },
             timeout);
     };
+    TRY_STATUS(resource.ublk->close(false));
     TRY_STATUS(each(&ResourceShell::stop_doors, command_timeout));
     TRY(const bool primary, ask(resource, [](ResourceShell& shell) { return shell.primary(); }));
     Command command;
@@ -553,7 +573,7 @@ Status LocalNode::demote(const std::string& name) {
             return shell.doors_unused();
         }));
     TRY_STATUS(unused);
-    TRY_STATUS(unexport(name, ""));
+    TRY_STATUS(close_doors(resource, ""));
     return run(*resource, {.kind = CommandKind::demote});
 }
 
@@ -564,8 +584,27 @@ Status LocalNode::export_nbd(const std::string& name, const std::string& door) {
     return exported;
 }
 
+Result<std::string> LocalNode::export_ublk(const std::string& name) {
+    TRY(const ResourcePtr resource, find(name));
+    const std::lock_guard changing(resource->changing);
+    if (!resource->up) return is_down(name);
+    return resource->ublk->open();
+}
+
 Status LocalNode::unexport(const std::string& name, const std::string& door) {
     TRY(const ResourcePtr resource, find(name));
+    const std::lock_guard changing(resource->changing);
+    return close_doors(resource, door);
+}
+
+Status LocalNode::close_doors(const ResourcePtr& resource, const std::string& door) {
+    if (!resource->up) return is_down(resource->config.name);
+    const bool ublk = door.starts_with("ublk");
+    if (ublk && !resource->ublk->is_open()) {
+        return Error{Errc::not_found, 0, resource->config.name + " has no ublk device"};
+    }
+    if (ublk || door.empty()) TRY_STATUS(resource->ublk->close(true));
+    if (ublk) return ok_status();
     return resource->thread->call_async(
         [resource, door](ResourceShell::Done done) {
             if (!resource->shell) return done(is_down(resource->config.name));

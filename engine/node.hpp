@@ -82,7 +82,7 @@ struct ResourceStatus {
     std::uint64_t al_used = 0;  // extents active now
     std::string current_uuid;   // 16 hex digits
     std::uint64_t generation_seq = 0;
-    std::vector<std::string> doors;  // "unix:PATH", "tcp:HOST:PORT"
+    std::vector<std::string> doors;  // "unix:PATH", "tcp:HOST:PORT", "ublk:/dev/ublkbN"
     std::vector<PeerStatus> peers;
 };
 
@@ -157,7 +157,13 @@ class Node {
 
     // door: "unix:PATH" or "tcp:HOST:PORT". Errors: state (not primary), exists, io.
     virtual Status export_nbd(const std::string& name, const std::string& door) = 0;
-    virtual Status unexport(const std::string& name, const std::string& door) = 0;  // "": all doors
+    // A block device, also at /dev/replica/by-res/NAME; returns its door, "ublk:/dev/ublkbN". It
+    // outlives this process if that ends while it is in use: the next node with this state
+    // directory goes on with it. Errors: state (not primary), exists, unsupported (no ublk here,
+    // and why), permission, io.
+    virtual Result<std::string> export_ublk(const std::string& name) = 0;
+    // "": all doors; "ublk": the block device. Errors: busy (it is mounted).
+    virtual Status unexport(const std::string& name, const std::string& door) = 0;
 
     virtual std::vector<std::string> resources() = 0;
     virtual Result<ResourceStatus> status(const std::string& name) = 0;

@@ -58,6 +58,7 @@ struct Arguments {
     bool discard_my_data = false;
     bool clear_bitmap = false;
     std::vector<std::string> doors;
+    std::string door_kind;
     bool watch = false;
     bool verbose = false;
     bool statistics = false;
@@ -195,7 +196,38 @@ std::string absolute_door(const std::string& door) {
     return whole;
 }
 
+void tell_door(const Arguments& arguments, Json result, const std::string& why) {
+    const std::string door = result["door"];
+    const bool ublk = door.starts_with("ublk:");
+    if (!why.empty()) result["why"] = why;
+    if (ublk) result["link"] = "/dev/replica/by-res/" + arguments.resource;
+    if (arguments.json) return print_json(result);
+    if (ublk) return print(fmt::format("{}, also {}\n", door.substr(5), result["link"]));
+    print(fmt::format("{}, by NBD{}\n", door, why.empty() ? "" : ": " + why));
+}
+
+// A block device where there is ublk, else a socket beside the one of the node.
+void export_best(const Arguments& arguments) {
+    const auto client = reach(arguments);
+    Json params = named(arguments);
+    std::string why;
+    if (arguments.door_kind != "nbd") {
+        params["door"] = "ublk";
+        auto result = client->call("resource.export", params);
+        if (result) return tell_door(arguments, result.value(), "");
+        const Errc code = result.error().code;
+        const bool missing = code == Errc::unsupported || code == Errc::permission;
+        if (!missing || arguments.door_kind == "ublk") throw Refused(result.error());
+        why = result.error().message;
+    }
+    const std::string control = absolute_path(arguments.control);
+    params["door"] =
+        fmt::format("unix:{}/{}.nbd", control.substr(0, control.rfind('/')), arguments.resource);
+    tell_door(arguments, ask(*client, "resource.export", params), why);
+}
+
 void export_doors(const Arguments& arguments) {
+    if (arguments.doors.empty()) return export_best(arguments);
     for (const auto& door : arguments.doors) {
         Json params = named(arguments);
         params["door"] = absolute_door(door);
@@ -508,12 +540,16 @@ class CommandLine {
         sub = add_for_resource("new-current-uuid", "open a new generation", new_current_uuid);
         sub->add_flag("--clear-bitmap", arguments_.clear_bitmap,
                       "skip the initial sync of disks that are provably equal");
-        sub = add_for_resource("export", "open an NBD door on a primary", export_doors);
-        sub->add_option("--nbd", arguments_.doors, "unix:PATH or tcp:HOST:PORT")
-            ->required()
-            ->allow_extra_args(false);
+        sub = add_for_resource("export", "open a door on a primary", export_doors);
+        auto* const nbd = sub->add_option("--nbd", arguments_.doors, "unix:PATH or tcp:HOST:PORT")
+                              ->allow_extra_args(false);
+        sub->add_option("--door", arguments_.door_kind,
+                        "ublk or nbd; default: ublk where the kernel has it")
+            ->check(CLI::IsMember({"ublk", "nbd"}))
+            ->excludes(nbd);
         sub = add_for_resource("unexport", "close the doors", unexport_doors);
-        sub->add_option("--nbd", arguments_.doors, "only this one")->allow_extra_args(false);
+        sub->add_option("--nbd,--door", arguments_.doors, "only this one; ublk is one, too")
+            ->allow_extra_args(false);
     }
 
     void add_peer_commands() {

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// A resource's doors: NBD servers that come and go, and the in-process one.
+// A resource's doors: NBD servers that come and go, a ublk device, and the in-process one.
 #include <algorithm>
+#include <cinttypes>
 #include <utility>
 
+#include "engine/base/text.hpp"
 #include "engine/node/resource_shell.hpp"
 
 namespace replica {
 
-Status ResourceShell::export_nbd(const std::string& name) {
+Status ResourceShell::may_export() const {
     if (!primary()) {
         return Error{Errc::state, 0,
                      config_.name + " is Secondary here: promote it, then export it"};
@@ -16,6 +18,11 @@ Status ResourceShell::export_nbd(const std::string& name) {
     if (core_->volume_bytes() == 0) {
         return Error{Errc::state, 0, config_.name + " has no size yet: attach its disk"};
     }
+    return ok_status();
+}
+
+Status ResourceShell::export_nbd(const std::string& name) {
+    TRY_STATUS(may_export());
     const bool known = std::any_of(doors_.begin(), doors_.end(), [&](const Door& door) {
         return door.name == name || door.server->door() == name;
     });
@@ -56,6 +63,44 @@ void ResourceShell::unexport(const std::string& name, Done done) {
     unexports_.push_back(std::move(done));
     reactor_.defer(turn_);
 }
+
+// ---- ublk ---------------------------------------------------------------------------------------
+
+Status ResourceShell::open_ublk(std::unique_ptr<UblkChannel> channel, const std::string& door) {
+    TRY_STATUS(may_export());
+    ASSERT(!ublk_);
+    ublk_ = std::make_unique<UblkQueue>(
+        reactor_, *this, std::move(channel),
+        [this](int level, const std::string& line) { log(level, line); });
+    ublk_door_ = door;
+    publish("door", "create", "", door);
+    return ok_status();
+}
+
+void ResourceShell::wait_ublk_ended(Done done) {
+    if (!ublk_) return done(ok_status());
+    ublk_->when_ended([this, done = std::move(done)] {
+        ublk_.reset();
+        publish("door", "destroy", "", ublk_door_);
+        reactor_.defer(turn_);
+        done(ok_status());
+    });
+}
+
+// Without the lowest bit, which is the role and not part of the generation.
+std::string ResourceShell::generation() const {
+    return text_of("%016" PRIX64, core_->superblock().current_uuid & ~std::uint64_t{1});
+}
+
+// A peer that is promoted while it is connected opens no generation, but what it writes comes here.
+bool ResourceShell::is_as_kept() const {
+    for (NodeId id = 0; id < nodes_max; ++id) {
+        if (peers_[id] && core_->view(id).received_bytes > 0) return false;
+    }
+    return generation() == kept_generation_;
+}
+
+// ---- all ----------------------------------------------------------------------------------------
 
 Status ResourceShell::doors_unused() const {
     for (const Door& door : doors_) {

@@ -344,6 +344,7 @@ void ResourceShell::command(Command command, Done done) {
     command.token = token_next_++;
     command.wall_clock_s = static_cast<std::uint64_t>(std::time(nullptr));
     waiting_.push_back({command.token, std::move(done)});
+    if (command.kind == CommandKind::promote && !primary()) promoted_as_kept_ = is_as_kept();
     step([&](Core& core) { core.on_command(now(), command); });
     run_completions();
 }
@@ -434,7 +435,7 @@ void ResourceShell::wait_quiet(Done done) {
 }
 
 void ResourceShell::maybe_quiet() {
-    if (!quiet_done_ || disk_ || !accepted_.empty() || !doors_.empty()) return;
+    if (!quiet_done_ || disk_ || !accepted_.empty() || !doors_.empty() || ublk_) return;
     for (const auto& state : peers_) {
         if (state && !state->link->quiet()) return;
     }
@@ -446,8 +447,8 @@ void ResourceShell::maybe_quiet() {
 }
 
 bool ResourceShell::removable() const {
-    if (disk_ || !accepted_.empty() || !doors_.empty() || turn_.queued || queue_ != nullptr ||
-        !completions_.empty()) {
+    if (disk_ || !accepted_.empty() || !doors_.empty() || ublk_ || turn_.queued ||
+        queue_ != nullptr || !completions_.empty()) {
         return false;
     }
     for (const auto& state : peers_) {

@@ -22,6 +22,7 @@
 #include "engine/core/core.hpp"
 #include "engine/frontend/local_door.hpp"
 #include "engine/frontend/nbd_server.hpp"
+#include "engine/frontend/ublk_queue.hpp"
 #include "engine/frontend/volume.hpp"
 #include "engine/node.hpp"
 #include "engine/node/backing_disk.hpp"
@@ -78,6 +79,19 @@ class ResourceShell final : public Volume, private LinkOwner {
     void unexport(const std::string& door, Done done);  // "": all
     // Errors: busy (somebody uses one).
     Status doors_unused() const;
+    // The queue of a ublk device, whose life is UblkExport's business. Errors: those of
+    // may_export().
+    Status open_ublk(std::unique_ptr<UblkChannel> channel, const std::string& door);
+    bool has_ublk() const { return ublk_ != nullptr; }
+    void wait_ublk_ended(Done done);  // when the kernel has let go of it, at once if there is none
+    Status may_export() const;        // Errors: state (not primary, no size, going down)
+    // Writes that an earlier daemon was asked for may be repeated only if nobody else has written
+    // since. keep_generation() says of which generation the disk was then, as kept_generation()
+    // gave it out; at the next promotion it is seen whether that still holds.
+    std::string generation() const;
+    void keep_generation(const std::string& generation) { kept_generation_ = generation; }
+    bool is_as_kept() const;
+    bool was_as_kept() const { return promoted_as_kept_; }  // when it was promoted
     // For callers of this process; nullptr: the resource goes down.
     LocalDoor* local_door() { return refusing_ ? nullptr : local_door_.get(); }
 
@@ -282,6 +296,10 @@ class ResourceShell final : public Volume, private LinkOwner {
 
     std::list<Accepted> accepted_;
     std::list<Door> doors_;
+    std::unique_ptr<UblkQueue> ublk_;
+    std::string ublk_door_;
+    std::string kept_generation_;
+    bool promoted_as_kept_ = false;
     std::unique_ptr<LocalDoor> local_door_;
     bool local_stopped_ = false;
     Done doors_done_;

@@ -153,6 +153,7 @@ ResourceStatus ResourceShell::status() const {
     for (const Door& door : doors_) {
         if (!door.stopping) status.doors.push_back(door.server->door());
     }
+    if (ublk_) status.doors.push_back(ublk_door_);
     for (NodeId id = 0; id < nodes_max; ++id) {
         if (peers_[id]) status.peers.push_back(status_of(id, *peers_[id]));
     }

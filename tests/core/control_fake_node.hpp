@@ -114,6 +114,12 @@ class FakeNode final : public Node {
     Status export_nbd(const std::string& name, const std::string& door) override {
         return act("export " + name + " " + door, name, [&](auto& s) { s.doors.push_back(door); });
     }
+    Result<std::string> export_ublk(const std::string& name) override {
+        const std::string door = "ublk:/dev/ublkb0";
+        TRY_STATUS(
+            act("export " + name + " ublk", name, [&](auto& s) { s.doors.push_back(door); }));
+        return door;
+    }
     Status unexport(const std::string& name, const std::string& door) override {
         return act("unexport " + name + " " + door, name, [](auto& s) { s.doors.clear(); });
     }
