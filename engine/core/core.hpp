@@ -436,6 +436,7 @@ class Core {
     void send_control(NodeId peer, MessageType type, std::uint32_t id, std::uint16_t flags = 0);
     HelloPayload hello_for(NodeId peer, Stream stream) const;
     void start_dial(NodeId peer);
+    const char* ask_who_is_there(NodeId peer);
     void link_up(NodeId peer);
     void lose_link(NodeId peer, const char* why, bool graceful = false, int level = 5);
     void go_standalone(NodeId peer, const char* why);

@@ -111,6 +111,23 @@ static const char* hello_fault(const HelloPayload& hello, const HelloPayload& ow
     return nullptr;
 }
 
+// Another process than the one that is connected says hello: it was started anew, or two nodes have
+// one id. The connected one's answer to a ping tells.
+const char* Core::ask_who_is_there(NodeId id) {
+    constexpr const char* twice =
+        "a node with this id is connected already: if it was not just restarted, two nodes have "
+        "the same id";
+    Peer& peer = peers_[id];
+    if (!peer.ping_pending) {
+        peer.ping_pending = true;
+        peer.ping_at = now_;
+        send_control(id, MessageType::ping, ++peer.ping_id);
+    }
+    if (peer.why != twice) notice(6, id, twice);
+    peer.why = twice;
+    return twice;
+}
+
 void Core::on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello) {
     now_ = now;
     const auto refuse = [&](std::uint64_t which, const char* why) {
@@ -136,19 +153,7 @@ void Core::on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello
     const NodeId id = hello.from;
     Peer& peer = peers_[id];
     if (peer.phase == LinkPhase::up && hello.incarnation != peer.incarnation) {
-        // Another process than the one that is connected: it was started anew, or two nodes have
-        // this id. The old one's answer to a ping tells.
-        constexpr const char* twice =
-            "a node with this id is connected already: if it was not just restarted, two nodes "
-            "have the same id";
-        if (!peer.ping_pending) {
-            peer.ping_pending = true;
-            peer.ping_at = now_;
-            send_control(id, MessageType::ping, ++peer.ping_id);
-        }
-        if (peer.why != twice) notice(6, id, twice);
-        peer.why = twice;
-        refuse(handle, twice);
+        refuse(handle, ask_who_is_there(id));
         return end_step();
     }
     if (peer.pending_session != hello.session) {
