@@ -161,9 +161,24 @@ void Core::command_promote(const Command& c) {
 }
 
 void Core::command_connect(const Command& c) {
+    // The offer is for the handshake that this command begins, and for no later split brain.
+    bool begins = false;
+    for_peers([&](const Peer& peer, NodeId id) {
+        begins = begins || ((c.peer < 0 || c.peer == id) && peer.phase != LinkPhase::up);
+    });
+    if (c.discard_my_data && role_ == Role::primary) {
+        return reply(c.token, Errc::state,
+                     "the resource is Primary here: demote it first, its data is not discarded "
+                     "under an application");
+    }
+    if (c.discard_my_data && !begins) {
+        return reply(c.token, Errc::state,
+                     "the peer is connected: there is nothing to be discarded. To take all data "
+                     "from it, use invalidate");
+    }
     for_peers([&](Peer& peer, NodeId id) {
         if (c.peer >= 0 && c.peer != id) return;
-        peer.discard_my_data = c.discard_my_data;
+        peer.discard_my_data = c.discard_my_data && peer.phase != LinkPhase::up;
         if (peer.wanted) return;
         peer.wanted = true;
         peer.why = "";

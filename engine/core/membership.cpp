@@ -268,6 +268,7 @@ void Core::become_primary() {
     const bool forced = disk_ != DiskState::up_to_date;
     NodeMask members = self();
     for_peers([&](Peer& peer, NodeId id) {
+        peer.discard_my_data = false;  // offered before this data was written
         peer.stable_seq = 0;
         if (equal(peer) && peer.disk == DiskState::up_to_date && !forced) members.add(id);
     });

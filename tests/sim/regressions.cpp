@@ -306,6 +306,17 @@ void full_resync_resumes(const Options& options) {
     s.finish();
 }
 
+// An offer to discard is for the handshake that it begins: made by a primary, or to a peer that is
+// connected, it would wait for the next split brain.
+void stale_offer_to_discard(const Options& options) {
+    Scenario s(options, {});
+    s.expect(s.ended(s.command(0, CommandKind::connect, 1, false, true)) == Errc::state,
+             "a primary's data is not offered");
+    s.expect(s.ended(s.command(1, CommandKind::connect, 0, false, true)) == Errc::state,
+             "nothing is offered to a connected peer");
+    s.finish();
+}
+
 // The same for a disk that never held the volume: both sides name the blank state.
 void new_disk_resumes(const Options& options) {
     Setup setup;
@@ -471,6 +482,8 @@ constexpr Regression table[] = {
     {"half-written-source", "a node that became a target went on as source", half_written_source},
     {"promotion-not-recorded", "a promotion that failed left a Primary", promotion_not_recorded},
     {"full-resync-resumes", "a full resync began again after each cut", full_resync_resumes},
+    {"stale-offer-to-discard", "an offer to discard outlived its handshake",
+     stale_offer_to_discard},
     {"new-disk-resumes", "the same with a new disk, which has no label", new_disk_resumes},
     {"discard-offer-holds-once", "an old offer lost the next split brain",
      discard_offer_holds_once},
