@@ -178,9 +178,46 @@ the_end() {
     seen "file system clean, devices gone, replicas equal"
 }
 
+# While the primary's daemon is dead another node writes: what waits must not overwrite that.
+fenced() {
+    local node load
+    for node in "${NODES[@]}"; do
+        ctl "$node" up $resource
+    done
+    ctl alpha wait $resource --until synced --timeout 60
+    ctl alpha promote $resource
+    ctl alpha export $resource --door ublk >/dev/null
+    while :; do  # until it fails
+        fio --name=old --filename=$name --direct=1 --rw=write --bs=64k --iodepth=16 \
+            --ioengine=io_uring --size=$size --buffer_pattern=0x61 --minimal >/dev/null 2>&1 || break
+    done &
+    load=$!
+    sleep 3
+    cluster_crash alpha
+    cluster_loss_seen beta $resource
+    cluster_primary beta $resource
+    dd if=/dev/zero bs=1M count=$((size >> 20)) status=none | tr '\0' b >"$CLUSTER_DIR/b"
+    nbdcopy "$CLUSTER_DIR/b" "$(uri_of beta $resource)"
+    ctl beta unexport $resource
+    ctl beta demote $resource
+    cluster_start alpha
+    wait_for 60 "the device is given up" sh -c '[ ! -e /dev/ublkb0 ]'
+    wait $load || cluster_fail "the load did not end by itself"
+    grep -q 'another node has written since' "$CLUSTER_DIR/alpha/log" ||
+        cluster_fail "the log does not say why"
+    ctl alpha wait $resource --until synced --timeout 60
+    for node in "${NODES[@]}"; do
+        ctl "$node" down $resource
+        cmp --bytes=$size "$(disk_of "$node")" "$CLUSTER_DIR/b" ||
+            cluster_fail "$node has old data again"
+    done
+    seen "given up where another node had written"
+}
+
 bring_up
 the_device
 raw
 mounted
 killed
 the_end
+fenced
