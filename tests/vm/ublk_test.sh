@@ -189,7 +189,7 @@ fenced() {
     ctl alpha export $resource --door ublk >/dev/null
     while :; do  # until it fails
         fio --name=old --filename=$name --direct=1 --rw=write --bs=64k --iodepth=16 \
-            --ioengine=io_uring --size=$size --buffer_pattern=0x61 --minimal >/dev/null 2>&1 || break
+            --ioengine=io_uring --size=$size --buffer_pattern=0x61 >/dev/null 2>&1 || break
     done &
     load=$!
     sleep 3
