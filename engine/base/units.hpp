@@ -43,6 +43,15 @@ inline constexpr std::uint32_t block_bytes = 4096;       // one bitmap bit
 inline constexpr std::uint32_t extent_bytes = 4U << 20;  // one activity-log extent
 inline constexpr std::uint32_t blocks_per_extent = extent_bytes / block_bytes;
 
+// The activity-log extent that holds the byte at `offset`.
+constexpr std::uint32_t extent_of(std::uint64_t offset) {
+    return static_cast<std::uint32_t>(offset / extent_bytes);
+}
+constexpr bool ranges_overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b,
+                              std::uint64_t b_bytes) {
+    return a < b + b_bytes && b < a + a_bytes;
+}
+
 // The longest payload of one write, read or resync chunk. Doors split longer requests.
 inline constexpr std::uint32_t io_bytes_max = 1U << 20;
 

@@ -182,7 +182,7 @@ void Core::command_connect(const Command& c) {
         if (peer.wanted) return;
         peer.wanted = true;
         peer.why = "";
-        peer.retry_ms = config_.options.connect_interval_ms;
+        peer.retries = false;
         peer.retry_at = now_;
         if (dials(id) && peer.phase == LinkPhase::down) start_dial(id);
     });
@@ -252,7 +252,7 @@ void Core::try_detach_primary() {
 
 void Core::begin_clean_detach() {
     for_peers([&](Peer& peer, NodeId id) {
-        if (peer.repl != ReplicationState::off && peer.repl != ReplicationState::established) {
+        if (is_resyncing(peer.repl)) {
             abort_resync(id);
         }
     });

@@ -24,7 +24,6 @@ Core::Core(const CoreConfig& config)
     peer_scratch_.reserve(peer_requests_.size());
     on_durable_.reserve(4 * nodes_max);
     effects_.reserve(std::size_t{16} * limits.requests + peer_requests_.size() + 1024);
-    for_peers([&](Peer& peer, NodeId) { peer.retry_ms = config_.options.connect_interval_ms; });
 }
 
 std::uint64_t Core::new_id() {
@@ -78,8 +77,7 @@ bool Core::progress() {
     for_peers([&](Peer& peer, NodeId id) {
         if (peer.phase != LinkPhase::up) return;
         if (peer.want_state) maybe_send_state(id);
-        if (peer.repl == ReplicationState::off || peer.repl == ReplicationState::established)
-            return;
+        if (!is_resyncing(peer.repl)) return;
         pump_bitmap_exchange(id);
         pump_resync(id);
     });
@@ -135,9 +133,7 @@ std::optional<Instant> Core::next_deadline() const {
         if (peer.repl == ReplicationState::sync_source && resync_next_at_ > now_) {
             at(resync_next_at_);
         }
-        const bool exchanging = peer.repl == ReplicationState::bitmap_source ||
-                                peer.repl == ReplicationState::bitmap_target;
-        if (exchanging && !peer.bitmap_sent) at(now_ + ns_per_ms);
+        if (is_exchanging_bitmaps(peer.repl) && !peer.bitmap_sent) at(now_ + ns_per_ms);
     });
     return next;
 }
@@ -197,6 +193,7 @@ void Core::check_invariants() const {
     for_peers([&](const Peer& peer, NodeId) {
         chunks += peer.chunks;
         if (peer.phase != LinkPhase::up) ASSERT(peer.repl == ReplicationState::off);
+        ASSERT(!peer.state_received || peer.in_round());
     });
     std::uint32_t sent = 0;
     for (const Chunk& chunk : chunks_) {

@@ -257,7 +257,7 @@ class Core {
         std::uint32_t link = 0;  // +1 for each new connection
         std::uint64_t session = 0;
         Instant retry_at;
-        std::uint32_t retry_ms = 0;
+        bool retries = false;  // the last attempt failed: the next one waits twice as long
         Instant phase_since;
         std::array<std::uint64_t, 2> pending_handle{};  // accepted, waiting for the other stream
         std::uint64_t pending_session = 0;
@@ -276,6 +276,8 @@ class Core {
         bool want_state = false;  // a handshake round is wanted
         bool state_sent = false, state_received = false;
         StatePayload sent, received;
+        // A state that was received is answered, or waits to be.
+        bool in_round() const { return want_state || state_sent; }
         std::optional<Message> late_update;  // came between its state and the verdict
         std::uint32_t cache_losses = 0;      // of its disk, when the two last met
         bool discard_my_data = false;
@@ -428,7 +430,7 @@ class Core {
     void answer_peer_request(const PeerRequest& request, bool ok, bool skipped);
     void free_peer_request(std::uint32_t index);
     void retry_peer_requests();
-    bool peer_io_pending(NodeId peer) const;
+    bool landing(const PeerRequest& request) const;
     std::optional<std::uint32_t> new_peer_request(NodeId peer);
 
     // link.cpp
@@ -436,6 +438,7 @@ class Core {
     void send_control(NodeId peer, MessageType type, std::uint32_t id, std::uint16_t flags = 0);
     HelloPayload hello_for(NodeId peer, Stream stream) const;
     void start_dial(NodeId peer);
+    Instant next_attempt(const Peer& peer) const;
     const char* ask_who_is_there(NodeId peer);
     void link_up(NodeId peer);
     void lose_link(NodeId peer, const char* why, bool graceful = false, int level = 5);

@@ -56,6 +56,11 @@ void Core::start_dial(NodeId id) {
     touch();
 }
 
+Instant Core::next_attempt(const Peer& peer) const {
+    const std::uint64_t interval_ns = config_.options.connect_interval_ms * ns_per_ms;
+    return now_ + (peer.retries ? 2 * interval_ns : interval_ns);
+}
+
 void Core::on_dialled(Instant now, NodeId id, bool ok) {
     now_ = now;
     Peer& peer = peers_[id];
@@ -65,8 +70,8 @@ void Core::on_dialled(Instant now, NodeId id, bool ok) {
     }
     if (!ok) {
         peer.phase = LinkPhase::down;
-        peer.retry_at = now_ + peer.retry_ms * ns_per_ms;
-        peer.retry_ms = std::min(peer.retry_ms * 2, config_.options.connect_interval_ms * 2);
+        peer.retry_at = next_attempt(peer);
+        peer.retries = true;
         touch();
         return end_step();
     }
@@ -207,7 +212,7 @@ void Core::link_up(NodeId id) {
     peer.phase = LinkPhase::up;
     ++peer.link;
     peer.accepting = false;
-    peer.retry_ms = config_.options.connect_interval_ms;
+    peer.retries = false;
     peer.ping_at = now_;
     peer.ping_pending = false;
     peer.pause_told = peer.paused_there = false;
@@ -225,7 +230,7 @@ void Core::on_link_closed(Instant now, NodeId id) {
     Peer& peer = peers_[id];
     if (peer.phase != LinkPhase::down) {
         if (peer.phase == LinkPhase::dialling || peer.phase == LinkPhase::greeting) {
-            peer.retry_ms = std::min(peer.retry_ms * 2, config_.options.connect_interval_ms * 2);
+            peer.retries = true;
         }
         lose_link(id, "the connection broke");
     }
@@ -252,7 +257,7 @@ void Core::lose_link(NodeId id, const char* why, bool graceful, int level) {
     Effect& e = emit(EffectKind::close_link);
     e.peer = id;
     e.graceful = graceful;
-    peer.retry_at = now_ + peer.retry_ms * ns_per_ms;
+    peer.retry_at = next_attempt(peer);
     peer.greeted = {};
     peer.accepting = false;
     peer.role = Role::unknown;

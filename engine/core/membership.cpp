@@ -172,8 +172,7 @@ void Core::on_in_sync(NodeId id, const Message& m) {
         bitmap_->clear_all(static_cast<unsigned>(peer.slot));
         sb_.peers[other].bitmap_uuid = sb_.peers[other].admitting_uuid = uuid_none;
         sb_.peers[other].flags &= ~md_peer_flag::full_sync;
-        const bool round = peer.want_state || peer.state_sent || peer.state_received;
-        if (leads || round || !equal_and_usable(peer)) return;
+        if (leads || peer.in_round() || !equal_and_usable(peer)) return;
         news = news || !peer.aligned;
         peer.aligned = true;
         maybe_up_to_date(peer.disk == DiskState::up_to_date);
@@ -219,22 +218,17 @@ void Core::try_promote() {
     if (!promote_waiting_.empty()) return;
     if (!disk_usable()) return abandon_promotion(Errc::state, "the disk is gone");
     bool handshake = false;
-    for_peers([&](const Peer& peer, NodeId) {
-        handshake = handshake || peer.state_sent || peer.state_received ||
-                    (peer.want_state && peer.phase == LinkPhase::up);
-    });
+    for_peers([&](const Peer& peer, NodeId) { handshake = handshake || peer.in_round(); });
     if (handshake || !settled()) return;
     if (disk_ != DiskState::up_to_date && !promote_command_.force) {
         return abandon_promotion(Errc::state, "the disk is not UpToDate any more");
     }
     if (promote_command_.force) give_up_targets();
     // What peers had sent lands before anything is promised about this disk.
-    const bool landing =
-        std::any_of(peer_queue_.begin(), peer_queue_.end(), [&](std::uint32_t index) {
-            const PeerRequest& p = peer_requests_[index];
-            return p.phase == Phase::active || p.link != peers_[p.peer].link;
-        });
-    if (!landing) become_primary();
+    const bool lands =
+        std::any_of(peer_queue_.begin(), peer_queue_.end(),
+                    [&](std::uint32_t index) { return landing(peer_requests_[index]); });
+    if (!lands) become_primary();
 }
 
 void Core::abandon_promotion(Errc code, const char* why) {
@@ -323,8 +317,7 @@ void Core::on_promote(NodeId id, const Message& m) {
     peer.role = Role::primary;
     for_peers([&](Peer& other, NodeId other_id) {
         // A resync among secondaries ends: the primary is its source from here on.
-        if (other_id != id && other.repl != ReplicationState::off &&
-            other.repl != ReplicationState::established) {
+        if (other_id != id && is_resyncing(other.repl)) {
             want_handshake(other_id);
             abort_resync(other_id);
         }

@@ -238,8 +238,7 @@ void Core::pump_local_flush() {
     if (meta_ != MetaPhase::attached && meta_ != MetaPhase::detach_drain) return;
     for (const std::uint32_t index : peer_queue_) {
         const PeerRequest& p = peer_requests_[index];
-        const bool landing = p.phase == Phase::active || p.link != peers_[p.peer].link;
-        if (landing && p.kind != PeerIo::flush) return;  // it has to be covered
+        if (landing(p) && p.kind != PeerIo::flush) return;  // it has to be covered
     }
     flush_wanted_ = false;
     flushing_ = true;
@@ -546,7 +545,7 @@ void Core::local_disk_failed(const char* why) {
         journal_.at(seq).al_held = false;
     }
     for_peers([&](Peer& peer, NodeId id) {
-        if (peer.repl != ReplicationState::off && peer.repl != ReplicationState::established) {
+        if (is_resyncing(peer.repl)) {
             abort_resync(id);
         }
     });
@@ -573,7 +572,7 @@ void Core::finish_failed_disk() {
 void Core::release_journal_entry(JournalEntry& entry) {
     if (!entry.al_held) return;
     entry.al_held = false;
-    al_->release(static_cast<std::uint32_t>(entry.offset / extent_bytes));
+    al_->release(extent_of(entry.offset));
     retry_al_ = retry_al_ || al_starving_;
     retry_peers_ = retry_peers_ || peer_al_starving_;
 }

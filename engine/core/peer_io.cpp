@@ -9,16 +9,15 @@
 namespace replica {
 namespace {
 
-bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b, std::uint64_t b_bytes) {
-    return a < b + b_bytes && b < a + a_bytes;
-}
-std::uint32_t extent_of(std::uint64_t offset) {
-    return static_cast<std::uint32_t>(offset / extent_bytes);
-}
 // A primary counts its writes from 1, so no honest one comes near.
 constexpr std::uint64_t seq_max = std::uint64_t{1} << 62;
 
 }  // namespace
+
+// It reaches the disk whatever becomes of its connection.
+bool Core::landing(const PeerRequest& p) const {
+    return p.phase == Phase::active || p.link != peers_[p.peer].link;
+}
 
 std::optional<std::uint32_t> Core::new_peer_request(NodeId peer) {
     // Slots are taken round robin, so a free one is usually the next.
@@ -45,11 +44,6 @@ void Core::free_peer_request(std::uint32_t index) {
     retry_peers_ = true;
     if (!held_.empty()) retry_held_ = true;
     if (meta_ == MetaPhase::detach_drain) detach_next();
-}
-
-bool Core::peer_io_pending(NodeId peer) const {
-    return std::any_of(peer_queue_.begin(), peer_queue_.end(),
-                       [&](std::uint32_t index) { return peer_requests_[index].peer == peer; });
 }
 
 void Core::on_peer_write(NodeId id, const Message& m, BufferRef buffer) {
@@ -154,7 +148,7 @@ bool Core::peer_conflicts(const PeerRequest& p) const {
         if (p.kind == PeerIo::flush) {
             if (other.peer == p.peer) return true;
         } else if (other.kind != PeerIo::flush &&
-                   overlap(p.offset, p.length, other.offset, other.length)) {
+                   ranges_overlap(p.offset, p.length, other.offset, other.length)) {
             return true;
         }
     }
@@ -213,7 +207,7 @@ void Core::admit_peer_request(std::uint32_t index) {
         for (const Request& r : requests_) {
             const bool newer =
                 r.phase == Phase::active && r.kind != IoKind::read && r.kind != IoKind::flush;
-            if (!newer || !overlap(p.offset, p.length, r.offset, r.length)) continue;
+            if (!newer || !ranges_overlap(p.offset, p.length, r.offset, r.length)) continue;
             // A newer write of ours is on its way to the source: what it read may be older.
             if (p.al_held) al_->release(extent_of(p.offset));
             answer_peer_request(p, true, true);
@@ -340,7 +334,7 @@ void Core::issue_peer_reads() {
         const bool held = std::any_of(peer_queue_.begin(), peer_queue_.end(), [&](std::uint32_t i) {
             const PeerRequest& p = peer_requests_[i];
             return p.kind != PeerIo::flush && p.order < read.order &&
-                   overlap(read.offset, read.length, p.offset, p.length);
+                   ranges_overlap(read.offset, read.length, p.offset, p.length);
         });
         if (held) continue;
         read.issued = true;

@@ -11,14 +11,8 @@
 namespace replica {
 namespace {
 
-bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b, std::uint64_t b_bytes) {
-    return a < b + b_bytes && b < a + a_bytes;
-}
 bool is_write(IoKind kind) {
     return kind == IoKind::write || kind == IoKind::discard || kind == IoKind::write_zeroes;
-}
-std::uint32_t extent_of(std::uint64_t offset) {
-    return static_cast<std::uint32_t>(offset / extent_bytes);
 }
 
 }  // namespace
@@ -94,7 +88,7 @@ bool Core::conflicts(const Request& request) const {
         if (other.phase == Phase::free || other.order >= request.order) continue;
         if (other.kind == IoKind::flush) continue;
         if (!is_write(request.kind) && !is_write(other.kind)) continue;
-        if (overlap(request.offset, request.length, other.offset, other.length)) return true;
+        if (ranges_overlap(request.offset, request.length, other.offset, other.length)) return true;
     }
     return false;
 }
@@ -103,7 +97,7 @@ bool Core::conflicts(const Request& request) const {
 bool Core::write_range_busy(std::uint64_t offset, std::uint64_t length) const {
     for (const Chunk& chunk : chunks_) {
         if (chunk.state != Chunk::State::free &&
-            overlap(offset, length, chunk.offset, chunk.length)) {
+            ranges_overlap(offset, length, chunk.offset, chunk.length)) {
             return true;
         }
     }
@@ -111,7 +105,7 @@ bool Core::write_range_busy(std::uint64_t offset, std::uint64_t length) const {
         const PeerRequest& p = peer_requests_[index];
         // Also what a primary that is gone had sent: it may be on its way to the disk still.
         if (p.kind != PeerIo::flush && p.phase == Phase::active &&
-            overlap(offset, length, p.offset, p.length)) {
+            ranges_overlap(offset, length, p.offset, p.length)) {
             return true;
         }
     }
@@ -122,10 +116,7 @@ bool Core::write_range_busy(std::uint64_t offset, std::uint64_t length) const {
 bool Core::replicates_to(const Peer& peer, NodeId id) const {
     if (peer.phase != LinkPhase::up) return false;
     if (in_sync().has(id)) return peer.disk >= DiskState::inconsistent;
-    const bool source = peer.repl == ReplicationState::bitmap_source ||
-                        peer.repl == ReplicationState::sync_source ||
-                        peer.repl == ReplicationState::paused_source;
-    return source && peer.bitmap_sent;
+    return is_source(peer.repl) && peer.bitmap_sent;
 }
 
 void Core::issue_write(std::uint32_t slot) {

@@ -11,15 +11,9 @@
 namespace replica {
 namespace {
 
-bool overlap(std::uint64_t a, std::uint64_t a_bytes, std::uint64_t b, std::uint64_t b_bytes) {
-    return a < b + b_bytes && b < a + a_bytes;
-}
 // The name of what the target of a full resync holds meanwhile.
 Uuid full_sync_base(Uuid source_current) {
     return (uuid_identity(source_current) ^ 0x5e5e000000000000U) | 8;
-}
-bool resyncing(ReplicationState s) {
-    return s != ReplicationState::off && s != ReplicationState::established;
 }
 
 }  // namespace
@@ -27,9 +21,7 @@ bool resyncing(ReplicationState s) {
 int Core::active_source() const {
     int found = -1;
     for_peers([&](const Peer& peer, NodeId id) {
-        const bool target = peer.repl == ReplicationState::bitmap_target ||
-                            peer.repl == ReplicationState::sync_target;
-        if (target && !peer.paused_for_other && found < 0) found = id;
+        if (is_target(peer.repl) && !peer.paused_for_other && found < 0) found = id;
     });
     return found;
 }
@@ -37,7 +29,7 @@ int Core::active_source() const {
 bool Core::chunk_conflicts(std::uint64_t offset, std::uint64_t length) const {
     return std::any_of(chunks_.begin(), chunks_.end(), [&](const Chunk& chunk) {
         return chunk.state != Chunk::State::free &&
-               overlap(offset, length, chunk.offset, chunk.length);
+               ranges_overlap(offset, length, chunk.offset, chunk.length);
     });
 }
 
@@ -97,7 +89,7 @@ void Core::abort_resync(NodeId id) {
         if (chunk.peer == id && chunk.state != Chunk::State::free) chunk.aborted = true;
     }
     peer.chunks = 0;
-    if (!resyncing(peer.repl)) return;
+    if (!is_resyncing(peer.repl)) return;
     // It gets no more writes, and those that it got need not be stable there.
     if (role_ == Role::primary && peer.bitmap_sent && !in_sync().has(id)) {
         mark_journal(peer.stable_seq, NodeMask::of(id));
@@ -116,10 +108,7 @@ void Core::abort_resync(NodeId id) {
 // Half-written data is no source (I-R9): those that took from here look for another.
 void Core::stop_being_source() {
     for_peers([&](Peer& peer, NodeId id) {
-        const bool source = peer.repl == ReplicationState::bitmap_source ||
-                            peer.repl == ReplicationState::sync_source ||
-                            peer.repl == ReplicationState::paused_source;
-        if (!source) return;
+        if (!is_source(peer.repl)) return;
         abort_resync(id);
         want_handshake(id);
     });
@@ -128,9 +117,7 @@ void Core::stop_being_source() {
 // A disk that is promoted by force takes no more from its sources.
 void Core::give_up_targets() {
     for_peers([&](Peer& peer, NodeId id) {
-        const bool target = peer.repl == ReplicationState::bitmap_target ||
-                            peer.repl == ReplicationState::sync_target;
-        if (target) abort_resync(id);
+        if (is_target(peer.repl)) abort_resync(id);
     });
 }
 
@@ -138,10 +125,7 @@ void Core::give_up_targets() {
 void Core::revive_paused_sources() {
     if (active_source() >= 0) return;
     for_peers([&](Peer& peer, NodeId id) {
-        const bool target = peer.repl == ReplicationState::bitmap_target ||
-                            peer.repl == ReplicationState::sync_target;
-        const bool round = peer.want_state || peer.state_sent || peer.state_received;
-        if (target && peer.paused_for_other && !round) want_handshake(id);
+        if (is_target(peer.repl) && peer.paused_for_other && !peer.in_round()) want_handshake(id);
     });
 }
 
@@ -157,9 +141,7 @@ void Core::look_at_paused_sources() {
 
 void Core::pump_bitmap_exchange(NodeId id) {
     Peer& peer = peers_[id];
-    const bool exchanging = peer.repl == ReplicationState::bitmap_source ||
-                            peer.repl == ReplicationState::bitmap_target;
-    if (!exchanging || peer.bitmap_sent || !settled()) return;
+    if (!is_exchanging_bitmaps(peer.repl) || peer.bitmap_sent || !settled()) return;
     const auto slot = static_cast<unsigned>(peer.slot);
     std::uint64_t ones = 0;
     const auto flush_ones = [&](std::uint64_t end) {
@@ -205,9 +187,8 @@ void Core::pump_bitmap_exchange(NodeId id) {
 
 void Core::on_bitmap_message(NodeId id, const Message& m, std::span<const std::byte> payload) {
     Peer& peer = peers_[id];
-    const bool exchanging = peer.repl == ReplicationState::bitmap_source ||
-                            peer.repl == ReplicationState::bitmap_target;
-    if (!exchanging || peer.bitmap_received) return;  // of a round that was given up
+    if (!is_exchanging_bitmaps(peer.repl) || peer.bitmap_received)
+        return;  // of a round that was given up
     const auto slot = static_cast<unsigned>(peer.slot);
     if (m.type == MessageType::bitmap_done) {
         peer.bitmap_received = true;
@@ -310,11 +291,11 @@ bool Core::written_now(std::uint64_t offset, std::uint64_t length) const {
     for (const Request& r : requests_) {
         const bool write = (r.phase == Phase::active || r.phase == Phase::al_wait) &&
                            r.kind != IoKind::read && r.kind != IoKind::flush;
-        if (write && overlap(offset, length, r.offset, r.length)) return true;
+        if (write && ranges_overlap(offset, length, r.offset, r.length)) return true;
     }
     return std::any_of(peer_queue_.begin(), peer_queue_.end(), [&](std::uint32_t index) {
         const PeerRequest& p = peer_requests_[index];
-        return p.kind != PeerIo::flush && overlap(offset, length, p.offset, p.length);
+        return p.kind != PeerIo::flush && ranges_overlap(offset, length, p.offset, p.length);
     });
 }
 
@@ -370,7 +351,7 @@ void Core::maybe_finish_source(NodeId id) {
     Peer& peer = peers_[id];
     const auto slot = static_cast<unsigned>(peer.slot);
     if (peer.repl != ReplicationState::sync_source || peer.finishing || peer.chunks > 0) return;
-    if (bitmap_->count(slot) > 0 || !settled() || peer.want_state || peer.state_sent) return;
+    if (bitmap_->count(slot) > 0 || !settled() || peer.in_round()) return;
     if (role_ == Role::primary && journal_.head() < peer.first_seq) {
         // It got these writes by the resync, so they are not in its journal, and it could not mark
         // them toward a member that lacks them: they have to be stable everywhere first.
@@ -425,7 +406,7 @@ void Core::tell_in_sync() {
     for_peers([&](const Peer& peer, NodeId id) {
         const bool counts = role_ == Role::primary
                                 ? in_sync().has(id) && !peer.finishing
-                                : equal(peer) && !peer.state_sent && !peer.want_state &&
+                                : equal(peer) && !peer.in_round() &&
                                       bitmap_->count(static_cast<unsigned>(peer.slot)) == 0;
         if (counts && peer.phase == LinkPhase::up) members.add(id);
     });
@@ -516,10 +497,8 @@ void Core::update_pause(NodeId id) {
     if (peer.repl == ReplicationState::paused_source && !paused)
         peer.repl = ReplicationState::sync_source;
     const bool want = peer.paused_here || peer.paused_for_other;
-    const bool target =
-        peer.repl == ReplicationState::bitmap_target || peer.repl == ReplicationState::sync_target;
-    if (want != peer.pause_told && (target || peer.repl == ReplicationState::sync_source ||
-                                    peer.repl == ReplicationState::paused_source)) {
+    if (want != peer.pause_told && is_resyncing(peer.repl) &&
+        peer.repl != ReplicationState::bitmap_source) {
         peer.pause_told = want;
         Message m;
         m.type = MessageType::sync_pause;

@@ -38,6 +38,20 @@ enum class ReplicationState : std::uint8_t {
     paused_target,
 };
 
+// What a resync is at: it gives data, takes data, the bitmaps are still on their way.
+constexpr bool is_source(ReplicationState s) {
+    return s == ReplicationState::bitmap_source || s == ReplicationState::sync_source ||
+           s == ReplicationState::paused_source;
+}
+constexpr bool is_target(ReplicationState s) {
+    return s == ReplicationState::bitmap_target || s == ReplicationState::sync_target ||
+           s == ReplicationState::paused_target;
+}
+constexpr bool is_resyncing(ReplicationState s) { return is_source(s) || is_target(s); }
+constexpr bool is_exchanging_bitmaps(ReplicationState s) {
+    return s == ReplicationState::bitmap_source || s == ReplicationState::bitmap_target;
+}
+
 const char* name_of(Role role);
 const char* name_of(DiskState state);
 const char* name_of(ConnectionState state);
