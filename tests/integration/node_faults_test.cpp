@@ -132,10 +132,13 @@ TEST_CASE("a disk that is put back to what it was is refused until it is created
     REQUIRE_OK(pair.b->promote("r0", true));
     pair.wait_synced();
     pair.remember_size();
-    REQUIRE_OK(pair.a->down("r0"));
+    // A snapshot of a disk that is attached looks like the disk after a crash, not like a clean
+    // one.
+    const bool while_attached = GENERATE(false, true);
     const std::string backup = pair.dir() / "backup";
+    if (!while_attached) REQUIRE_OK(pair.a->down("r0"));
     std::filesystem::copy_file(pair.disk(0), backup);
-    REQUIRE_OK(pair.a->up("r0"));
+    if (!while_attached) REQUIRE_OK(pair.a->up("r0"));
     pair.wait_synced();
     REQUIRE_OK(pair.b->write("r0", 0, pattern(1 << 20, 3), false));
     REQUIRE_OK(pair.a->down("r0"));
