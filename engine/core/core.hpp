@@ -470,6 +470,7 @@ class Core {
     bool equal(const Peer& peer) const;
     bool holds_generation(const Peer& peer) const;
     bool meet_without_disk(NodeId peer);
+    bool learn_members(NodeId peer);
     int lowest_equal() const;
     void look_at_marked_peers();
     void ask_the_lowest(NodeId deferred);

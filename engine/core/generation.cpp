@@ -60,7 +60,8 @@ Decision equal_generations(const StatePayload& mine, NodeId my_id, const StatePa
                             : Decision{Verdict::target_bitmap, true, "this node is Inconsistent"};
     }
     const bool full = has(mine, state_flag::full_sync) || has(theirs, state_flag::full_sync);
-    const bool crashed = crash_rank(mine) + crash_rank(theirs) > 0;
+    // A target takes over what its source lost, so the next round finds the two alike.
+    const bool crashed = crash_rank(mine) != crash_rank(theirs);
     if (!full && !crashed && mine.bits + theirs.bits == 0) {
         return {Verdict::no_sync, true, "same generation, nothing out of sync"};
     }

@@ -194,13 +194,7 @@ bool Core::meet_without_disk(NodeId id) {
         notice(2, id, why_);
         return true;
     }
-    if (holds_generation(peers_[id])) {
-        // Whom it has brought up to date by itself since, gets nothing from here.
-        const NodeMask grown = NodeMask{theirs.in_sync}.without(in_sync());
-        sb_.extension.in_sync = in_sync() | grown;
-        if (!grown.empty()) open_generation(grown);
-        return true;
-    }
+    if (holds_generation(peers_[id])) return true;
     if (!uuid_equal(theirs.current_uuid, sb_.extension.parent_uuid)) {
         go_standalone(id, "the peer's data is not what this diskless Primary works on; demote it");
         return false;
@@ -209,6 +203,19 @@ bool Core::meet_without_disk(NodeId id) {
     awaiting_ack_.add(id);
     offer_generation(id);
     return true;
+}
+
+// Whoever carries a generation is a member of its set, no matter who counted it in: what is written
+// without it needs another generation. True: a primary has opened that one.
+bool Core::learn_members(NodeId id) {
+    if (!holds_generation(peers_[id]) || peers_[id].received.size_bytes == 0) return false;
+    NodeMask grown = NodeMask{peers_[id].received.in_sync}.without(in_sync());
+    if (role_ == Role::primary) grown = grown.without(NodeMask::of(id) | self());
+    if (grown.empty()) return false;
+    sb_.extension.in_sync = in_sync() | grown;
+    persist();
+    if (role_ == Role::primary) open_generation(grown);
+    return role_ == Role::primary;
 }
 
 void Core::evaluate(NodeId id) {
@@ -240,6 +247,7 @@ void Core::judge(NodeId id) {
         return;
     }
     if (peer.disk >= DiskState::inconsistent) peer.cache_losses = theirs.cache_losses;
+    if (learn_members(id)) return want_handshake(id);
     const Decision d = decide(peer.sent, config_.node_id, theirs, id);
     Verdict verdict = d.verdict;
     if (verdict == Verdict::split_brain) {

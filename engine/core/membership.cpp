@@ -271,11 +271,15 @@ void Core::become_primary() {
         for (std::uint8_t& byte : sb_.extension.volume_id)
             byte = static_cast<std::uint8_t>(entropy_.next());
     }
+    // The last primary may live on without a disk, and takes this data for its own by the name.
+    const std::int32_t last = sb_.extension.primary_node;
+    const bool unseen_primary = last >= 0 && last != config_.node_id &&
+                                peers_[static_cast<std::size_t>(last)].phase != LinkPhase::up;
     sb_.extension.promoted_at_s = promote_command_.wall_clock_s;
     sb_.extension.primary_node = config_.node_id;
     const NodeMask lost = (in_sync() | config_.peers).without(members);
-    const bool diverges =
-        !in_sync().without(members).empty() || forced || !meaningful(sb_.current_uuid);
+    const bool diverges = !in_sync().without(members).empty() || forced || unseen_primary ||
+                          !meaningful(sb_.current_uuid);
     for_peers([&](Peer&, NodeId id) {
         if (forced && lost.has(id) && !meaningful(sb_.current_uuid)) set_slot_full(id);
     });
@@ -331,6 +335,9 @@ void Core::on_promote_reply(NodeId id, const Message& m) {
     if (promotion_ != Promotion::asking || m.id != promote_attempt_) return;
     if (m.flags != 0) {
         return abandon_promotion(Errc::state, "a peer is primary already, or is becoming it");
+    }
+    if (uuid_equal(m.offset, sb_.current_uuid)) {
+        sb_.extension.in_sync = in_sync() | NodeMask{m.nodes};
     }
     promote_waiting_.remove(id);
 }

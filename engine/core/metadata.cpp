@@ -82,6 +82,8 @@ void Core::agree_to_promotion(const OnDurable& asked) {
     Message m;
     m.type = MessageType::promote_reply;
     m.id = static_cast<std::uint32_t>(asked.value);
+    m.offset = sb_.current_uuid;
+    m.nodes = in_sync().bits;
     send(asked.peer, Stream::bulk, m);
 }
 

@@ -456,7 +456,8 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     SuperblockExtension& ext = sb_.extension;
     ext.parent_uuid = g.parent_uuid;
     ext.generation_seq = g.generation_seq;
-    ext.in_sync = members | self();
+    // Of one generation both sides know members.
+    ext.in_sync = members | self() | (uuid_equal(old, g.current_uuid) ? in_sync() : NodeMask{});
     ext.primary_node = g.primary_node;
     ext.volume_id = g.volume_id;
     peer.received.current_uuid = g.current_uuid;

@@ -45,7 +45,7 @@ constexpr TypeRule rules[] = {
     {MessageType::generation_committed, f_offset, Payload::none, 0},
     {MessageType::in_sync, f_nodes, Payload::none, 0},
     {MessageType::promote, f_id, Payload::none, 0},
-    {MessageType::promote_reply, f_flags | f_id, Payload::none, 0},
+    {MessageType::promote_reply, f_flags | f_id | f_offset | f_nodes, Payload::none, 0},
     {MessageType::goodbye, f_flags, Payload::none, 0},
     {MessageType::adopt_generation, 0, Payload::exact, generation_payload_bytes},
     {MessageType::invalidate, 0, Payload::none, 0},

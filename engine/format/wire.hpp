@@ -46,7 +46,8 @@ enum class MessageType : std::uint16_t {
     generation_committed = 20,  // bulk. offset: the generation's id
     in_sync = 21,               // bulk. nodes: the in-sync set grew to this
     promote = 22,               // bulk. id: attempt. Answered by promote_reply
-    promote_reply = 23,         // bulk. id: attempt, flags: 0 agreed, 1 refused
+    promote_reply = 23,         // bulk. id: attempt, flags: 0 agreed, 1 refused; agreed, offset:
+                                // the answering node's generation, nodes: its members
     goodbye = 24,               // bulk. flags: 1 = you are outdated now, 2 = stay away until asked
 
     adopt_generation =

@@ -129,8 +129,12 @@ const char* wrong(const StatePayload& a, const StatePayload& b, const Decision& 
         if (!same && !created(target) && target_newer && !half)
             return "from the smaller history to the larger";
     }
-    const bool flags = ((a.flags | b.flags) & (state_flag::crashed | state_flag::crashed_power |
-                                               state_flag::full_sync)) != 0;
+    // What a crash may have changed is marked; who went through more than the other takes part in a
+    // resync all the same, and is like the other then.
+    const auto crash = [](const StatePayload& s) {
+        return s.flags & (state_flag::crashed | state_flag::crashed_power);
+    };
+    const bool flags = ((a.flags | b.flags) & state_flag::full_sync) != 0 || crash(a) != crash(b);
     if (v == Verdict::no_sync &&
         (!same || !consistent(a) || !consistent(b) || flags || a.bits != 0 || b.bits != 0)) {
         return "no resync where blocks may differ";
@@ -468,6 +472,8 @@ TEST_CASE("a crash within one generation") {
     StatePayload process = good(u1);
     process.flags = state_flag::crashed;
     CHECK(verdict(process, crashed) == Verdict::source_bitmap);
+    // Two that went through the same, with nothing marked, have nothing to tell each other.
+    CHECK(verdict(process, process) == Verdict::no_sync);
     // Secondaries leave it to the primary that they see.
     process.flags |= state_flag::sees_primary;
     CHECK(verdict(process, crashed) == Verdict::deferred);

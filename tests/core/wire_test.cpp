@@ -47,7 +47,7 @@ constexpr Rule rules[] = {
     {T::generation_committed, bit({offset}), 0},
     {T::in_sync, bit({nodes}), 0},
     {T::promote, bit({id}), 0},
-    {T::promote_reply, bit({flags, id}), 0},
+    {T::promote_reply, bit({flags, id, offset, nodes}), 0},
     {T::goodbye, bit({flags}), 0},
     {T::adopt_generation, 0, generation_payload_bytes},
     {T::invalidate, 0, 0},

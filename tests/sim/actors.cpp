@@ -212,6 +212,7 @@ std::uint64_t World::submit(int n, IoKind kind, std::uint64_t sector, std::uint3
     if (!checker_.knows(r.generation)) fail("a primary without a known generation");
     if (is_write(r.kind)) {
         r.id = next_write_++;
+        writers_[r.id] = n;
         ++stats_.writes;
         checker_.submitted(r.id, r.generation, r.sector, r.sectors, r.kind != IoKind::write);
         r.buffer.assign(r.sectors, r.id);
@@ -281,6 +282,11 @@ void World::completed(int n, const Effect& e) {
     std::string wrong;
     if (r.kind == IoKind::read) {
         wrong = checker_.read_done(r.read, r.sector, r.buffer);
+        for (const Stamp value : r.buffer) {
+            const auto writer = writers_.find(value);
+            if (writer == writers_.end() || value < node.first_write) continue;
+            if (writer->second != n) fail("I-Q8 a primary reads what another wrote in its time");
+        }
     } else if (r.kind == IoKind::flush) {
         wrong = checker_.flushed(r.promise, generation, disks);
     } else {
@@ -347,6 +353,7 @@ void World::replied(int n, std::uint32_t token, Errc code) {
     node.promote_token = 0;
     if (code != Errc::ok || node.core->role() != Role::primary) return;
     ++stats_.promotions;
+    node.first_write = next_write_;
     const Uuid generation = node.core->superblock().current_uuid;
     if (!checker_.knows(generation))
         checker_.generation(generation, node.core->superblock().extension.parent_uuid);

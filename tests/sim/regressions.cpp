@@ -3,7 +3,9 @@
 // simulator; the order of events that led to a fault does not. Each script fails if its fix in the
 // core is undone (docs/testing.md says how that was tried). A new finding gets a script here.
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
+#include <functional>
 #include <utility>
 
 #include "tests/sim/scenario.hpp"
@@ -393,17 +395,18 @@ void power_cut_then_kill(const Options& options) {
     s.finish();
 }
 
-// A member is lost before it was told of the generation that the loss of another one opened: what
-// it lacks is still known, and it is no split brain.
-void lost_before_the_generation(const Options& options) {
+// A member is lost in the middle of the generation that the loss of another one opened; `hold`
+// says which message of the two never arrives.
+void lost_around_the_generation(const Options& options, const std::function<void(Scenario&)>& hold,
+                                std::uint64_t ms_between) {
     Setup setup;
     setup.nodes = 3;
     setup.extents = 16;
     Scenario s(options, setup);
     s.acknowledged(s.write(0, 1));
-    s.hold(0, 1, MessageType::generation);
+    hold(s);
     s.kill(2);
-    s.run_ms(50);
+    s.run_ms(ms_between);
     s.kill(1);
     s.release_messages();
     s.run_ms(500);
@@ -418,27 +421,70 @@ void lost_before_the_generation(const Options& options) {
     s.finish();
 }
 
-// A member is lost when it has recorded the generation, and before its answer is there.
+// Before it was told: what it lacks is still known, and it is no split brain.
+void lost_before_the_generation(const Options& options) {
+    lost_around_the_generation(
+        options, [](Scenario& s) { s.hold(0, 1, MessageType::generation); }, 50);
+}
+
+// When it has recorded the generation, and before its answer is there.
 void lost_after_the_generation(const Options& options) {
+    lost_around_the_generation(
+        options, [](Scenario& s) { s.hold(1, 0, MessageType::generation_ack); }, 100);
+}
+
+// What is stable everywhere, now that a member is gone, stays in the journals of the others until
+// they have the generation that says who is gone: they mark from it what that one lacks.
+void trim_behind_the_generation(const Options& options) {
     Setup setup;
     setup.nodes = 3;
-    setup.extents = 16;
+    setup.idle_flush_ns = 60 * ns_per_s;
     Scenario s(options, setup);
-    s.acknowledged(s.write(0, 1));
-    s.hold(1, 0, MessageType::generation_ack);
-    s.kill(2);
-    s.run_ms(100);
+    s.hold(0, 1, MessageType::write);
+    s.hold(0, 2, MessageType::generation);
+    s.write(0, 2 * extent_blocks + 5);  // an extent that was not written before
+    s.flush(0);
+    s.run_ms(200);
     s.kill(1);
+    s.run_ms(200);
+    s.kill(0);
     s.release_messages();
-    s.run_ms(500);
-    s.acknowledged(s.write(0, 2));
+    s.until("c sees that both are gone", [&] { return !s.connected(2, 0) && !s.connected(2, 1); });
+    s.expect(s.bits(2, 1) > 0, "what b lacks is marked");
     s.start(1);
-    std::uint64_t sent = 0;
-    s.until("b is in sync again", [&] {
-        sent = std::max(sent, s.view(0, 1).resync_total_bits);
-        return s.core(0).in_sync().has(1) && s.core(1).disk() == DiskState::up_to_date;
-    });
-    s.expect(sent <= extent_blocks * 4, "it takes no more than its activity log covers");
+    s.until("the two are aligned",
+            [&] { return s.connected(1, 2) && s.bits(1, 2) == 0 && s.bits(2, 1) == 0; });
+    s.run_ms(1'000);
+    s.audit();
+    s.finish();
+}
+
+// b was brought up to date by c alone. When c then takes its data from a, who never heard of that,
+// b carries the same generation still: a promotion without it has to open another one.
+void counted_in_by_another(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Scenario s(options, setup);
+    s.kill(1);
+    s.run_ms(500);
+    s.acknowledged(s.write(0, 1));
+    s.acknowledged(s.flush(0));
+    s.kill(0);
+    s.start(1);
+    s.until("c counts b in", [&] { return s.core(2).in_sync().has(1) && s.bits(2, 1) == 0; });
+    s.run_ms(1'000);
+    s.cut(1, 0);
+    s.cut(1, 2);
+    s.start(0);
+    s.until("a and c are aligned",
+            [&] { return s.connected(0, 2) && s.bits(0, 2) == 0 && s.bits(2, 0) == 0; });
+    s.run_ms(2'000);
+    const Uuid before = s.core(1).superblock().current_uuid;
+    s.promote(2);
+    s.acknowledged(s.write(2, 2));
+    s.acknowledged(s.flush(2));
+    s.expect(!uuid_equal(s.core(2).superblock().current_uuid, before), "b is left behind by name");
+    s.promote(1);  // with quorum off this is a split brain, and it is seen
     s.finish();
 }
 
@@ -454,6 +500,168 @@ void read_waits_for_the_write(const Options& options) {
     s.expect(!s.answered(seen), "a read waits for the write to its blocks");
     s.release_messages();
     s.acknowledged(seen);
+    s.finish();
+}
+
+// With protocol B the primary's disk may be the only one that has what was acknowledged: it is not
+// detached before a peer has it too.
+void detach_waits_for_the_peer(const Options& options) {
+    Setup setup;
+    setup.protocol = Protocol::b;
+    Scenario s(options, setup);
+    s.hold_io(1, IoOrigin::peer_request);
+    s.acknowledged(s.write(0, 5));
+    const auto token = s.command(0, CommandKind::detach);
+    s.run_ms(500);
+    s.expect(s.core(0).disk() == DiskState::up_to_date, "the disk stays while b has not written");
+    s.release_io();
+    s.expect(s.ended(token) == Errc::ok, "then it is detached");
+    s.expect(s.core(0).disk() == DiskState::diskless, "it is Diskless");
+    s.acknowledged(s.read(0, 5));
+    s.finish();
+}
+
+// A write that failed here and that a peer has would leave the two different if the error were
+// passed on: the disk is given up instead. Where nobody else has it, the application hears of it.
+void pass_on_where_nobody_else_wrote(const Options& options) {
+    Setup setup;
+    setup.on_io_error = OnIoError::pass_on;
+    Scenario s(options, setup);
+    s.kill(1);
+    s.run_ms(2'000);
+    s.fail_io(0, IoOrigin::request);
+    const auto alone = s.write(0, 1);
+    s.until("it is answered", [&] { return s.answered(alone); });
+    s.expect(s.result(alone) == EIO, "the error is passed on");
+    s.expect(s.core(0).disk() == DiskState::up_to_date, "and the disk stays");
+    s.mend_io();
+    s.start(1);
+    s.until("b is in sync again", [&] { return s.core(0).in_sync().has(1); });
+    s.run_ms(1'000);
+    s.fail_io(0, IoOrigin::request);
+    s.acknowledged(s.write(0, 2));
+    s.expect(s.core(0).disk() <= DiskState::failed, "the disk that missed it is given up");
+    s.mend_io();
+    s.finish();
+}
+
+// What has arrived is written although its connection is over: with protocol B it is acknowledged,
+// and the disk of its primary may be gone since.
+void received_write_of_a_lost_link(const Options& options) {
+    Setup setup;
+    setup.protocol = Protocol::b;
+    Scenario s(options, setup);
+    const std::uint64_t block = 3 * extent_blocks;  // its extent has to be logged first
+    s.hold_io(1, IoOrigin::al);
+    s.acknowledged(s.write(0, block));
+    s.break_disk(0);
+    s.acknowledged(s.read(0, 1));
+    s.expect(s.core(0).disk() <= DiskState::failed, "a lives on b's disk");
+    s.cut(0, 1);
+    s.run_ms(2'000);
+    s.join(0, 1);
+    s.run_ms(500);
+    s.release_io();
+    s.acknowledged(s.read(0, block));
+    s.finish();
+}
+
+// A primary whose disk failed and that lives on its peers'. What it does when it meets one of them
+// again is a table of its own (Core::meet_without_disk).
+class Diskless : public Scenario {
+  public:
+    Diskless(const Options& options, const Setup& setup) : Scenario(options, setup) {
+        break_disk(0);
+        acknowledged(write(0, 1));
+        until("its disk is gone", [&] { return core(0).disk() == DiskState::diskless; });
+        run_ms(500);
+    }
+};
+
+// b lost its cache meanwhile: what it acknowledged is gone, and nothing may be read as if it were
+// there.
+void diskless_primary_and_lost_cache(const Options& options) {
+    Setup setup;
+    setup.idle_flush_ns = 60 * ns_per_s;
+    Diskless s(options, setup);
+    s.acknowledged(s.write(0, 2));
+    s.power_cut(1);
+    s.run_ms(1'000);
+    s.start(1);
+    s.until("they meet", [&] { return s.connected(0, 1); });
+    s.run_ms(2'000);
+    s.expect(!s.core(0).has_good_data(), "the primary does not go on");
+    const auto seen = s.read(0, 2);
+    s.run_ms(1'000);
+    s.expect(!s.answered(seen) || s.result(seen) != 0, "nothing is read from b");
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "it can be demoted");
+    s.finish();
+}
+
+// b is lost before the generation that c's loss opened reached it: it gets it now, and the
+// application goes on.
+void diskless_primary_and_lost_generation(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Diskless s(options, setup);
+    s.hold(0, 1, MessageType::generation);
+    s.kill(2);
+    s.run_ms(50);
+    s.cut(0, 1);
+    s.release_messages();
+    s.run_ms(2'000);
+    s.join(0, 1);
+    s.until("b is met again", [&] { return s.core(0).has_good_data(); });
+    s.acknowledged(s.write(0, 3));
+    s.expect(!s.core(0).in_sync().has(2), "c is behind");
+    s.start(2);
+    s.finish();
+}
+
+// b has brought c up to date by itself meanwhile. c gets nothing from a, which does not know it:
+// the next write is not counted as c's.
+void diskless_primary_and_grown_set(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Diskless s(options, setup);
+    s.kill(2);
+    s.acknowledged(s.write(0, 3));
+    s.cut(0, 1);
+    s.cut(0, 2);
+    s.start(2);
+    s.until("b counts c in", [&] { return s.core(1).in_sync().has(2) && s.bits(1, 2) == 0; });
+    s.run_ms(1'000);
+    s.join(0, 1);
+    s.until("b is met again", [&] { return s.core(0).has_good_data(); });
+    s.acknowledged(s.write(0, 4));
+    s.kill(1);
+    s.run_ms(1'000);
+    s.expect(!s.core(0).in_sync().has(2), "c was not counted on");
+    s.join(0, 2);
+    s.start(1);
+    s.finish();
+}
+
+// b became primary meanwhile and has written: a keeps away from it until it is demoted.
+void diskless_primary_and_other_data(const Options& options) {
+    Diskless s(options, {});
+    s.cut(0, 1);
+    s.run_ms(2'500);
+    s.promote(1);
+    s.acknowledged(s.write(1, 6));
+    s.expect(s.ended(s.command(1, CommandKind::demote)) == Errc::ok, "b is demoted");
+    s.join(0, 1);
+    s.until("they keep away from each other", [&] {
+        return s.view(0, 1).connection == ConnectionState::standalone ||
+               s.view(1, 0).connection == ConnectionState::standalone;
+    });
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
+    s.command(0, CommandKind::connect);
+    s.command(1, CommandKind::connect);
+    s.until("b sees that a is Secondary",
+            [&] { return s.connected(0, 1) && s.view(1, 0).role == Role::secondary; });
+    s.promote(1);
+    s.acknowledged(s.read(1, 6));
     s.finish();
 }
 
@@ -492,6 +700,24 @@ constexpr Regression table[] = {
      lost_before_the_generation},
     {"lost-after-the-generation", "the same, with the change on its disk",
      lost_after_the_generation},
+    {"trim-behind-the-generation", "a trim came before the generation that marks by the journal",
+     trim_behind_the_generation},
+    {"counted-in-by-another", "a generation went on without one of those that carry it",
+     counted_in_by_another},
+    {"detach-waits-for-the-peer", "a detach took the only disk with what protocol B acknowledged",
+     detach_waits_for_the_peer},
+    {"pass-on-where-nobody-else-wrote", "a passed on error left two disks different",
+     pass_on_where_nobody_else_wrote},
+    {"received-write-of-a-lost-link", "an acknowledged write was dropped with its connection",
+     received_write_of_a_lost_link},
+    {"diskless-primary-and-lost-cache", "a primary went on over a disk that had lost writes",
+     diskless_primary_and_lost_cache},
+    {"diskless-primary-and-lost-generation", "its last copy did not know the generation",
+     diskless_primary_and_lost_generation},
+    {"diskless-primary-and-grown-set", "a copy that gets no writes was counted on",
+     diskless_primary_and_grown_set},
+    {"diskless-primary-and-other-data", "it met data that it does not work on",
+     diskless_primary_and_other_data},
     {"read-waits-for-the-write", "a value that was read vanished at a failover",
      read_waits_for_the_write},
 };

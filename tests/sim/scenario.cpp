@@ -119,6 +119,10 @@ void Scenario::hold_io(int n, IoOrigin origin) {
     };
 }
 
+void Scenario::fail_io(int n, IoOrigin origin) {
+    world_.fail_io_ = [n, origin](int at, IoOrigin o) { return at == n && o == origin; };
+}
+
 void Scenario::release_io() {
     world_.hold_io_ = nullptr;
     std::vector<World::HeldIo> held;

@@ -31,6 +31,7 @@ class Scenario {
     std::uint64_t read(int n, std::uint64_t block, std::uint32_t blocks = 1);
     std::uint64_t flush(int n);
     bool answered(std::uint64_t ticket) const { return world_.answers_.count(ticket) != 0; }
+    int result(std::uint64_t ticket) const { return world_.answers_.at(ticket); }
     void acknowledged(std::uint64_t ticket, std::uint64_t ms = 20'000);  // waits for it
 
     // The operator. Returns a token; ended() waits for its reply.
@@ -46,6 +47,9 @@ class Scenario {
     void break_disk(int n) { node(n).disk_broken = node(n).broke = true; }
     void replace_disk(int n) { world_.new_disk(n); }  // of a node that is down
     void attach(int n);
+    // I/O on the data of this node's disk that has this origin fails.
+    void fail_io(int n, IoOrigin origin);
+    void mend_io() { world_.fail_io_ = nullptr; }
     void cut(int a, int b) { world_.set_cut(a, b, true); }
     void join(int a, int b) { world_.set_cut(a, b, false); }
     // From the first message of this type on, the stream that it goes by stands still.

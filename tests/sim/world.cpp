@@ -26,6 +26,7 @@ World::World(const Options& options, const Setup& setup)
     base_.resource = "r0";
     base_.mutant = options.mutant;
     base_.options.protocol = setup.protocol;
+    base_.options.on_io_error = setup.on_io_error;
     base_.options.al_extents = setup.al_extents;
     base_.options.ping_interval_ms = 500;
     base_.options.ping_timeout_ms = 300;
@@ -181,11 +182,12 @@ int World::disk_error(int n, const Effect& e) {
     const bool latent =
         e.kind == EffectKind::disk_read && node.disk->unreadable(sector, e.length / sector_bytes);
     const bool injected = swarm_.disk_errors && faulty_ && random_.chance(400);
-    if (!node.disk_broken && !injected && !latent) return 0;
+    const bool scripted = fail_io_ && fail_io_(n, e.tag.origin);
+    if (!node.disk_broken && !injected && !latent && !scripted) return 0;
     ++stats_.of(write                              ? Fault::write_error
                 : e.kind == EffectKind::disk_flush ? Fault::flush_error
                                                    : Fault::read_error);
-    return write && random_.below(4) == 0 ? ENOSPC : EIO;
+    return write && !scripted && random_.below(4) == 0 ? ENOSPC : EIO;
 }
 
 void World::disk_io(int n, const Effect& e) {

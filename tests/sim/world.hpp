@@ -79,6 +79,7 @@ struct Stats {
 struct Setup {
     std::size_t nodes = 2;
     Protocol protocol = Protocol::c;
+    OnIoError on_io_error = OnIoError::detach;
     std::uint64_t extents = 4;
     std::uint32_t al_extents = 4;
     std::uint32_t journal = 64;
@@ -186,8 +187,9 @@ class World {
         std::array<std::uint64_t, 32> bits_seen{};
         bool forced = false;  // its pending promotion is a forced one
         std::uint32_t promote_token = 0;
-        Uuid parent = 0;     // its generation when it was told to be primary
-        bool broke = false;  // its disk had errors in this run
+        std::uint64_t first_write = 0;  // that could be its own, since it is primary
+        Uuid parent = 0;                // its generation when it was told to be primary
+        bool broke = false;             // its disk had errors in this run
         ResourceOptions options;
         CoreLimits limits;
     };
@@ -308,6 +310,7 @@ class World {
     // What scenarios hold back, and how their requests ended.
     std::function<bool(int from, int to, MessageType type)> hold_message_;
     std::function<bool(int n, IoOrigin origin)> hold_io_;
+    std::function<bool(int n, IoOrigin origin)> fail_io_;
     struct HeldIo {
         int node;
         std::uint32_t incarnation;
@@ -315,6 +318,7 @@ class World {
     };
     std::vector<HeldIo> held_io_;
     std::uint64_t next_ticket_ = 1;
+    std::map<std::uint64_t, int> writers_;   // by write
     std::map<std::uint64_t, int> answers_;   // by ticket
     std::map<std::uint32_t, Errc> replies_;  // by token
 };
