@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0
+// What there is of this folder on a machine without libnl: each door says so.
+#include "netlink/link_monitor.hpp"
+
+namespace replica {
+namespace {
+
+Error absent(const char* what) {
+    return {Errc::unsupported, 0, std::string(what) + " needs libnl, and this build is without it"};
+}
+
+}  // namespace
+
+PathWatch::~PathWatch() = default;
+
+Result<std::unique_ptr<LinkMonitor>> LinkMonitor::open() {
+    return absent("watching the network's interfaces");
+}
+
+}  // namespace replica
