@@ -464,7 +464,7 @@ Json Service::resource_create(Params& params, const Caller&) {
 Json Service::resource_add(Params& params, const Caller&) {
     const auto config = config_from_json(params.any("config"));
     params.finish();
-    return make_resource(config, [&] { return node_.add_resource(config); });
+    return make_resource(config, [&] { return node_.adopt_resource(config); });
 }
 
 Json Service::resource_remove(Params& params, const Caller&) {

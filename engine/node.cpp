@@ -77,6 +77,7 @@ class LocalNode final : public Node {
 
     Status create_resource(const ResourceConfig& config, const CreateOptions& options) override;
     Status add_resource(const ResourceConfig& config) override;
+    Status adopt_resource(const ResourceConfig& config) override;
     Status remove_resource(const std::string& name) override;
     Status change_options(const std::string& name, const ResourceOptions& options) override;
 
@@ -298,6 +299,12 @@ Status LocalNode::know(const ResourceConfig& config) {
 
 Status LocalNode::add_resource(const ResourceConfig& config) {
     TRY_STATUS(check_resource_config(config, options_.name));
+    return know(config);
+}
+
+Status LocalNode::adopt_resource(const ResourceConfig& config) {
+    TRY_STATUS(check_resource_config(config, options_.name));
+    if (!find(config.name)) TRY_STATUS(forget_other_disk(paths_of(config)));
     return know(config);
 }
 

@@ -129,6 +129,9 @@ class Node {
     virtual Status create_resource(const ResourceConfig& config, const CreateOptions& options) = 0;
     // Makes a resource known whose metadata is on its disk already.
     virtual Status add_resource(const ResourceConfig& config) = 0;
+    // The same, and its disk is taken for good, also if the one that this node used under this name
+    // and volume before was another one.
+    virtual Status adopt_resource(const ResourceConfig& config) = 0;
     // The resource must be down; the disk is not touched.
     virtual Status remove_resource(const std::string& name) = 0;
     virtual Status change_options(const std::string& name, const ResourceOptions& options) = 0;

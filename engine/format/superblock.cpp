@@ -293,6 +293,27 @@ bool same_volume(const Reader& disk, bool disk_has_extension, const Superblock& 
     return copy.device_uuid != 0 && (disk_volume == unset || copy_volume == unset);
 }
 
+// Whether two whole blocks are of two disks. What is not set yet says nothing.
+bool another_disk(const Superblock& disk, const Superblock& copy) {
+    constexpr std::array<std::uint8_t, 16> unset{};
+    const auto& volume = disk.extension.volume_id;
+    const auto& copy_volume = copy.extension.volume_id;
+    const bool device_set = disk.device_uuid != 0 && copy.device_uuid != 0;
+    const bool volume_set = volume != unset && copy_volume != unset;
+    return (device_set && disk.device_uuid != copy.device_uuid) ||
+           (volume_set && volume != copy_volume);
+}
+
+Error another_disk_error(const Superblock& disk, const Superblock& copy) {
+    return {Errc::state, 0,
+            text_of("this is not the disk that was used here last: its metadata is of device "
+                    "%016" PRIX64 ", node id %d, and that disk is device %016" PRIX64
+                    ", node id %d. Correct the disk's path; or, to take this disk for good, remove "
+                    "the resource, then adopt it with this disk's data, or create it anew with "
+                    "--force",
+                    disk.device_uuid, int{disk.node_id}, copy.device_uuid, int{copy.node_id})};
+}
+
 Error stale_disk_error(std::uint64_t disk_seq, std::uint64_t copy_seq) {
     return corrupt_error(
         text_of("this disk is an old copy of itself: its superblock is number %" PRIu64
@@ -460,6 +481,7 @@ Result<Superblock> choose_superblock(Block on_disk, std::span<const std::byte> c
     if (kind == BlockKind::damaged) return repaired(on_disk, ours);
 
     TRY(Superblock disk, decode_superblock(on_disk));
+    if (ours && another_disk(disk, *ours)) return another_disk_error(disk, *ours);
     if (kind == BlockKind::ours && ours && same_volume(Reader{on_disk}, true, *ours)) {
         return newer_of(disk, *ours);
     }

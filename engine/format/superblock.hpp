@@ -149,10 +149,11 @@ static_assert(copy_lead_max < write_seq_offline_step);
 //  - if the choice, encoded, differs from `on_disk`, it goes to the disk before the copy is touched
 //    again, because a torn disk and a torn copy together are lost;
 //  - if the choice has no extension (DRBD wrote last), the first update adds the extension and
-//  leaves
-//    every v09 field as it is, because a mix of two v09 parts has no checksum to give it away.
+//    leaves every v09 field as it is, because a mix of two v09 parts has no checksum to give it
+//    away.
 // Errors: corrupt (nothing valid is left, the disk is a stale copy of itself, or disk and copy
-// claim the same write_seq with different contents), unsupported (as decode_superblock).
+// claim the same write_seq with different contents), unsupported (as decode_superblock), state
+// (both are whole, but of two disks; nothing else gives this code).
 Result<Superblock> choose_superblock(std::span<const std::byte, superblock_bytes> on_disk,
                                      std::span<const std::byte> copy);
 

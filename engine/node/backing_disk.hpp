@@ -56,8 +56,12 @@ struct OpenDisk {
 };
 
 // Opens exclusively, chooses between superblock and copy, checks the layout, replays the activity
-// log. Errors name what is wrong with which device.
+// log. Errors name what is wrong with which device; state: it is another disk than the copy's.
 Result<OpenDisk> open_disk(Reactor& reactor, const DiskPaths& paths);
+
+// Removes the copy of another disk, so that open_disk() takes this one. What can not be read now is
+// left to open_disk().
+Status forget_other_disk(const DiskPaths& paths);
 
 // The pages of the on-disk bitmap that are not all zero, in order. Errors: io.
 using PageSink = std::function<void(std::uint64_t page, std::span<const std::byte, 4096> bytes)>;

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <thread>
 #include <utility>
 
@@ -84,17 +85,40 @@ Status open_copy(OpenDisk& disk, bool exists) {
                          std::strerror(errno))};
 }
 
+// Whose disk it is, by the other copies in the state directory; "" if nobody's here.
+std::string user_of(std::uint64_t device_uuid, const std::string& copy_path) {
+    std::error_code ignored;
+    const auto folder = std::filesystem::path(copy_path).parent_path();
+    for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+        if (entry.path() == copy_path) continue;
+        const auto copy = read_superblock_copy(entry.path().string());
+        if (!copy || copy.value().size() != superblock_bytes) continue;
+        const std::span<const std::byte> bytes(copy.value());
+        const auto other = decode_superblock(bytes.first<superblock_bytes>());
+        if (other && other.value().device_uuid == device_uuid) {
+            return entry.path().stem().string();
+        }
+    }
+    return "";
+}
+
+Error with_reason(Error error, const OpenDisk& disk, const Block& on_disk) {
+    error.message = disk.metadata().path() + ": " + error.message;
+    if (error.code != Errc::state) return error;
+    const auto found = decode_superblock(on_disk);
+    const std::string user =
+        found ? user_of(found.value().device_uuid, disk.paths.copy) : std::string();
+    if (!user.empty()) error.message += "; it looks like the disk of resource " + user;
+    return error;
+}
+
 // The choice between disk and copy. If it is not what lies on the disk, it is put there before the
 // copy is touched again: a torn disk and a torn copy together would be lost.
 Status settle_superblock(OpenDisk& disk, const MetadataFile& file) {
     TRY(const Block on_disk, file.read_superblock());
     TRY(const auto copy, read_superblock_copy(disk.paths.copy));
     auto chosen = choose_superblock(on_disk, copy);
-    if (!chosen) {
-        Error error = chosen.error();
-        error.message = disk.metadata().path() + ": " + error.message;
-        return error;
-    }
+    if (!chosen) return with_reason(chosen.error(), disk, on_disk);
     disk.superblock = std::move(chosen).value();
     const Block block = encoded(disk.superblock);
     if (block != on_disk) {
@@ -172,6 +196,21 @@ Result<OpenDisk> open_disk(Reactor& reactor, const DiskPaths& paths) {
         }
     }
     return disk;
+}
+
+Status forget_other_disk(const DiskPaths& paths) {
+    const auto file = MetadataFile::open({paths.disk, paths.metadata}, DiskAccess::shared_read);
+    if (!file) return ok_status();
+    const auto on_disk = file.value().read_superblock();
+    const auto copy = read_superblock_copy(paths.copy);
+    if (!on_disk || !copy) return ok_status();
+    const auto chosen = choose_superblock(on_disk.value(), copy.value());
+    if (chosen || chosen.error().code != Errc::state || ::unlink(paths.copy.c_str()) == 0) {
+        return ok_status();
+    }
+    return Error{Errc::io, errno,
+                 text_of("the superblock's copy %s can not be removed: %s", paths.copy.c_str(),
+                         std::strerror(errno))};
 }
 
 Status read_bitmap(const OpenDisk& disk, const PageSink& sink) {

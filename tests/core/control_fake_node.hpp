@@ -57,6 +57,10 @@ class FakeNode final : public Node {
         TRY_STATUS(record("add " + config.name));
         return know(config);
     }
+    Status adopt_resource(const ResourceConfig& config) override {
+        TRY_STATUS(record("adopt " + config.name));
+        return know(config);
+    }
     Status remove_resource(const std::string& name) override {
         TRY_STATUS(record("remove " + name));
         {

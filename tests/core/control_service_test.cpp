@@ -40,6 +40,8 @@ TEST_CASE("each method reaches the node with its arguments", "[control]") {
     test.must("resource.options", with("options", {{"al-extents", 100}}));
     test.must("resource.down", r0);
     test.must("resource.remove", r0);
+    test.must("resource.add", {{"config", to_json(sample_config("r0"))}});
+    test.must("resource.remove", r0);
     CHECK(test.node.calls() == std::vector<std::string>{"create r0",
                                                         "up r0",
                                                         "attach r0",
@@ -60,6 +62,8 @@ TEST_CASE("each method reaches the node with its arguments", "[control]") {
                                                         "new-current-uuid r0 clear",
                                                         "options r0 al 100",
                                                         "down r0",
+                                                        "remove r0",
+                                                        "adopt r0",
                                                         "remove r0"});
     CHECK(test.must("status", {}).empty());
     CHECK_THAT(test.log, contains("test: resource.promote r0: done"));

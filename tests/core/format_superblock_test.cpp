@@ -277,15 +277,38 @@ TEST_CASE("two different blocks with one number mean that somebody else wrote") 
     check_refused(choose_superblock(encoded(one), encoded(other)), Errc::corrupt, "same number");
 }
 
-TEST_CASE("a copy of another volume, device or node counts for nothing") {
+TEST_CASE("a disk that is not the copy's is refused") {
     Prng prng(12);
     Superblock disk = random_superblock(prng);
     disk.node_id = 3;
     Superblock copy = disk;
     ++copy.extension.write_seq;
-    SECTION("volume") { copy.extension.volume_id[0] ^= 1; }
-    SECTION("device") { copy.device_uuid ^= 1; }
+    SECTION("another volume") { copy.extension.volume_id[0] ^= 1; }
+    SECTION("another device") { copy.device_uuid ^= 1; }
+    SECTION("another device with DRBD's metadata") {
+        copy.device_uuid ^= 1;
+        disk.extension = {};
+        for (PeerMetadata& peer : disk.peers)
+            peer.admitting_uuid = uuid_none;
+    }
+    check_refused(choose_superblock(encoded(disk), encoded(copy)), Errc::state, "not the disk");
+    Block damaged = encoded(copy);
+    damaged[3000] ^= std::byte{1};
+    CHECK(choose_superblock(encoded(disk), damaged).value() == disk);
+    damaged = encoded(disk);
+    damaged[0] ^= std::byte{1};
+    CHECK(choose_superblock(damaged, encoded(copy)).error().code == Errc::corrupt);
+}
+
+TEST_CASE("a copy that names no disk, or another node's, counts for nothing") {
+    Prng prng(16);
+    Superblock disk = random_superblock(prng);
+    disk.node_id = 3;
+    Superblock copy = disk;
+    ++copy.extension.write_seq;
     SECTION("node") { copy.node_id = 4; }
+    SECTION("no device") { copy.device_uuid = 0; }
+    SECTION("no device on the disk") { disk.device_uuid = 0; }
     CHECK(choose_superblock(encoded(disk), encoded(copy)).value() == disk);
     Block damaged = encoded(disk);
     damaged[0] ^= std::byte{1};

@@ -157,6 +157,69 @@ TEST_CASE("a disk that is put back to what it was is refused until it is created
     CHECK(pair.same_content());
 }
 
+TEST_CASE("another volume's disk in its place is refused, and nothing is written to it") {
+    Pair pair;
+    const auto config_of = [&](const std::string& name) {
+        ResourceConfig config = pair.config(0);
+        config.name = name;
+        config.disk = pair.dir() / name;
+        return config;
+    };
+    for (const std::string name : {"r0", "r1"}) {
+        Pair::make_file(config_of(name).disk, disk_bytes);
+        REQUIRE_OK(pair.a->create_resource(config_of(name), {}));
+        REQUIRE_OK(pair.a->up(name));
+        REQUIRE_OK(pair.a->promote(name, true));
+        REQUIRE_OK(pair.a->write(name, 0, pattern(4096, name.back()), true));
+    }
+    pair.a.reset();
+    const std::string kept = pair.dir() / "kept";
+    std::filesystem::rename(config_of("r0").disk, kept);
+    std::filesystem::rename(config_of("r1").disk, config_of("r0").disk);
+    std::filesystem::copy_file(config_of("r0").disk, config_of("r1").disk);
+    const auto restart = [&] {
+        pair.a.reset();
+        pair.start(0);
+        for (const char* name : {"r0", "r1"})
+            REQUIRE_OK(pair.a->add_resource(config_of(name)));
+    };
+    const auto first_block = [&](const std::string& name) {
+        REQUIRE_OK(pair.a->promote(name, true));
+        std::vector<std::byte> block(4096);
+        REQUIRE_OK(pair.a->read(name, 0, block));
+        return block;
+    };
+    restart();
+    const Status refused = pair.a->up("r0");
+    says(refused, "the disk of resource r1");
+    CHECK(refused.error().code == Errc::state);
+    CHECK(equal_files(config_of("r0").disk, config_of("r1").disk, disk_bytes));
+    REQUIRE_OK(pair.a->up("r1"));
+    CHECK(first_block("r1") == pattern(4096, '1'));
+
+    SECTION("the right disk is back") {
+        std::filesystem::rename(kept, config_of("r0").disk);
+        REQUIRE_OK(pair.a->up("r0"));
+        CHECK(first_block("r0") == pattern(4096, '0'));
+    }
+    SECTION("it is taken for good, with its data") {
+        REQUIRE_OK(pair.a->remove_resource("r0"));
+        REQUIRE_OK(pair.a->adopt_resource(config_of("r0")));
+        REQUIRE_OK(pair.a->up("r0"));
+        CHECK(first_block("r0") == pattern(4096, '1'));
+        restart();
+        REQUIRE_OK(pair.a->up("r0"));
+    }
+    SECTION("it is created anew") {
+        REQUIRE_OK(pair.a->remove_resource("r0"));
+        CreateOptions force;
+        force.force = true;
+        REQUIRE_OK(pair.a->create_resource(config_of("r0"), force));
+        REQUIRE_OK(pair.a->up("r0"));
+    }
+    pair.a.reset();
+}
+
 TEST_CASE("a full disk under a sparse file costs the disk, not the volume") {
     Pair pair;
     const std::string small = pair.dir() / "small";
