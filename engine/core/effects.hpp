@@ -53,7 +53,8 @@ enum class EffectKind : std::uint8_t {
     release,     // receive buffer `index` is free again (after its sends and I/O are done)
     dial,        // peer: open two connections, then Core::on_dialled()
     adopt,       // peer: the two accepted connections `handle`, `handle2` are its streams now
-    refuse,      // accepted connection `handle`: send reject with `text`, close
+    refuse,      // accepted connection `handle`: send reject with `text`, close; peer: it is the
+                 // reason why that peer is not connected (or -1)
     close_link,  // peer: close both streams; graceful: after what was sent is out
     reply,       // command `index` ended: errc, text
     notice,      // for the event stream and the log: peer (or -1), level, text

@@ -135,10 +135,11 @@ const char* Core::ask_who_is_there(NodeId id) {
 
 void Core::on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello) {
     now_ = now;
-    const auto refuse = [&](std::uint64_t which, const char* why) {
+    const auto refuse = [&](std::uint64_t which, const char* why, int told = -1) {
         Effect& e = emit(EffectKind::refuse);
         e.handle = which;
         e.text = why;
+        e.peer = told;
     };
     const bool is_peer = hello.from < nodes_max && configured(hello.from);
     const char* fault =
@@ -152,7 +153,7 @@ void Core::on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello
             peers_[hello.from].why = fault;
             notice(4, hello.from, fault);
         }
-        refuse(handle, fault);
+        refuse(handle, fault, is_peer ? static_cast<int>(hello.from) : -1);
         return end_step();
     }
     const NodeId id = hello.from;

@@ -191,6 +191,7 @@ void PeerLink::dialled(std::size_t which, Result<int> fd) {
     if (!wanted_) return owner_.on_link_quiet();
     if (std::exchange(again_, false)) return start_dialling();
     wanted_ = false;
+    if (ok) trouble_.clear();
     if (ok) connect_streams(bulk, control);
     owner_.on_link_dialled(config_.peer, ok);
 }
@@ -231,6 +232,8 @@ std::uint64_t PeerLink::backlog() const {
 }
 
 void PeerLink::close(bool graceful) {
+    // The owner ends what did not end by itself, and has the reason.
+    if (wanted_ || current_) trouble_.clear();
     if (wanted_) {
         wanted_ = again_ = false;
         for (Dialler& dialler : diallers_)

@@ -35,7 +35,10 @@ void ResourceShell::log_trouble(NodeId id) {
 }
 
 void ResourceShell::perform_link(const Effect& e) {
-    if (e.kind == EffectKind::refuse) return refuse_handle(e.handle, e.text);
+    if (e.kind == EffectKind::refuse) {
+        if (e.peer >= 0) peer(static_cast<NodeId>(e.peer))->link->forget_trouble();
+        return refuse_handle(e.handle, e.text);
+    }
     PeerLink& link = *peer(static_cast<NodeId>(e.peer))->link;
     if (e.kind == EffectKind::dial) return link.dial();
     if (e.kind == EffectKind::close_link) return link.close(e.graceful);

@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -478,6 +479,47 @@ TEST_CASE("a damaged frame on a link ends the connection, which is made anew") {
     REQUIRE_OK(pair.a->up("r0"));
     REQUIRE_OK(pair.a->promote("r0", true));
     pair.wait_synced();
+}
+
+TEST_CASE(
+    "why a peer is not connected is the last reason, on the side that accepts and the other") {
+    Pair pair;
+    pair.create(disk_bytes);
+    REQUIRE_OK(pair.b->up("r0"));
+    const auto why = [&](int i, const std::string& words) {
+        INFO(words);
+        pair.wait([&] { return pair.status(i).peers[0].why.find(words) != std::string::npos; });
+    };
+    // The connection is lost: a peer that is none says hello on both streams, then garbage.
+    std::optional<Client> bulk(pair.port(1)), control(pair.port(1));
+    bulk->send(hello_frame("r0", 0, 1, 77, Stream::bulk));
+    control->send(hello_frame("r0", 0, 1, 77, Stream::control));
+    bulk->receive_all(1);
+    bulk->send(pattern(64, 5));
+    why(1, "damaged or foreign frame");
+    // Then the right one comes, and is refused.
+    ResourceOptions other = Pair::fast_options();
+    other.protocol = Protocol::a;
+    other.request_timeout_ms = 1000;
+    REQUIRE_OK(pair.a->change_options("r0", other));
+    REQUIRE_OK(pair.a->up("r0"));
+    why(1, "another replication protocol");
+    why(0, "another replication protocol");
+
+    // Nobody is there; then somebody who says nothing.
+    pair.b.reset();
+    why(0, "refused");
+    const int deaf = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    const int yes = 1;
+    setsockopt(deaf, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    sockaddr_in address{};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(pair.port(1));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    REQUIRE(bind(deaf, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
+    REQUIRE(listen(deaf, 16) == 0);
+    why(0, "did not answer the hello");
+    close(deaf);
 }
 
 // ---- doors
