@@ -661,6 +661,7 @@ Error io_error(const std::string& name, int error) {
         case EROFS:
             return {Errc::state, error, name + " is Secondary here: promote it first"};
         case ENOSPC:
+            return {Errc::no_space, error, name + ": a backing disk is full"};
         case EINVAL:
             return {Errc::invalid, error,
                     name + ": the range lies beyond the end, or is not a whole number of sectors"};

@@ -64,6 +64,7 @@ void LocalDoor::submit(LocalCall& call) {
     const bool has_data = call.kind == IoKind::read || call.kind == IoKind::write;
     const VolumeInfo info = volume_.info();
     int error = check_range(info, call.kind, call.offset, call.length);
+    if (error == ENOSPC) error = EINVAL;  // which it says of writes; here it means a full disk
     const bool changes = call.kind != IoKind::read && call.kind != IoKind::flush;
     if (error == 0 && changes && !info.writable) error = EROFS;
     if (error == 0 && has_data && call.length > 0 && call.memory == nullptr) error = EINVAL;

@@ -171,9 +171,9 @@ TEST_CASE("Several threads call at once, with fewer buffers than calls") {
 TEST_CASE("Calls that can not be are refused, and zero bytes are no work") {
     Bench bench;
     std::vector<std::byte> memory(8192);
-    CHECK(bench.call(IoKind::write, disk_bytes, memory.data(), 4096) == ENOSPC);
+    CHECK(bench.call(IoKind::write, disk_bytes, memory.data(), 4096) == EINVAL);
     CHECK(bench.call(IoKind::read, disk_bytes - 4096, memory.data(), 8192) == EINVAL);
-    CHECK(bench.call(IoKind::discard, ~std::uint64_t{4095}, nullptr, 8192) == ENOSPC);
+    CHECK(bench.call(IoKind::discard, ~std::uint64_t{4095}, nullptr, 8192) == EINVAL);
     CHECK(bench.call(IoKind::read, 1, memory.data(), 4096) == EINVAL);
     CHECK(bench.call(IoKind::write, 0, memory.data(), 100) == EINVAL);
     CHECK(bench.call(IoKind::write, 0, nullptr, 4096) == EINVAL);

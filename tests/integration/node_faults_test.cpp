@@ -221,20 +221,33 @@ TEST_CASE("another volume's disk in its place is refused, and nothing is written
     pair.a.reset();
 }
 
+// A file system of 8 MiB, for sparse files that promise more.
+class SmallDisk {
+  public:
+    explicit SmallDisk(TempDir& dir) : folder_(dir / "small") {
+        REQUIRE(mkdir(folder_.c_str(), 0700) == 0);
+        mounted_ = mount("none", folder_.c_str(), "tmpfs", 0, "size=8m") == 0;
+        if (!mounted_) WARN("SKIPPED: a small tmpfs can not be mounted here; run as root");
+    }
+    ~SmallDisk() {
+        if (mounted_) umount2(folder_.c_str(), MNT_DETACH);
+    }
+    SmallDisk(const SmallDisk&) = delete;
+    SmallDisk& operator=(const SmallDisk&) = delete;
+    bool mounted() const { return mounted_; }
+    std::string disk() const { return folder_ + "/disk"; }
+
+  private:
+    std::string folder_;
+    bool mounted_ = false;
+};
+
 TEST_CASE("a full disk under a sparse file costs the disk, not the volume") {
     Pair pair;
-    const std::string small = pair.dir() / "small";
-    REQUIRE(mkdir(small.c_str(), 0700) == 0);
-    if (mount("none", small.c_str(), "tmpfs", 0, "size=8m") != 0) {
-        WARN("SKIPPED: a small tmpfs can not be mounted here; run as root");
-        return;
-    }
-    struct Unmount {
-        const std::string& path;
-        ~Unmount() { umount2(path.c_str(), MNT_DETACH); }
-    } const unmount{small};
+    const SmallDisk small(pair.dir());
+    if (!small.mounted()) return;
     ResourceConfig configs[2] = {pair.config(0), pair.config(1)};
-    configs[0].disk = small + "/disk";
+    configs[0].disk = small.disk();
     for (int i = 0; i < 2; ++i) {
         Pair::make_file(configs[i].disk, disk_bytes);
         REQUIRE_OK(pair.node(i)->create_resource(configs[i], {}));
@@ -250,6 +263,28 @@ TEST_CASE("a full disk under a sparse file costs the disk, not the volume") {
     REQUIRE_OK(pair.a->read("r0", 0, back));
     CHECK(back == bytes);
     pair.down();
+}
+
+TEST_CASE("a full disk that is the last one says so, unlike a write beyond the end") {
+    Pair pair;
+    const SmallDisk small(pair.dir());
+    if (!small.mounted()) return;
+    ResourceConfig config = pair.config(0);
+    config.disk = small.disk();
+    config.options.on_io_error = OnIoError::pass_on;
+    Pair::make_file(config.disk, disk_bytes);
+    REQUIRE_OK(pair.a->create_resource(config, {}));
+    REQUIRE_OK(pair.a->up("r0"));
+    REQUIRE_OK(pair.a->promote("r0", true));
+    const auto bytes = pattern(12 << 20, 5);
+    const Status full = pair.a->write("r0", 0, bytes, false);
+    says(full, "full");
+    CHECK(full.error().code == Errc::no_space);
+    CHECK(full.error().os_errno == ENOSPC);
+    const Status beyond = pair.a->write("r0", pair.status(0).size_bytes, bytes, false);
+    CHECK(beyond.error().code == Errc::invalid);
+    CHECK(pair.status(0).disk == "UpToDate");
+    pair.a.reset();
 }
 
 // A file system in a file, that holds back every write while it is frozen.
