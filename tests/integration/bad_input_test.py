@@ -18,7 +18,8 @@ import time
 
 from control_daemon_test import MIB, daemons, mirror, until
 
-STATE, EXISTS, BUSY, PERMISSION = 8, 3, 4, 10  # exit codes of replicactl
+# exit codes of replicactl
+EXISTS, BUSY, CORRUPT, UNSUPPORTED, STATE, PERMISSION = 3, 4, 6, 7, 8, 10
 
 
 def refused(daemon, *arguments, rc, says):
@@ -165,6 +166,59 @@ def test_disk_of_another_volume():
         alpha.ctl("connect", "r0")
         says_everywhere((alpha, beta), "another volume")
         assert data(alpha, 0) == b"\1" * MIB and data(beta, 0) == b"\2" * MIB
+
+
+def crc32c(block):
+    crc = 0xffffffff
+    for byte in block:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
+    return crc ^ 0xffffffff
+
+
+def sealed(block, at, value):
+    """A superblock with `value` at `at`, and the checksum of its extension right again."""
+    block = bytearray(block)
+    block[at:at + len(value)] = value
+    block[1404:1408] = bytes(4)
+    block[1404:1408] = crc32c(block).to_bytes(4, "big")
+    return bytes(block)
+
+
+def test_superblocks_that_can_not_be_read():
+    """A wrong checksum without a copy, newer and older versions: refused and left as they are."""
+    with contextlib.ExitStack() as stack:
+        alpha, beta = synced_mirror(stack)
+        write(alpha, 1, 0)
+        alpha.ctl("down", "r0")
+        copy = os.path.join(alpha.folder, "state", "superblocks", "r0.v0")
+        place = 32 * MIB - 4096
+        good = data(alpha, place, 4096)
+        assert sealed(good, 0, b"") == good
+
+        def put(block):
+            with open(os.path.join(alpha.folder, "disk.img"), "r+b") as disk:
+                disk.seek(place)
+                disk.write(block)
+
+        torn = good[:3000] + b"\x5a" + good[3001:]
+        for block, code, words in (
+                (torn, CORRUPT, "fails its checksum"),
+                (sealed(good, 1400, b"\0\0\0\2"), UNSUPPORTED, "use the newer Replica"),
+                (sealed(good, 1760, b"\1"), UNSUPPORTED, "newer DRBD or Replica"),
+                (good[:60] + b"\x83\x74\x02\x6b" + good[64:], UNSUPPORTED, "v08"),
+                (bytes(4096), CORRUPT, "no DRBD v09 superblock")):
+            os.replace(copy, copy + ".kept")
+            put(block)
+            refused(alpha, "up", "r0", rc=code, says=words)
+            assert words in alpha.ctl("status").stdout
+            assert data(alpha, place, 4096) == block and not os.path.exists(copy), words
+            os.replace(copy + ".kept", copy)
+        put(torn)  # with the copy it is whole again
+        alpha.ctl("up", "r0")
+        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "30")
+        assert data(alpha, 0) == data(beta, 0) == b"\1" * MIB
 
 
 def test_out_of_descriptors():

@@ -1,14 +1,36 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Runs scripts/demo.sh with the programs of this build: as it is, or as a user who is not root and
-# has loopback addresses only.
-#   demo_test.sh BUILD_DIR namespaces|rootless
+# Runs scripts/demo.sh with the programs of this build: as it is, as a user who is not root and has
+# loopback addresses only, or with --keep, whose volume is then used and stopped as it says.
+#   demo_test.sh BUILD_DIR namespaces|rootless|keep
 set -eu
 demo=$(dirname "$0")/../../scripts/demo.sh
 export REPLICA_BUILD_DIR="$1"
 if [ "$2" = namespaces ] && [ "$(id -u)" != 0 ]; then
     echo "SKIPPED: only root may make network namespaces"
     exit 77
+fi
+if [ "$2" = keep ]; then
+    said=$(mktemp)
+    stop=
+    trap 'rm -f "$said"; [ ! -x "$stop" ] || "$stop"' EXIT
+    "$demo" --no-setup --keep >"$said"
+    cat "$said"
+    stop=$(sed -n 's/^  stop: *\([^ ]*\) .*/\1/p' "$said")
+    uri=$(sed -n "s/^  use: *nbdinfo '\(.*\)'.*/\1/p" "$said")
+    look=$(sed -n 's/^  look: *\(.*\) --watch.*/\1/p' "$said")
+    pids=$(sed -n 's/^  kill: *kill -9 \([0-9]*\) (alpha) or \([0-9]*\) (beta).*/\1 \2/p' "$said")
+    [ -x "$stop" ] && [ -n "$uri" ] && [ -n "$look" ] && [ -n "$pids" ]
+    nbdinfo --size "$uri"
+    qemu-io -f raw -c 'write -P 7 1M 64k' -c flush -c 'read -P 7 1M 64k' "$uri"
+    $look
+    $look | grep -q UpToDate
+    "$stop"
+    for pid in $pids; do
+        ! kill -0 "$pid" 2>/dev/null || { echo "$pid is still there" >&2; exit 1; }
+    done
+    [ ! -e "$(dirname "$stop")" ] || { echo "$stop left something behind" >&2; exit 1; }
+    exit 0
 fi
 if [ "$2" = rootless ] && [ "$(id -u)" = 0 ]; then
     # A user that exists everywhere, and who must be able to read this build.

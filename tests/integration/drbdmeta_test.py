@@ -3,8 +3,8 @@
 """Metadata of this tree against Debian's drbdmeta, on loop devices.
 
 Each reads what the other made, both recognise each other's updates, and after a crash both apply
-the activity log of this tree's encoder to the same bits.
-Usage: drbdmeta_test.py REPLICAMETA CRASH_MAKER
+the activity log to the same bits: of this tree's encoder, and of a daemon that was killed.
+Usage: drbdmeta_test.py REPLICAMETA CRASH_MAKER REPLICAD REPLICACTL [TEST...]
 """
 
 import contextlib
@@ -12,10 +12,14 @@ import json
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import time
+
+import control_daemon_test as control
 
 SKIPPED = 77
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -24,6 +28,7 @@ PRIMARY = 0x13  # consistent, primary-ind, was-up-to-date
 PEER_FLAGS = {"connected": 1, "peer-outdated": 2, "peer-fencing": 4, "full-sync": 8,
               "peer-device-seen": 16, "node-exists": 1 << 16}
 REPLICAMETA, CRASH_MAKER = map(os.path.abspath, sys.argv[1:3])
+control.REPLICAD, control.REPLICACTL = map(os.path.abspath, sys.argv[3:5])
 
 
 def run(*command, rc=0):
@@ -65,6 +70,12 @@ class Disk:
                 with open(path, "wb") as file:
                     file.truncate(length)
 
+    @classmethod
+    def of(cls, path):
+        disk = cls.__new__(cls)
+        disk.data, disk.metadata = path, ""
+        return disk
+
     @property
     def holder(self):
         return self.metadata or self.data
@@ -88,9 +99,8 @@ class Disk:
         return self.area(0 if self.metadata else (size & ~4095) - 4096, 4096)
 
     def copy(self, name):
-        other = Disk.__new__(Disk)
         folder = os.path.dirname(self.data)
-        other.data = os.path.join(folder, name)
+        other = Disk.of(os.path.join(folder, name))
         other.metadata = os.path.join(folder, name + ".md") if self.metadata else ""
         run("cp", "--sparse=always", self.data, other.data)
         if self.metadata:
@@ -378,10 +388,72 @@ def mounted(device):
             run("umount", point)
 
 
+def load(daemon, *jobs):
+    """fio on the door of a primary, as a process."""
+    door = os.path.join(daemon.folder, "nbd")
+    daemon.ctl("export", "r0", "--nbd", "unix:" + door, rc=None)  # or it is there already
+    return subprocess.Popen(
+        ["fio", "--name=load", "--ioengine=nbd", f"--uri=nbd+unix:///r0?socket={door}",
+         "--rw=randwrite", "--bs=4k", "--iodepth=16", "--verify_state_save=0", *jobs],
+        cwd=daemon.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def test_killed_primary(_):
+    """A daemon killed with writes in flight: drbdmeta, replicameta and an attach mark the same."""
+    with control.mirror(512 * MIB) as (alpha, beta):
+        disk = Disk.of(os.path.join(alpha.folder, "disk.img"))
+        alpha.ctl("new-current-uuid", "r0", "--clear-bitmap")
+        alpha.ctl("promote", "r0")
+        writer = load(alpha, "--size=400M", "--time_based", "--runtime=60")
+        time.sleep(2)
+        alpha.stop(signal.SIGKILL, rc=None)
+        writer.wait(timeout=60)
+        beta.stop()
+        # What was in the kernel's hands ends a moment after the process.
+        control.until(
+            lambda: run("flock", "--nonblock", disk.data, "true", rc=None).returncode == 0)
+        applied = apply_both(disk, "a killed primary")
+        assert applied["was-primary"] and applied["hot-extents"] > 10, applied
+        marked = sum(slot["bits-set"] for slot in Disk.of(
+            os.path.join(alpha.folder, "ours")).dump()["bitmap"])
+        assert applied["marked-bits"] > 0
+        alpha.start()
+        seen = alpha.status()["connections"][0]["peer_devices"][0]["out-of-sync-bytes"]
+        assert seen == marked * 4 * KIB, (seen, marked)
+        print(f"{applied['hot-extents']} extents were active, {marked} bits are marked")
+
+
+def test_adopted(_):
+    """Metadata that drbdmeta made becomes a mirror, and stays readable for drbdmeta."""
+    with control.daemons("alpha", "beta") as (alpha, beta):
+        disks = []
+        for daemon, peer, node_id in ((alpha, beta, 0), (beta, alpha, 1)):
+            disks.append(Disk.of(daemon.disk(64 * MIB)))
+            create_theirs(disks[-1], 1, 1, 32)
+            daemon.ctl("adopt", "r0", "--node-id", str(node_id), "--disk", "disk.img", "--peer",
+                       f"{peer.name},{1 - node_id},127.0.0.1:{peer.port}")
+            daemon.ctl("up", "r0")
+        alpha.ctl("wait", "r0", "--until", "connected", "--timeout", "20")
+        alpha.ctl("promote", "r0", "--force")
+        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "30")
+        assert load(alpha, "--size=16M", "--verify=crc32c").wait(timeout=60) == 0
+        beta.stop(signal.SIGKILL, rc=None)
+        assert load(alpha, "--size=16M", "--offset=20M").wait(timeout=60) == 0
+        beta.start()
+        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "30")
+        for daemon in (alpha, beta):
+            daemon.ctl("down", "r0")
+        dumps = [compare_dumps(disk) for disk in disks]
+        assert all(dump["extension"] for dump in dumps)
+        assert dumps[0]["current-uuid"] == dumps[1]["current-uuid"]
+        size = dumps[0]["effective-size-sectors"] * 512
+        assert size > 63 * MIB and disks[0].area(0, size) == disks[1].area(0, size)
+
+
 def skip_reason():
     if os.geteuid() != 0:
         return "needs root for loop devices"
-    for tool in ("drbdmeta", "losetup", "mkfs.ext4"):
+    for tool in ("drbdmeta", "losetup", "mkfs.ext4", "fio", "flock"):
         if not shutil.which(tool):
             return f"{tool} is not installed"
     with tempfile.NamedTemporaryFile() as file:
@@ -398,8 +470,11 @@ def main():
     if reason:
         print(f"SKIPPED: metadata was not compared with drbdmeta's: {reason}")
         return SKIPPED
+    only = sys.argv[5:]
     for test in (test_created_metadata, test_their_updates, test_other_versions, test_replay,
-                 test_not_primary, test_lost_log, test_refusals):
+                 test_not_primary, test_lost_log, test_refusals, test_killed_primary, test_adopted):
+        if only and test.__name__ not in only:
+            continue
         with tempfile.TemporaryDirectory() as folder:
             test(folder)
         print(f"ok: {test.__doc__.splitlines()[0]}", flush=True)

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # What an outage costs, by the engine's own counters: when the secondary was away, what was written
 # meanwhile is resynced and nothing else; where a node was killed, the active extents of its
-# activity log come on top. And no less than what really differs: the replicas are equal.
+# activity log come on top. And no less than what really differs: the replicas are equal. A client
+# sees what is to come in the export's own bitmap, x-replica:dirty.
 #   outage_bytes.sh BIN_DIR
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -12,7 +13,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 . "$here/cluster_test.sh"
 
 bin=${1:?usage: outage_bytes.sh BIN_DIR}
-needs jq fio qemu-io
+needs jq fio qemu-io nbdinfo
 resource=r0
 mib=$((1024 * 1024))
 extent=$((4 * mib))
@@ -41,19 +42,38 @@ end() {
     [ "$moved" -le $((written + $2 * extent)) ] || cluster_fail "more was resynced than needed"
 }
 
+# dirty NODE: the bytes that a client of NODE's export is told some peer lacks; the map has no gaps.
+dirty() {
+    nbdinfo --map=x-replica:dirty --json "$(uri_of "$1" $resource)" | jq -e --argjson size "$size" '
+        if (map(.length) | add) == $size and .[0].offset == 0 then . else error("a gap") end
+        | map(select(.type == 1).length) | add // 0'
+}
+expect_dirty() {  # expect_dirty NODE BYTES
+    local seen
+    seen=$(dirty "$1")
+    [ "$seen" = "$2" ] || cluster_fail "x-replica:dirty says $seen bytes, not $2"
+}
+
 cluster_test_begin "$bin"
 cluster_start alpha
 cluster_start beta
 cluster_create $resource 1G
 cluster_primary alpha $resource
 size=$(status_field alpha $resource '.devices[0]."size-bytes"')
+[ "$(nbdinfo --size "$(uri_of alpha $resource)")" = "$size" ] || cluster_fail "nbdinfo: other size"
+nbdinfo --json "$(uri_of alpha $resource)" |
+    jq -e '.exports[0].contexts | contains(["base:allocation", "x-replica:dirty"])' >/dev/null
 write_some alpha 1 0
+expect_dirty alpha 0
 
 begin alpha
 cluster_stop beta
 write_some alpha 2 100M
+expect_dirty alpha $((40 * mib))
+expect_dirty alpha "$(peer_field alpha $resource '."out-of-sync-bytes"')"
 cluster_start beta
 end "secondary stopped" 0
+expect_dirty alpha 0
 [ "$written" = $((40 * mib)) ] || cluster_fail "the counter of written bytes is wrong"
 
 if [ "$CLUSTER_MODE" = namespaces ]; then
