@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Installs what is needed, builds and runs every test; the last line is ctest's verdict.
+# Installs what is needed, builds and runs every test. At the end it says what the simulator did and
+# why tests were skipped, or parts of them; the last line is ctest's verdict.
 #   scripts/test.sh [--quick] [--full] [--asan] [--clang] [--preset NAME] [--no-setup]
 #                   [-- CTEST-ARGUMENTS]
 #     --quick        unit tests and tidy only
@@ -28,7 +29,7 @@ while [ $# -gt 0 ]; do
         --preset) preset=${2:?--preset needs a name}; shift ;;
         --no-setup) setup=0 ;;
         --) shift; ctest_arguments=("$@"); break ;;
-        -h | --help) sed -n '3,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '3,14s/^# \{0,1\}//p' "$0"; exit 0 ;;
         *) echo "test.sh: unknown option '$1' (try --help)" >&2; exit 2 ;;
     esac
     shift
@@ -61,6 +62,28 @@ run_ctest() {  # run_ctest PRESET ARGUMENTS...
     ctest --preset "$name" --parallel "$jobs" --no-label-summary "$@"
 }
 
+# What ctest does not show of tests that pass: the simulator's counts, and each reason to skip.
+report() {  # report PRESET
+    local skipped
+    skipped=$(sed -n 's/.*Test *#[0-9]*: \([^ ]*\) \.*\*\*\*Skipped.*/\1/p' "$log")
+    awk -v skipped="$skipped" '
+        BEGIN { split(skipped, names, "\n"); for (i in names) whole[names[i]] = 1 }
+        !output && /^[0-9]+\/[0-9]+ Test: / { name = $3 }
+        !output && /^Output:$/ { output = 1; last = ""; parts = ""; counts = 0; next }
+        sub(/<end of output>$/, "") {
+            if (NF) last = $0
+            if (name in whole) print "skipped " name ": " last
+            else if (parts != "") printf "%s", parts
+            output = 0
+        }
+        !output { next }
+        NF { last = $0 }
+        /SKIPPED:/ { parts = parts "skipped a part of " name ": " $0 "\n" }
+        /^seeds from/ && name ~ /_seeds$/ { counts = 3; print name ": " $0; next }
+        counts-- > 1 { print }
+    ' "build/$1/Testing/Temporary/LastTest.log"
+}
+
 status=0
 if [ -n "$preset" ]; then
     build "$preset"
@@ -77,5 +100,6 @@ else
     run_ctest release "${ctest_arguments[@]}" 2>&1 | tee "$log" || status=$?
 fi
 step "done"
+report "${preset:-release}"
 grep -E '^[0-9]+% tests passed' "$log" || { echo "test.sh: ctest gave no summary" >&2; exit 1; }
 exit "$status"
