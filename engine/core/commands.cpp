@@ -148,16 +148,20 @@ void Core::command_promote(const Command& c) {
     promote_command_ = c;
     ++promote_attempt_;
     promote_waiting_ = NodeMask{};
-    for_peers([&](Peer& peer, NodeId id) {
-        if (peer.phase != LinkPhase::up) return;
-        if (!awaits_answer(peer, id)) peer.progress_at = now_;
-        promote_waiting_.add(id);
-        Message m;
-        m.type = MessageType::promote;
-        m.id = promote_attempt_;
-        send(id, Stream::bulk, m);
+    for_peers([&](const Peer& peer, NodeId id) {
+        if (peer.phase == LinkPhase::up) ask_to_agree(id);
     });
     touch();
+}
+
+void Core::ask_to_agree(NodeId id) {
+    Peer& peer = peers_[id];
+    if (!awaits_answer(peer, id)) peer.progress_at = now_;
+    promote_waiting_.add(id);
+    Message m;
+    m.type = MessageType::promote;
+    m.id = promote_attempt_;
+    send(id, Stream::bulk, m);
 }
 
 void Core::command_connect(const Command& c) {

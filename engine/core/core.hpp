@@ -80,6 +80,7 @@ struct AttachInfo {
     std::array<std::uint8_t, 16> boot_id{};  // of this boot of the machine
     std::uint64_t data_bytes_max = 0;        // the largest volume that fits the disk
     bool all_zero = false;                   // the data area is known to read as zeroes
+    bool cache_suspect = false;              // Core::cache_suspect() of an earlier process
 };
 
 enum class CommandKind : std::uint8_t {
@@ -172,6 +173,9 @@ class Core {
     DiskState disk() const { return disk_; }
     bool suspended() const { return !settled(); }
     bool has_good_data() const;
+    // The disk failed and is not attached since: its cache may have lost what it held. The shell
+    // remembers this until the machine starts anew, which says so by itself.
+    bool cache_suspect() const { return disk_failed_; }
     std::uint64_t volume_bytes() const { return volume_bytes_; }
     const Superblock& superblock() const { return sb_; }
     const Bitmap* bitmap() const { return bitmap_ ? &*bitmap_ : nullptr; }
@@ -378,6 +382,7 @@ class Core {
     void set_disk(DiskState state);
     void sync_flags();
     void assign_slots();
+    void keep_live_label(const Superblock& live);
     void mark_journal(std::uint64_t after_seq, NodeMask nodes);
     void release_journal_entry(JournalEntry& entry);
     void drop_journal(bool mark);
@@ -511,6 +516,8 @@ class Core {
     void on_resync_ack(NodeId peer, const Message& m);
     void maybe_finish_source(NodeId peer);
     void on_sync_done(NodeId peer, const GenerationPayload& g);
+    void primary_is_complete(NodeId source);
+    bool is_newer_here(NodeId source, std::uint64_t offset, std::uint64_t length) const;
     void on_sync_done_ack(NodeId peer, const Message& m);
     void on_sync_pause(NodeId peer, const Message& m);
     void bitmap_exchanged(NodeId peer);
@@ -526,6 +533,7 @@ class Core {
 
     // commands.cpp
     void command_promote(const Command& c);
+    void ask_to_agree(NodeId peer);
     void command_connect(const Command& c);
     void command_detach(const Command& c);
     void try_detach_primary();
@@ -554,10 +562,11 @@ class Core {
     std::uint64_t volume_bytes_ = 0;
     std::uint64_t data_bytes_max_ = 0;
     bool all_zero_ = false;
-    bool disk_failed_ = false;    // the last disk did, and is not attached since
-    bool crashed_ = false;        // writes may have been in flight when it last stopped
-    bool crashed_power_ = false;  // and the drive's cache may be lost
-    bool was_primary_ = false;    // it was the primary of that generation
+    bool disk_failed_ = false;         // the last disk did, and is not attached since
+    Uuid lost_disk_uuid_ = uuid_none;  // what its label says
+    bool crashed_ = false;             // writes may have been in flight when it last stopped
+    bool crashed_power_ = false;       // and the drive's cache may be lost
+    bool was_primary_ = false;         // it was the primary of that generation
 
     Superblock sb_;
     std::uint64_t sb_version_ = 0, sb_durable_ = 0, sb_flying_ = 0;

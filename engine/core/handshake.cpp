@@ -182,8 +182,8 @@ bool Core::holds_generation(const Peer& peer) const {
     return uuid_equal(peer.received.current_uuid, sb_.current_uuid);
 }
 
-// A primary without a disk meets one of its last copies again. Nothing compares the data here, so
-// the copy must hold what this primary acknowledged. False: it does not, and the link is closed.
+// A primary without a good disk meets one of its last copies again. Nothing compares the data here,
+// so the copy must hold what this primary acknowledged. False: it does not, and the link is closed.
 bool Core::meet_without_disk(NodeId id) {
     const StatePayload& theirs = peers_[id].received;
     if (static_cast<DiskState>(theirs.disk) < DiskState::inconsistent) return true;
@@ -222,6 +222,8 @@ void Core::evaluate(NodeId id) {
     Peer& peer = peers_[id];
     peer.state_sent = peer.state_received = false;
     judge(id);
+    // It came while this node asked the others, and its state says Secondary of this one.
+    if (promotion_ == Promotion::asking && peer.phase == LinkPhase::up) ask_to_agree(id);
     if (!peer.late_update) return;
     const Message update = *peer.late_update;
     peer.late_update.reset();
@@ -243,9 +245,9 @@ void Core::judge(NodeId id) {
 
     if (const char* why = not_to_be_met(id)) return go_standalone(id, why);
     if (!agree_on_size(id)) return;
-    if (role_ == Role::primary && !disk_usable() && in_sync().has(id) && !meet_without_disk(id)) {
-        return;
-    }
+    const bool lives_on_peers = role_ == Role::primary && disk_ != DiskState::up_to_date;
+    if (lives_on_peers && in_sync().has(id) && !meet_without_disk(id)) return;
+    if (orphaned_) return announce_state();
     if (peer.disk >= DiskState::inconsistent) peer.cache_losses = theirs.cache_losses;
     if (learn_members(id)) return want_handshake(id);
     const Decision d = decide(peer.sent, config_.node_id, theirs, id);
@@ -395,6 +397,7 @@ void Core::on_state_update(NodeId id, const Message& m) {
     // be on its way by the other stream, says nothing any more.
     const bool fell = peer.finishing && peer.disk >= DiskState::outdated &&
                       peer.disk != DiskState::unknown && disk <= DiskState::inconsistent;
+    const bool fell_out = peer.disk > DiskState::inconsistent && disk <= DiskState::inconsistent;
     peer.role = role;
     peer.disk = disk;
     if (disk <= DiskState::inconsistent) peer.aligned = false;
@@ -405,7 +408,7 @@ void Core::on_state_update(NodeId id, const Message& m) {
     touch();
     if (lost_data) peer_lost_data(id);
     const bool member = role_ == Role::primary && in_sync().has(id) && !peer.finishing;
-    if (disk <= DiskState::inconsistent && member) {
+    if (fell_out && member) {
         no_good_copy(id);
         want_handshake(id);
     }

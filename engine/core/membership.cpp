@@ -126,6 +126,8 @@ void Core::on_generation(NodeId id, const Message& m, const GenerationPayload& g
 void Core::on_generation_ack(NodeId id, const Message& m) {
     if (m.offset == sb_.current_uuid) awaiting_ack_.remove(id);
     peers_[id].received.current_uuid = m.offset;
+    // It may have what this disk waits for.
+    if (role_ == Role::primary && disk_ == DiskState::inconsistent) want_handshake(id);
 }
 
 // Every member has it: none can come back with the one before.
@@ -220,6 +222,7 @@ void Core::try_promote() {
     bool handshake = false;
     for_peers([&](const Peer& peer, NodeId) { handshake = handshake || peer.in_round(); });
     if (handshake || !settled()) return;
+    if (sees_primary()) return abandon_promotion(Errc::state, "a peer is Primary; demote it first");
     if (disk_ != DiskState::up_to_date && !promote_command_.force) {
         return abandon_promotion(Errc::state, "the disk is not UpToDate any more");
     }

@@ -309,6 +309,32 @@ void Core::assign_slots() {
     });
 }
 
+// A Primary that lives on its peers' disks gets one of its own. What they recorded last is the
+// truth; the disk takes that name, as Inconsistent, until one of them has sent what it lacks. That
+// the marks say what it lacks is certain for the disk that this Primary lost, and for no other.
+void Core::keep_live_label(const Superblock& live) {
+    const Uuid carried = sb_.current_uuid;
+    const bool is_back = uuid_equal(carried, lost_disk_uuid_) && sb_.extension.present;
+    for (unsigned n = 0; n < nodes_max; ++n) {
+        PeerMetadata& md = sb_.peers[n];
+        if (!is_back) md.flags |= md_peer_flag::full_sync;
+        md.bitmap_uuid = live.peers[n].bitmap_uuid;
+        md.admitting_uuid = live.peers[n].admitting_uuid;
+    }
+    sb_.effective_size_sectors = live.effective_size_sectors;
+    sb_.current_uuid = live.current_uuid;
+    sb_.history = live.history;
+    push_history(sb_.history, carried);
+    SuperblockExtension& ext = sb_.extension;
+    ext.in_sync = live.extension.in_sync;
+    ext.parent_uuid = live.extension.parent_uuid;
+    ext.generation_seq = live.extension.generation_seq;
+    ext.primary_node = live.extension.primary_node;
+    ext.promoted_at_s = live.extension.promoted_at_s;
+    ext.volume_id = live.extension.volume_id;
+    sb_.flags &= ~(md_flag::consistent | md_flag::was_up_to_date);
+}
+
 Status Core::prepare_attach(const Superblock& superblock) {
     if (meta_ != MetaPhase::detached || disk_ == DiskState::failed || disk_io_ > 0) {
         return Error{Errc::busy, 0,
@@ -316,10 +342,15 @@ Status Core::prepare_attach(const Superblock& superblock) {
                      "still in the kernel; detach it and wait"};
     }
     if (role_ == Role::primary) {
-        // Its generation is recorded by the peers only; the disk's label is an older one.
-        return state_error(
-            "the resource is Primary and lives on its peers' disks; demote it, then "
-            "attach the disk");
+        const bool same_size = superblock.effective_size_sectors == volume_bytes_ / sector_bytes ||
+                               uuid_identity(superblock.current_uuid) == uuid_just_created;
+        const std::array<std::uint8_t, 16> unset{};
+        const auto& volume = superblock.extension.volume_id;
+        if (!same_size || (volume != unset && volume != sb_.extension.volume_id)) {
+            return state_error(
+                "the resource is Primary, and the disk holds another volume, or one of another "
+                "size: create its metadata anew, or attach another disk");
+        }
     }
     if (superblock.node_id != -1 && superblock.node_id != config_.node_id) {
         return state_error("the metadata belongs to node id " + std::to_string(superblock.node_id) +
@@ -351,9 +382,11 @@ Status Core::prepare_attach(const Superblock& superblock) {
                          " bitmap slots and " + std::to_string(slots_needed) +
                          " peers need one; create it anew with more --max-peers"};
     }
+    const Superblock live = sb_;
     sb_ = superblock;
     if (!sb_.extension.present) rebuild_extension(sb_, config_.node_id);
     sb_.node_id = config_.node_id;
+    if (role_ == Role::primary) keep_live_label(live);
     assign_slots();
     const std::uint32_t ring = (sb_.al_stripes * sb_.al_stripe_blocks - 1) * al_context_max;
     sb_.al_extents =
@@ -398,9 +431,9 @@ void Core::on_attach(Instant now, AttachInfo info) {
     // crash before that one did stays true.
     std::uint32_t kind = sb_.extension.crash_kind;
     // Nor is the cache of a disk that failed believed: a flush that fails may have emptied it.
+    disk_failed_ = disk_failed_ || info.cache_suspect;
     const bool same_cache = sb_.extension.boot_id == info.boot_id && !disk_failed_;
     const bool cache_lost = went_down_hard && !same_cache;
-    disk_failed_ = false;
     if (went_down_hard) kind = std::max(kind, cache_lost ? 2U : 1U);
     if (cache_lost) ++sb_.extension.cache_losses;
     if (crashed_ && kind == 0) kind = 2;  // DRBD ran here, and does not say
@@ -454,6 +487,7 @@ void Core::attach_next() {
     }
     ASSERT(meta_ == MetaPhase::attach_superblock);
     meta_ = MetaPhase::attached;
+    disk_failed_ = false;  // what that may have cost is on the disk now
     DiskState state = DiskState::inconsistent;
     if ((sb_.flags & md_flag::consistent) != 0) {
         state = (sb_.flags & md_flag::was_up_to_date) != 0 ? DiskState::consistent
@@ -532,6 +566,7 @@ void Core::local_disk_failed(const char* why) {
     meta_ = MetaPhase::detached;
     disk_ = DiskState::failed;
     disk_failed_ = true;
+    lost_disk_uuid_ = sb_.current_uuid;
     why_ = why;
     notice(3, -1, why);
     flush_bitmap_ = flush_wanted_ = false;

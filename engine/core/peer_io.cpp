@@ -203,16 +203,10 @@ void Core::admit_peer_request(std::uint32_t index) {
         return free_peer_request(index);
     }
     if (peer_conflicts(p)) return;
-    if (resync && role_ == Role::primary) {
-        for (const Request& r : requests_) {
-            const bool newer =
-                r.phase == Phase::active && r.kind != IoKind::read && r.kind != IoKind::flush;
-            if (!newer || !ranges_overlap(p.offset, p.length, r.offset, r.length)) continue;
-            // A newer write of ours is on its way to the source: what it read may be older.
-            if (p.al_held) al_->release(extent_of(p.offset));
-            answer_peer_request(p, true, true);
-            return free_peer_request(index);
-        }
+    if (resync && role_ == Role::primary && is_newer_here(p.peer, p.offset, p.length)) {
+        if (p.al_held) al_->release(extent_of(p.offset));
+        answer_peer_request(p, true, true);
+        return free_peer_request(index);
     }
     if (p.kind != PeerIo::flush && !p.al_held && !is(Mutant::skip_activity_log)) {
         if (peer_al_starving_) return;

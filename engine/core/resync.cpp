@@ -426,6 +426,7 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     if (peer.repl != ReplicationState::sync_target) return;  // of a round that was given up
     const auto disk = static_cast<DiskState>(g.disk);
     if (!disk_usable() || disk < DiskState::outdated || disk > DiskState::up_to_date) return;
+    if (role_ == Role::primary) return primary_is_complete(id);
     const Uuid old = sb_.current_uuid;
     const bool old_is_known =
         uuid_identity(old) != uuid_just_created && uuid_identity(old) != uuid_none;
@@ -470,8 +471,7 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     ext.crash_kind = crashed_power_ ? 2 : crashed_ ? 1 : 0;
     // It is as good a source now as the one that it took everything from; not for long, if that
     // goes on as primary.
-    was_primary_ = role_ == Role::primary ||
-                   (!source_leads && (peer.received.flags & state_flag::was_primary) != 0);
+    was_primary_ = !source_leads && (peer.received.flags & state_flag::was_primary) != 0;
     last_seq_ = std::max(last_seq_, peer.received.last_seq);
     flush_bitmap_ = true;
     peer.total_bits = peer.done_bits = 0;
@@ -480,11 +480,54 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     sync_flags();
     persist();
     on_durable(OnDurable::What::sync_done_ack, id, g.current_uuid);
-    if (role_ == Role::primary) tell_in_sync();
     for_peers([&](Peer&, NodeId other_id) {
         if (other_id != id) want_handshake(other_id);
     });
     touch();
+}
+
+// A Primary's disk has what it lacked. The name of the data is this node's to give; what the source
+// says of it may be older.
+void Core::primary_is_complete(NodeId id) {
+    Peer& source = peers_[id];
+    for_peers([&](Peer& other, NodeId other_id) {
+        PeerMetadata& md = sb_.peers[other_id];
+        if (in_sync().has(other_id)) {
+            bitmap_->clear_all(static_cast<unsigned>(other.slot));
+            md.flags &= ~md_peer_flag::full_sync;
+        } else if (uuid_identity(md.bitmap_uuid) == uuid_none) {
+            set_slot_full(other_id);  // nobody knows where its marks start
+        }
+    });
+    source.aligned = true;
+    source.repl = ReplicationState::established;
+    source.total_bits = source.done_bits = 0;
+    crashed_ = crashed_power_ = false;
+    sb_.extension.crash_kind = 0;
+    sb_.extension.in_sync.add(config_.node_id);
+    flush_bitmap_ = true;
+    notice(5, id, "resync done");
+    set_disk(DiskState::up_to_date);
+    sync_flags();
+    persist();
+    on_durable(OnDurable::What::sync_done_ack, id, sb_.current_uuid);
+    tell_in_sync();
+    for_peers([&](Peer&, NodeId other_id) {
+        if (other_id != id) want_handshake(other_id);
+    });
+    touch();
+}
+
+// A write of this Primary to these blocks that the source did not have when it read them.
+bool Core::is_newer_here(NodeId source, std::uint64_t offset, std::uint64_t length) const {
+    for (std::uint64_t seq = journal_.head(); seq < journal_.tail(); ++seq) {
+        const JournalEntry& entry = journal_.at(seq);
+        if (entry.unwritten.has(source) &&
+            ranges_overlap(offset, length, entry.offset, entry.length)) {
+            return true;
+        }
+    }
+    return false;
 }
 
 // --- Pause

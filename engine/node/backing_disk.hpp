@@ -39,6 +39,8 @@ struct DiskPaths {
     std::string metadata;  // empty: internal
     std::string copy;      // of the superblock, in the node's state directory
 };
+// A file that is there while the disk of this copy has failed and was not attached since.
+inline std::string failure_note(const DiskPaths& paths) { return paths.copy + ".failed"; }
 
 // An open disk whose metadata was read and found whole. BlockFiles belong to `reactor`.
 struct OpenDisk {

@@ -190,6 +190,7 @@ Result<OpenDisk> open_disk(Reactor& reactor, const DiskPaths& paths) {
                    [](std::byte b) { return std::to_integer<std::uint8_t>(b); });
     disk.info.data_bytes_max = disk.layout.data_bytes_max;
     disk.info.all_zero = reads_as_zeroes(disk);
+    disk.info.cache_suspect = ::access(failure_note(paths).c_str(), F_OK) == 0;
     for (const BlockFile* device : {disk.data.get(), disk.external.get()}) {
         if (device != nullptr && !device->warning().empty()) {
             disk.warnings.push_back(device->warning());

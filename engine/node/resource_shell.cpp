@@ -2,7 +2,9 @@
 // The step and its effects; attaching a disk; coming to rest. See resource_shell.hpp.
 #include "engine/node/resource_shell.hpp"
 
+#include <fcntl.h>
 #include <syslog.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
@@ -317,6 +319,7 @@ void ResourceShell::on_turn() {
     pump();
     run_completions();
     if (!started_) return;
+    note_failed_disk();
     close_dead_disk();
     maybe_attached();
     if (core_->state_version() != version_seen_) publish_changes();
@@ -375,6 +378,13 @@ Status ResourceShell::load(OpenDisk& disk) {
 }
 
 Status ResourceShell::load(OpenDisk& disk, const std::vector<Page>& pages) {
+    if (primary() && disk.data->logical_block_bytes() > logical_block_bytes_) {
+        return Error{Errc::unsupported, 0,
+                     config_.name + " is in use with blocks of " +
+                         std::to_string(logical_block_bytes_) + " bytes, and the disk takes only " +
+                         std::to_string(disk.data->logical_block_bytes()) +
+                         ": demote it first, or attach another disk"};
+    }
     TRY_STATUS(load_superblock(disk));
     for (const Page& page : pages)
         core_->load_bitmap_page(page.index, page.bytes);
@@ -401,6 +411,7 @@ void ResourceShell::attach(OpenDisk disk, Done done) {
     for (const std::string& warning : disk_->warnings)
         log(LOG_WARNING, warning);
     attach_done_ = std::move(done);
+    disk_noted_ = disk_->info.cache_suspect;
     step([&](Core& core) { core.on_attach(now(), std::move(disk_->info)); });
 }
 
@@ -412,6 +423,24 @@ void ResourceShell::maybe_attached() {
 }
 
 // The core has let go of the disk, after a detach or a failure: others may have it.
+// A disk that failed may have lost what its cache held: a process that is started anew in this boot
+// has to know. It need not survive more than that, so nothing is flushed.
+void ResourceShell::note_failed_disk() {
+    if (!disk_ || disk_->paths.copy.empty()) return;
+    const bool attached = core_->disk() >= DiskState::inconsistent;
+    const bool failed = core_->cache_suspect();
+    if (failed == disk_noted_ || (!failed && !attached)) return;
+    disk_noted_ = failed;
+    const std::string note = failure_note(disk_->paths);
+    if (!failed) {
+        ::unlink(note.c_str());
+        return;
+    }
+    const int fd = ::open(note.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0) return log(LOG_ERR, note + ": " + std::strerror(errno));
+    ::close(fd);
+}
+
 void ResourceShell::close_dead_disk() {
     if (!disk_ || core_->disk() != DiskState::diskless) return;
     if (!data_->idle() || !metadata_->idle()) return;

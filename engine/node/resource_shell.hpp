@@ -204,6 +204,7 @@ class ResourceShell final : public Volume, private LinkOwner {
     Status load_superblock(OpenDisk& disk);
     void close_dead_disk();
     void maybe_attached();
+    void note_failed_disk();
     void maybe_quiet();
     PeerState* peer(NodeId id) const { return peers_[id].get(); }
     std::span<std::byte> memory_of(BufferRef buffer, std::uint32_t length);
@@ -261,6 +262,7 @@ class ResourceShell final : public Volume, private LinkOwner {
     std::unique_ptr<BackingDisk> data_;
     std::unique_ptr<MetadataStore> metadata_;
     Done attach_done_;
+    bool disk_noted_ = false;  // the note of a failed disk is in the state directory
     std::vector<Done> detach_done_;
     std::uint32_t logical_block_bytes_ = sector_bytes;  // of the last disk
     bool file_disk_ = false;

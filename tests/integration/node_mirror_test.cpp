@@ -189,6 +189,29 @@ TEST_CASE("a primary without a disk reads and writes through its peer") {
     mirror.finish();
 }
 
+TEST_CASE("the disk of a primary comes back under its application") {
+    Mirror mirror;
+    REQUIRE_OK(mirror.a->write("r0", 0, pattern(2 << 20, 31), false));
+    REQUIRE_OK(mirror.a->detach("r0"));
+    const auto bytes = pattern(1 << 20, 32);
+    REQUIRE_OK(mirror.a->write("r0", 3 << 20, bytes, false));
+    const std::uint64_t moved = mirror.status(0).peers[0].resync_received_bytes;
+    REQUIRE_OK(mirror.a->attach("r0"));
+    for (std::uint64_t n = 0; n < 16; ++n)
+        REQUIRE_OK(mirror.a->write("r0", n << 16, pattern(4096, 40 + n), false));
+    mirror.wait_synced();
+    CHECK(mirror.status(0).role == "Primary");
+    // What was written meanwhile, and what its activity log covers: one extent here.
+    CHECK(mirror.status(0).peers[0].resync_received_bytes - moved <= (1 << 20) + (4 << 20));
+    // It does not need its peer any more.
+    REQUIRE_OK(mirror.b->down("r0"));
+    std::vector<std::byte> back(bytes.size());
+    REQUIRE_OK(mirror.a->read("r0", 3 << 20, back));
+    CHECK(back == bytes);
+    REQUIRE_OK(mirror.b->up("r0"));
+    mirror.finish();
+}
+
 TEST_CASE("a secondary that is detached comes back with what it missed") {
     Mirror mirror;
     REQUIRE_OK(mirror.b->detach("r0"));

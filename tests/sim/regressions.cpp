@@ -665,6 +665,138 @@ void diskless_primary_and_other_data(const Options& options) {
     s.finish();
 }
 
+// b's disk failed in a flush, which may have cost what its cache held. That stays true when b's
+// process is started anew and the disk works again.
+void failed_disk_and_restart(const Options& options) {
+    Setup setup;
+    setup.idle_flush_ns = 60 * ns_per_s;
+    Diskless s(options, setup);
+    s.acknowledged(s.write(0, 2));
+    s.break_disk(1);
+    const auto flush = s.flush(0);
+    s.until("the flush fails", [&] { return s.answered(flush) && s.result(flush) != 0; });
+    s.kill(1);
+    s.run_ms(1'000);
+    s.mend_disk(1);
+    s.start(1);
+    s.until("they meet", [&] { return s.connected(0, 1); });
+    s.run_ms(2'000);
+    s.expect(!s.core(0).has_good_data(), "the primary does not go on with what is left");
+    s.finish();
+}
+
+// While b asks for its promotion a Primary connects that it could not see before.
+void promotion_meets_a_primary(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Scenario s(options, setup);
+    s.cut(0, 1);
+    s.cut(0, 2);
+    s.until("a is gone", [&] { return !s.connected(1, 0) && !s.connected(2, 0); });
+    s.run_ms(2'000);
+    s.hold(2, 1, MessageType::promote_reply);
+    const auto token = s.command(1, CommandKind::promote);
+    s.run_ms(100);
+    s.join(0, 1);
+    s.until(
+        "a is back", [&] { return s.connected(1, 0) && s.connected(0, 1); }, 3'000);
+    s.expect(s.ended(token) == Errc::state, "the promotion is given up");
+    s.expect(s.core(1).role() == Role::secondary, "b is Secondary");
+    s.release_messages();
+    s.finish();
+}
+
+// The disk of a Primary is mended, or replaced, under its application: it takes what it lacks from
+// a peer, and from then on the Primary does not need that peer any more.
+void attach_on_a_primary(const Options& options, const Setup& setup,
+                         const std::function<void(Diskless&)>& repair, std::uint64_t sent_max) {
+    Diskless s(options, setup);
+    for (std::uint64_t block = 0; block < 8; ++block)
+        s.acknowledged(s.write(0, 3 * block));
+    repair(s);
+    std::uint64_t total = 0, turn = 0;
+    s.until("the disk is UpToDate", [&] {
+        total = std::max(total, s.view(0, 1).resync_total_bits);
+        // Where the resync is, was and will be.
+        if (++turn % 16 == 0) s.write(0, turn / 16 % 64);
+        return s.core(0).disk() == DiskState::up_to_date;
+    });
+    s.expect(s.core(0).role() == Role::primary, "it stayed Primary");
+    s.expect(total <= sent_max, "it takes no more than it lacks");
+    s.run_ms(1'000);
+    s.audit();
+    s.kill(1);
+    s.until("b is left behind", [&] { return !s.core(0).in_sync().has(1); });
+    for (std::uint64_t block = 0; block < 64; ++block)
+        s.acknowledged(s.read(0, block));
+    s.start(1);
+    s.finish();
+}
+
+void mended_disk_of_a_primary(const Options& options) {
+    // Its label, its log and the peer's marks say what it lacks.
+    attach_on_a_primary(
+        options, {}, [](Diskless& s) { s.attach(0); }, 4 * extent_blocks);
+}
+
+void new_disk_of_a_primary(const Options& options) {
+    attach_on_a_primary(
+        options, {},
+        [](Diskless& s) {
+            s.replace_disk(0);
+            s.attach(0);
+        },
+        4 * extent_blocks);
+}
+
+// What the source of a resync read before a write of the Primary reached it does not land on that
+// write.
+void newer_than_the_source(const Options& options) {
+    Setup setup;
+    setup.chunk_blocks = 1;
+    Diskless s(options, setup);
+    s.hold(0, 1, MessageType::bitmap_done);
+    s.attach(0);
+    s.run_ms(200);
+    s.hold_io(1, IoOrigin::resync);
+    s.release_messages();
+    s.run_ms(50);  // b has read the first chunks, and they are not on their way yet
+    const auto bit = [&](std::uint64_t block) {
+        const auto slot = static_cast<unsigned>(s.core(0).superblock().peers[1].bitmap_index);
+        return s.core(0).bitmap()->any_in_bytes(slot, block * block_bytes, block_bytes);
+    };
+    std::uint64_t block = 0;
+    while (!bit(block))
+        ++block;
+    const auto ticket = s.write(0, block);
+    s.run_ms(20);
+    s.release_io();
+    s.acknowledged(ticket);
+    s.until("the disk is UpToDate", [&] { return s.core(0).disk() == DiskState::up_to_date; });
+    s.acknowledged(s.read(0, block));
+    s.finish();
+}
+
+// The peer that it takes from is lost in the middle: without a good copy there is nothing to read,
+// and when the peer is back it goes on.
+void source_of_a_primary_is_lost(const Options& options) {
+    Setup setup;
+    setup.chunk_blocks = 1;
+    Diskless s(options, setup);
+    s.replace_disk(0);
+    s.attach(0);
+    s.until("a quarter of it is there",
+            [&] { return s.view(0, 1).resync_done_bits > extent_blocks; });
+    s.kill(1);
+    s.until("it has no data", [&] { return !s.core(0).has_good_data(); });
+    s.run_ms(500);
+    s.start(1);
+    s.until("the disk is UpToDate", [&] { return s.core(0).disk() == DiskState::up_to_date; });
+    s.expect(s.core(0).role() == Role::primary, "it stayed Primary");
+    s.acknowledged(s.write(0, 1));
+    s.finish();
+}
+
 struct Regression {
     const char* name;
     const char* found;
@@ -718,6 +850,18 @@ constexpr Regression table[] = {
      diskless_primary_and_grown_set},
     {"diskless-primary-and-other-data", "it met data that it does not work on",
      diskless_primary_and_other_data},
+    {"failed-disk-and-restart", "a restart hid that a failed disk may have lost its cache",
+     failed_disk_and_restart},
+    {"promotion-meets-a-primary", "two Primaries, connected to each other",
+     promotion_meets_a_primary},
+    {"mended-disk-of-a-primary", "a disk could not be attached to a Primary",
+     mended_disk_of_a_primary},
+    {"new-disk-of-a-primary", "the same with a disk that never held the volume",
+     new_disk_of_a_primary},
+    {"newer-than-the-source", "a resync's older block landed on a Primary's own write",
+     newer_than_the_source},
+    {"source-of-a-primary-is-lost", "the only good copy goes while a Primary takes from it",
+     source_of_a_primary_is_lost},
     {"read-waits-for-the-write", "a value that was read vanished at a failover",
      read_waits_for_the_write},
 };

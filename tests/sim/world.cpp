@@ -319,6 +319,8 @@ void World::perform(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     Core& core = *node.core;
     core.check_invariants();
+    if (core.cache_suspect()) node.suspect = true;
+    if (core.disk() >= DiskState::inconsistent) node.suspect = core.cache_suspect();
     if (core.role() == Role::primary) {
         const Superblock& sb = core.superblock();
         if (!checker_.knows(sb.current_uuid)) {
@@ -483,6 +485,7 @@ void World::attach(int n) {
     if (replay && !clean) info.hot_extents = replay.value().extents;
     std::memcpy(info.boot_id.data(), &node.boot, sizeof node.boot);
     info.data_bytes_max = volume_sectors_ * sector_bytes;
+    info.cache_suspect = node.suspect;
     node.core->on_attach(Instant{now_}, info);
     perform(n);
 }
