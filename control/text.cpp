@@ -15,7 +15,7 @@
 namespace replica::control {
 namespace {
 
-constexpr std::size_t name_bytes_max = 64;
+constexpr std::size_t name_bytes_max = 63;  // as in the hello to a peer
 constexpr std::size_t host_bytes_max = 253;
 
 bool is_digit(char c) { return c >= '0' && c <= '9'; }

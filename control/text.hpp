@@ -19,7 +19,7 @@ namespace replica::control {
 // terminal.
 std::string quoted(std::string_view text);
 
-// [A-Za-z0-9][A-Za-z0-9._-]{0,63}. `what` ("resource", "node") goes into the message.
+// [A-Za-z0-9][A-Za-z0-9._-]{0,62}. `what` ("resource", "node") goes into the message.
 Status check_name(std::string_view what, std::string_view name);
 
 // HOST:PORT or [IPV6]:PORT, port 1..65535 (0 too where `any_port`, which means: choose one).

@@ -23,7 +23,7 @@
 namespace replica {
 
 struct PeerConfig {
-    std::string name;  // node name, [A-Za-z0-9][A-Za-z0-9._-]{0,63}
+    std::string name;  // node name, [A-Za-z0-9][A-Za-z0-9._-]{0,62}
     NodeId node_id = 0;
     std::string address;  // HOST:PORT of the peer's replicad; IPv6 in brackets
     friend bool operator==(const PeerConfig&, const PeerConfig&) = default;

@@ -10,7 +10,7 @@
 
 namespace replica {
 
-// [A-Za-z0-9][A-Za-z0-9._-]{0,63}: names end in paths and on other machines. Errors: invalid.
+// [A-Za-z0-9][A-Za-z0-9._-]{0,62}: names end in paths and on other machines. Errors: invalid.
 Status check_node_name(std::string_view what, std::string_view name);
 // Errors: invalid, naming the field, its value and what it may be.
 Status check_resource_config(const ResourceConfig& config, const std::string& own_name);

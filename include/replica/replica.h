@@ -11,7 +11,7 @@
  * unless it says otherwise. Closing a handle while another thread uses it is a mistake of the
  * caller. Calls block until they are done; none may be made from inside a callback of this library.
  *
- * Strings are NUL-terminated UTF-8. Names of nodes and resources have 1 to 64 of the characters
+ * Strings are NUL-terminated UTF-8. Names of nodes and resources have 1 to 63 of the characters
  * A-Z a-z 0-9 . _ - and begin with a letter or a digit. Sizes and offsets are bytes. Strings that
  * are passed in are copied.
  *
@@ -226,10 +226,13 @@ REPLICA_API int replica_resume_sync(replica_node* node, const char* name, const 
  * replicas that were just created and can be proven equal. Errors: NOT_FOUND, STATE. */
 REPLICA_API int replica_new_current_uuid(replica_node* node, const char* name, bool clear_bitmap);
 
-/* Opens an NBD export: "unix:PATH" or "tcp:HOST:PORT". Errors: STATE (not Primary), EXISTS, IO. */
+/* Opens a door: "unix:PATH" or "tcp:HOST:PORT" for an NBD export, "ublk" for a block device, which
+ * is then also at /dev/replica/by-res/NAME. Errors: STATE (not Primary), EXISTS, IO, and for ublk
+ * UNSUPPORTED (this kernel has none), PERMISSION. */
 REPLICA_API int replica_export(replica_node* node, const char* name, const char* door);
 
-/* Closes one export, or all of them for NULL. Errors: NOT_FOUND. */
+/* Closes one door, as it was opened, or all of them for NULL. Errors: NOT_FOUND, BUSY (the block
+ * device is in use). */
 REPLICA_API int replica_unexport(replica_node* node, const char* name, const char* door);
 
 /* ------------------------------------------------------------------------------------------------
