@@ -249,6 +249,11 @@ void options(const Arguments& arguments) {
     Json params = named(arguments);
     params["options"] = arguments.options;
     const Json result = ask(*client, "resource.options", params);
+    if (arguments.options.contains("protocol")) {
+        tools::complain(
+            "replicactl: give the peers the same protocol now; a connection that is lost before is "
+            "refused\n");
+    }
     if (arguments.json) return print_json(result);
     if (arguments.options.empty()) print(replicactl::plain_text(result));
 }

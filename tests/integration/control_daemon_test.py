@@ -146,6 +146,8 @@ def test_life_of_a_resource():
         alpha.ctl("unexport", "r0", "--nbd", "unix:r0.sock")
         alpha.ctl("options", "r0", "--resync-rate-max", "10M")
         assert f"resync-rate-max {10 * MIB}\n" in alpha.ctl("options", "r0").stdout
+        assert "same protocol" in alpha.ctl("options", "r0", "--protocol", "C").stderr
+        assert alpha.ctl("options", "r0", "--al-extents", "100").stderr == ""
         assert "write-total" in alpha.ctl("stats", "r0").stdout
         alpha.ctl("demote", "r0")
         assert "down" in alpha.ctl("remove", "r0", rc=8).stderr
