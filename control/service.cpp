@@ -637,10 +637,11 @@ Json Service::resource_export(Params& params, const Caller&) {
 Json Service::resource_unexport(Params& params, const Caller&) {
     const auto name = take_name(params);
     const auto door = params.text_or("door", "");
+    const bool force = params.flag("force");
     if (!door.empty()) demand(check_door(door));
     params.finish();
     ensure_known(*find(name));
-    demand(node_.unexport(name, door));
+    demand(node_.unexport(name, door, force));
     return done;
 }
 

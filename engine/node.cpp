@@ -7,6 +7,7 @@
 
 #include <sys/stat.h>
 #include <syslog.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -35,6 +36,8 @@ using std::chrono::seconds;
 // Longer than any timeout of the core, which ends what waits for a peer.
 constexpr seconds command_timeout{120};
 constexpr seconds quiet_timeout{30};
+// Of an attempt that is repeated, with the resource's `changing` held meanwhile.
+constexpr seconds adoption_timeout{2};
 constexpr std::chrono::milliseconds busy_pause{50};
 constexpr int busy_attempts = 40;
 
@@ -97,7 +100,7 @@ class LocalNode final : public Node {
 
     Status export_nbd(const std::string& name, const std::string& door) override;
     Result<std::string> export_ublk(const std::string& name) override;
-    Status unexport(const std::string& name, const std::string& door) override;
+    Status unexport(const std::string& name, const std::string& door, bool force) override;
 
     std::vector<std::string> resources() override;
     Result<ResourceStatus> status(const std::string& name) override;
@@ -130,11 +133,14 @@ class LocalNode final : public Node {
     Status attach_fresh(Resource& resource);
     Status attach_again(Resource& resource);
     Status take_down(Resource& resource);
-    Status close_doors(const ResourcePtr& resource, const std::string& door);
+    Status close_doors(const ResourcePtr& resource, const std::string& door, bool force);
+    Status bring_up(Resource& resource);
     void destroy_shell(Resource& resource);
     Status connect_all(Resource& resource);
 
-    Status run(Resource& resource, const Command& command, const std::string& peer = "");
+    Status run(Resource& resource, const Command& command, const std::string& peer = "",
+               seconds timeout = command_timeout);
+    void park(ReactorThread& thread);
     Status call(const std::string& name, const Command& command, const std::string& peer = "");
     template <class F>
     Result<std::invoke_result_t<F, ResourceShell&>> ask(Resource& resource, F&& f);
@@ -199,27 +205,40 @@ LocalNode::~LocalNode() {
     bool stuck = false;
     for (auto& [name, resource] : resources_) {
         const std::lock_guard changing(resource->changing);
-        const Status down = take_down(*resource);
         resource->ublk->leave();
-        if (down) continue;
-        if (down.error().code == Errc::busy) {
-            options_.log(LOG_NOTICE,
-                         name + " stays as it is for the next start: " + down.error().message);
-        } else {
-            options_.log(LOG_CRIT, name + " does not come down: " + down.error().message);
-        }
-        // A disk that never answers, or a block device in use. Its thread and all that the thread
-        // may touch are left behind, because memory that the kernel may still write to can not be
-        // given back.
+        // Whether a block device is in use can not be known for sure; the next node goes on with
+        // it. To stop it is for who says unexport or down.
+        const bool left = resource->ublk->is_open();
+        const Status down = left ? ok_status() : take_down(*resource);
+        if (left)
+            options_.log(LOG_NOTICE, name + " and its block device are left to the next start");
+        if (!down) options_.log(LOG_CRIT, name + " does not come down: " + down.error().message);
+        if (!left && down) continue;
+        // A disk that never answers, or a block device. Its thread and all that the thread may
+        // touch are left behind, because memory that the kernel may still write to can not be given
+        // back.
         static_cast<void>(new ResourcePtr(resource));
         stuck = true;
     }
     hub_->stop();  // a listener that hears the last events may call the node
     if (!stuck) return;
-    for (auto& thread : threads_)
+    for (auto& thread : threads_) {
+        park(*thread);
         static_cast<void>(thread.release());
+    }
     static_cast<void>(hub_.release());
     static_cast<void>(acceptor_.release());
+}
+
+// For good: what a process takes down at its end must have no users.
+void LocalNode::park(ReactorThread& thread) {
+    const auto parked = std::make_shared<Baton>();
+    thread.reactor().post([parked] {
+        parked->pass();
+        for (;;)
+            ::pause();
+    });
+    parked->wait();
 }
 
 // On the first reactor's thread.
@@ -286,7 +305,11 @@ Status LocalNode::know(const ResourceConfig& config) {
         resource->ublk = std::make_unique<UblkExport>(
             UblkExport::Resource{*resource->thread, resource->shell, resource->changing,
                                  [this, known = resource.get()] {
-                                     return run(*known, {.kind = CommandKind::promote});
+                                     return run(*known, {.kind = CommandKind::promote}, "",
+                                                adoption_timeout);
+                                 },
+                                 [this, known = resource.get()] {
+                                     return known->up ? known->ublk->look() : bring_up(*known);
                                  }},
             UblkDeviceOptions{options_.state_dir, config.name, options_.log});
         if (!resources_.emplace(config.name, resource).second) {
@@ -360,6 +383,10 @@ Status LocalNode::remove_resource(const std::string& name) {
     {
         const std::lock_guard changing(resource->changing);
         if (resource->up) return Error{Errc::state, 0, name + " is up: bring it down first"};
+        // A device that waits for it, perhaps; nobody would know whose it is.
+        const Status closed = resource->ublk->close_left(false);
+        if (!closed && closed.error().code != Errc::not_found) return closed;
+        resource->ublk->keep_trying(false);
         resource->removed = true;
         const std::lock_guard lock(mutex_);
         resources_.erase(name);
@@ -441,36 +468,55 @@ Status LocalNode::up(const std::string& name) {
     TRY(const ResourcePtr resource, find(name));
     const std::lock_guard changing(resource->changing);
     if (resource->removed) return Error{Errc::not_found, 0, name + " was just removed"};
-    if (!resource->up) {
-        const Status attached = attach_fresh(*resource);
+    const Status up = bring_up(*resource);
+    // A file system may hang on a device that waits for this resource.
+    if (!up) resource->ublk->keep_trying(resource->ublk->may_be_left());
+    return up;
+}
+
+// A peer may be connected before it is known whether a device waits: what it writes shows in the
+// lineage. No promotion may be.
+Status LocalNode::bring_up(Resource& resource) {
+    if (!resource.up) {
+        const Status attached = attach_fresh(resource);
         if (!attached) {
-            static_cast<void>(take_down(*resource));
+            static_cast<void>(take_down(resource));
             return attached;
         }
     } else {
-        TRY(const bool open,
-            ask(*resource, [](ResourceShell& shell) { return shell.disk_open(); }));
-        if (!open) TRY_STATUS(attach_again(*resource));
+        TRY(const bool open, ask(resource, [](ResourceShell& shell) { return shell.disk_open(); }));
+        if (!open) TRY_STATUS(attach_again(resource));
     }
-    const Status looked = resource->ublk->look();
-    if (!looked) options_.log(LOG_ERR, name + ": " + looked.error().message);
-    return connect_all(*resource);
+    const Status looked = resource.ublk->look();
+    if (!looked) {
+        options_.log(LOG_ERR, resource.config.name + ": " + looked.error().message);
+        resource.ublk->keep_trying(true);
+    }
+    return connect_all(resource);
 }
 
 Status LocalNode::attach(const std::string& name) {
     TRY(const ResourcePtr resource, find(name));
     const std::lock_guard changing(resource->changing);
     if (resource->removed) return Error{Errc::not_found, 0, name + " was just removed"};
-    if (resource->up) return attach_again(*resource);
-    const Status attached = attach_fresh(*resource);
-    if (!attached) static_cast<void>(take_down(*resource));
-    return attached;
+    const bool fresh = !resource->up;
+    const Status attached = fresh ? attach_fresh(*resource) : attach_again(*resource);
+    if (!attached && fresh) static_cast<void>(take_down(*resource));
+    TRY_STATUS(attached);
+    const Status looked = resource->ublk->look();
+    if (!looked) {
+        options_.log(LOG_ERR, name + ": " + looked.error().message);
+        resource->ublk->keep_trying(true);
+    }
+    return ok_status();
 }
 
 Status LocalNode::down(const std::string& name) {
     TRY(const ResourcePtr resource, find(name));
     const std::lock_guard changing(resource->changing);
-    return take_down(*resource);
+    TRY_STATUS(take_down(*resource));
+    resource->ublk->keep_trying(false);
+    return ok_status();
 }
 
 Status LocalNode::take_down(Resource& resource) {
@@ -515,7 +561,8 @@ void LocalNode::destroy_shell(Resource& resource) {
 
 // ---- commands -----------------------------------------------------------------------------------
 
-Status LocalNode::run(Resource& resource, const Command& command, const std::string& peer) {
+Status LocalNode::run(Resource& resource, const Command& command, const std::string& peer,
+                      seconds timeout) {
     return resource.thread->call_async(
         [&resource, command, peer](ResourceShell::Done done) {
             if (!resource.shell) return done(is_down(resource.config.name));
@@ -529,7 +576,7 @@ Status LocalNode::run(Resource& resource, const Command& command, const std::str
             }
             resource.shell->command(addressed, std::move(done));
         },
-        command_timeout);
+        timeout);
 }
 
 Status LocalNode::call(const std::string& name, const Command& command, const std::string& peer) {
@@ -554,6 +601,12 @@ Status LocalNode::disconnect(const std::string& name, const std::string& peer) {
     return call(name, {.kind = CommandKind::disconnect}, peer);
 }
 Status LocalNode::promote(const std::string& name, bool force) {
+    TRY(const ResourcePtr resource, find(name));
+    {
+        const std::lock_guard changing(resource->changing);
+        if (!resource->up) return is_down(name);
+        TRY_STATUS(resource->ublk->before_promotion(force));
+    }
     return call(name, {.kind = CommandKind::promote, .force = force});
 }
 Status LocalNode::invalidate(const std::string& name) {
@@ -580,7 +633,7 @@ Status LocalNode::demote(const std::string& name) {
             return shell.doors_unused();
         }));
     TRY_STATUS(unused);
-    TRY_STATUS(close_doors(resource, ""));
+    TRY_STATUS(close_doors(resource, "", false));
     return run(*resource, {.kind = CommandKind::demote});
 }
 
@@ -598,19 +651,25 @@ Result<std::string> LocalNode::export_ublk(const std::string& name) {
     return resource->ublk->open();
 }
 
-Status LocalNode::unexport(const std::string& name, const std::string& door) {
+Status LocalNode::unexport(const std::string& name, const std::string& door, bool force) {
     TRY(const ResourcePtr resource, find(name));
     const std::lock_guard changing(resource->changing);
-    return close_doors(resource, door);
+    const bool ublk = door.empty() || door.starts_with("ublk");
+    if (resource->up || !ublk) return close_doors(resource, door, force);
+    // Of a resource that can not be brought up a device may wait all the same.
+    resource->ublk->keep_trying(false);
+    const Status closed = resource->ublk->close_left(force);
+    if (!closed && closed.error().code == Errc::not_found) return is_down(name);
+    return closed;
 }
 
-Status LocalNode::close_doors(const ResourcePtr& resource, const std::string& door) {
+Status LocalNode::close_doors(const ResourcePtr& resource, const std::string& door, bool force) {
     if (!resource->up) return is_down(resource->config.name);
     const bool ublk = door.starts_with("ublk");
     if (ublk && !resource->ublk->is_open()) {
         return Error{Errc::not_found, 0, resource->config.name + " has no ublk device"};
     }
-    if (ublk || door.empty()) TRY_STATUS(resource->ublk->close(true));
+    if (ublk || door.empty()) TRY_STATUS(resource->ublk->close(force));
     if (ublk) return ok_status();
     return resource->thread->call_async(
         [resource, door](ResourceShell::Done done) {
@@ -667,6 +726,11 @@ Error io_error(const std::string& name, int error) {
                     name + ": the range lies beyond the end, or is not a whole number of sectors"};
         case ESHUTDOWN:
             return {Errc::cancelled, error, name + " is down, or going down"};
+        case EBUSY:
+            return {Errc::busy, error,
+                    name +
+                        ": its block device of an earlier daemon waits to be adopted; only reads "
+                        "are served before"};
         default:
             return {Errc::io, error, name + ": " + std::strerror(error)};
     }
@@ -675,8 +739,10 @@ Error io_error(const std::string& name, int error) {
 // On the reactor's thread.
 void start(Resource& resource, Submission& submission) {
     LocalDoor* const door = resource.shell ? resource.shell->local_door() : nullptr;
-    if (door != nullptr) return door->submit(submission.call);
-    submission.call.done(submission.call, ESHUTDOWN);
+    const bool reads = submission.call.kind == IoKind::read;
+    const bool may = door != nullptr && (reads || !resource.shell->ublk_is_waiting());
+    if (may) return door->submit(submission.call);
+    submission.call.done(submission.call, door != nullptr ? EBUSY : ESHUTDOWN);
 }
 
 void submit_to(const ResourcePtr& resource, Submission& submission) {

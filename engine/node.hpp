@@ -122,7 +122,9 @@ struct NodeOptions {
 class Node {
   public:
     static Result<std::unique_ptr<Node>> create(const NodeOptions& options);
-    virtual ~Node() = default;  // downs every resource cleanly, like down_all()
+    // Downs every resource cleanly, but for those with a block device: they stay as they are, for
+    // the next node with this state directory. The process should end soon after.
+    virtual ~Node() = default;
 
     // Writes fresh metadata; the resource is then configured but down. Errors: exists (the disk
     // holds data or metadata and force is off), busy, no_space, not_found, invalid.
@@ -165,8 +167,11 @@ class Node {
     // directory goes on with it. Errors: state (not primary), exists, unsupported (no ublk here,
     // and why), permission, io.
     virtual Result<std::string> export_ublk(const std::string& name) = 0;
-    // "": all doors; "ublk": the block device. Errors: busy (it is mounted).
-    virtual Status unexport(const std::string& name, const std::string& door) = 0;
+    // "": all doors; "ublk": the block device, also one that an earlier node left and that waits,
+    // even for a resource that is down. Errors: busy (it is in use). By force it is stopped under
+    // its users, and what waits in it fails.
+    virtual Status unexport(const std::string& name, const std::string& door,
+                            bool force = false) = 0;
 
     virtual std::vector<std::string> resources() = 0;
     virtual Result<ResourceStatus> status(const std::string& name) = 0;

@@ -236,9 +236,10 @@ void export_doors(const Arguments& arguments) {
 }
 
 void unexport_doors(const Arguments& arguments) {
-    if (arguments.doors.empty()) simple(arguments, "resource.unexport", named(arguments));
+    Json params = named(arguments);
+    if (arguments.force) params["force"] = true;
+    if (arguments.doors.empty()) simple(arguments, "resource.unexport", params);
     for (const auto& door : arguments.doors) {
-        Json params = named(arguments);
         params["door"] = absolute_door(door);
         simple(arguments, "resource.unexport", params);
     }
@@ -555,6 +556,8 @@ class CommandLine {
         sub = add_for_resource("unexport", "close the doors", unexport_doors);
         sub->add_option("--nbd,--door", arguments_.doors, "only this one; ublk is one, too")
             ->allow_extra_args(false);
+        sub->add_flag("--force", arguments_.force,
+                      "a block device even if it is in use: its users get I/O errors");
     }
 
     void add_peer_commands() {

@@ -170,6 +170,8 @@ class Core {
 
     // --- Views.
     Role role() const { return role_; }
+    // Requests are taken: Primary, and that is on record.
+    bool serves() const { return role_ == Role::primary && promotion_ == Promotion::none; }
     DiskState disk() const { return disk_; }
     bool suspended() const { return !settled(); }
     bool has_good_data() const;

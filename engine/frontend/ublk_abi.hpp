@@ -27,7 +27,8 @@ struct ControlCommand {
     std::uint16_t pad = 0;
     std::uint32_t reserved = 0;
 };
-static_assert(sizeof(ControlCommand) == 32 && offsetof(ControlCommand, address) == 8 &&
+static_assert(sizeof(ControlCommand) == 32 && offsetof(ControlCommand, queue_id) == 4 &&
+              offsetof(ControlCommand, bytes) == 6 && offsetof(ControlCommand, address) == 8 &&
               offsetof(ControlCommand, data) == 16);
 
 enum class DeviceState : std::uint16_t { dead = 0, live = 1, quiesced = 2, fail_io = 3 };
@@ -47,7 +48,9 @@ struct DeviceInfo {
     std::uint32_t owner_gid = 0;
     std::uint64_t reserved[2] = {};
 };
-static_assert(sizeof(DeviceInfo) == 64 && offsetof(DeviceInfo, io_bytes_max) == 8 &&
+static_assert(sizeof(DeviceInfo) == 64 && offsetof(DeviceInfo, queue_depth) == 2 &&
+              offsetof(DeviceInfo, state) == 4 && offsetof(DeviceInfo, io_bytes_max) == 8 &&
+              offsetof(DeviceInfo, dev_id) == 12 && offsetof(DeviceInfo, server_pid) == 16 &&
               offsetof(DeviceInfo, flags) == 24 && offsetof(DeviceInfo, server_flags) == 32);
 
 inline constexpr std::uint32_t cmd_get_dev_info = command(dir_read, sizeof(ControlCommand), 0x02);
@@ -100,8 +103,17 @@ struct Params {
     std::uint32_t zoned[8] = {};
     std::uint32_t pad = 0;
 };
-static_assert(sizeof(ParamBasic) == 32 && sizeof(ParamDiscard) == 20 && sizeof(Params) == 112);
-static_assert(offsetof(Params, basic) == 8 && offsetof(Params, discard) == 40);
+static_assert(sizeof(ParamBasic) == 32 && offsetof(ParamBasic, logical_shift) == 4 &&
+              offsetof(ParamBasic, physical_shift) == 5 &&
+              offsetof(ParamBasic, io_opt_shift) == 6 && offsetof(ParamBasic, io_min_shift) == 7 &&
+              offsetof(ParamBasic, max_sectors) == 8 && offsetof(ParamBasic, chunk_sectors) == 12 &&
+              offsetof(ParamBasic, dev_sectors) == 16);
+static_assert(sizeof(ParamDiscard) == 20 && offsetof(ParamDiscard, granularity_bytes) == 4 &&
+              offsetof(ParamDiscard, max_sectors) == 8 &&
+              offsetof(ParamDiscard, max_zeroes_sectors) == 12 &&
+              offsetof(ParamDiscard, max_segments) == 16);
+static_assert(sizeof(Params) == 112 && offsetof(Params, basic) == 8 &&
+              offsetof(Params, discard) == 40);
 
 // A request, in the array that the kernel shows of a queue: entry `tag`.
 struct IoDescriptor {
@@ -110,7 +122,8 @@ struct IoDescriptor {
     std::uint64_t start_sector;
     std::uint64_t address;
 };
-static_assert(sizeof(IoDescriptor) == 24);
+static_assert(sizeof(IoDescriptor) == 24 && offsetof(IoDescriptor, sectors) == 4 &&
+              offsetof(IoDescriptor, start_sector) == 8 && offsetof(IoDescriptor, address) == 16);
 
 inline constexpr std::uint32_t op_mask = 0xff;
 inline constexpr std::uint32_t op_read = 0, op_write = 1, op_flush = 2, op_discard = 3,
@@ -124,7 +137,8 @@ struct IoCommand {
     std::int32_t result = 0;  // bytes done, or -errno
     std::uint64_t address = 0;
 };
-static_assert(sizeof(IoCommand) == 16);
+static_assert(sizeof(IoCommand) == 16 && offsetof(IoCommand, tag) == 2 &&
+              offsetof(IoCommand, result) == 4 && offsetof(IoCommand, address) == 8);
 
 inline constexpr std::uint32_t cmd_fetch = command(dir_both, sizeof(IoCommand), 0x20);
 inline constexpr std::uint32_t cmd_commit_and_fetch = command(dir_both, sizeof(IoCommand), 0x21);

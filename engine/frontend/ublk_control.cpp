@@ -5,11 +5,15 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <liburing.h>
 #include <spawn.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
@@ -20,11 +24,11 @@ namespace replica {
 namespace {
 
 constexpr const char* control_path = "/dev/ublk-control";
-// Longer than anything that a command waits for but a request that never ends.
-constexpr long long command_timeout_s = 60;
+constexpr const char* devices_path = "/sys/class/ublk-char";
+// Longer than anything that a command waits for but a request that never ends; and how long one
+// that was given up may take to notice.
+constexpr long long command_timeout_s = 60, cancel_timeout_s = 5;
 constexpr std::uint64_t command_mark = 1, cancel_mark = 2;
-
-std::uint64_t address_of(const void* memory) { return reinterpret_cast<std::uintptr_t>(memory); }
 
 // What loads a module is modprobe's business: aliases, options, dependencies.
 void load_module() {
@@ -47,182 +51,218 @@ Error open_error(int os_errno) {
         return {Errc::permission, os_errno,
                 "/dev/ublk-control may not be opened: a ublk device needs root"};
     }
-    return {Errc::unsupported, os_errno,
-            "the kernel has no ublk: there is no /dev/ublk-control, and the module ublk_drv does "
-            "not load (Linux 6.5 or later with CONFIG_BLK_DEV_UBLK, and root, are needed)"};
+    if (os_errno == ENOENT || os_errno == ENODEV || os_errno == ENXIO) {
+        return {Errc::unsupported, os_errno,
+                "the kernel has no ublk: there is no /dev/ublk-control, and the module ublk_drv "
+                "does not load (Linux 6.5 or later with CONFIG_BLK_DEV_UBLK, and root, are "
+                "needed)"};
+    }
+    return {Errc::io, os_errno,
+            text_of("/dev/ublk-control can not be opened: %s", std::strerror(os_errno))};
 }
 
-}  // namespace
+// ---- the machine's ------------------------------------------------------------------------------
 
-Result<std::unique_ptr<UblkControl>> UblkControl::open() {
-    std::unique_ptr<UblkControl> self(new UblkControl);
-    self->fd_ = ::open(control_path, O_RDWR | O_CLOEXEC);
-    if (self->fd_ < 0 && errno == ENOENT) {
+class KernelControl final : public UblkControl {
+  public:
+    KernelControl() = default;
+    ~KernelControl() override;
+    Status open_device();
+
+    Result<std::vector<std::uint32_t>> devices() override { return ublk_devices(); }
+    int open_channel(std::uint32_t dev_id) override;
+    int map_channel(int fd, std::size_t bytes, const ublk::IoDescriptor*& shown) override;
+    int claim(std::uint32_t dev_id) override;
+    std::string user_of(std::uint32_t dev_id) override;
+    int set_io_timeout(std::uint32_t dev_id, unsigned milliseconds) override;
+
+  private:
+    // With the memory that a command refers to: one that never ends keeps both.
+    struct Ring {
+        io_uring ring{};
+        std::array<std::byte, 128> memory{};
+    };
+
+    int run(std::uint32_t command, const ublk::ControlCommand& arguments,
+            std::span<std::byte> memory) override;
+    int wait();
+
+    std::unique_ptr<Ring> ring_;
+    int fd_ = -1;
+};
+
+Status KernelControl::open_device() {
+    fd_ = ::open(control_path, O_RDWR | O_CLOEXEC);
+    if (fd_ < 0 && errno == ENOENT) {
         load_module();
-        self->fd_ = ::open(control_path, O_RDWR | O_CLOEXEC);
+        fd_ = ::open(control_path, O_RDWR | O_CLOEXEC);
     }
-    if (self->fd_ < 0) return open_error(errno);
-    TRY_STATUS(self->open_ring());
+    if (fd_ < 0) return open_error(errno);
+    auto ring = std::make_unique<Ring>();
+    io_uring_params params{};
+    params.flags = IORING_SETUP_SQE128;
+    const int result = -io_uring_queue_init_params(4, &ring->ring, &params);
+    if (result != 0) {
+        return Error{Errc::io, result,
+                     text_of("no io_uring for commands to ublk: %s", std::strerror(result))};
+    }
+    ring_ = std::move(ring);
     std::uint64_t features = 0;
     ublk::ControlCommand arguments;
-    arguments.address = address_of(&features);
-    arguments.bytes = sizeof features;
-    const int result = self->run(ublk::cmd_get_features, arguments);
+    const int got = run(ublk::cmd_get_features, arguments,
+                        std::as_writable_bytes(std::span<std::uint64_t, 1>(&features, 1)));
     constexpr std::uint64_t needed =
         ublk::flag_user_recovery | ublk::flag_user_recovery_reissue | ublk::flag_ioctl_encode;
-    if (result == -EPERM || result == -EACCES) return open_error(-result);
-    if (result < 0 || (features & needed) != needed) {
-        return Error{Errc::unsupported, result < 0 ? -result : 0,
+    if (got == -EPERM || got == -EACCES) return open_error(-got);
+    if (got < 0 || (features & needed) != needed) {
+        return Error{Errc::unsupported, got < 0 ? -got : 0,
                      text_of("the kernel's ublk is too old: it lacks what a device needs to "
                              "outlive its daemon (features %#llx; Linux 6.5 or later has them)",
                              static_cast<unsigned long long>(features))};
     }
-    return self;
-}
-
-Status UblkControl::open_ring() {
-    io_uring_params params{};
-    params.flags = IORING_SETUP_SQE128;
-    const int result = -io_uring_queue_init_params(4, &ring_, &params);
-    if (result != 0) {
-        return Error{Errc::unsupported, result,
-                     text_of("no io_uring for commands to ublk: %s", std::strerror(result))};
-    }
-    ring_open_ = true;
     return ok_status();
 }
 
-UblkControl::~UblkControl() {
-    if (ring_open_) io_uring_queue_exit(&ring_);
+KernelControl::~KernelControl() {
+    if (ring_) io_uring_queue_exit(&ring_->ring);
     if (fd_ >= 0) ::close(fd_);
 }
 
-// The result, or -errno; -ETIME: it was given up, and has ended.
-int UblkControl::run(std::uint32_t command, const ublk::ControlCommand& arguments) {
-    io_uring_sqe* sqe = io_uring_get_sqe(&ring_);
+int KernelControl::run(std::uint32_t command, const ublk::ControlCommand& arguments,
+                       std::span<std::byte> memory) {
+    if (!ring_) return -ETIME;
+    ASSERT(memory.size() <= ring_->memory.size());
+    std::copy(memory.begin(), memory.end(), ring_->memory.begin());
+    ublk::ControlCommand complete = arguments;
+    complete.bytes = static_cast<std::uint16_t>(memory.size());
+    if (!memory.empty()) complete.address = reinterpret_cast<std::uintptr_t>(ring_->memory.data());
+    io_uring_sqe* sqe = io_uring_get_sqe(&ring_->ring);
     ASSERT(sqe != nullptr);
     std::memset(sqe, 0, 2 * sizeof *sqe);
     sqe->opcode = IORING_OP_URING_CMD;
     sqe->fd = fd_;
     sqe->cmd_op = command;
-    std::memcpy(reinterpret_cast<std::byte*>(sqe) + 48, &arguments, sizeof arguments);
+    std::memcpy(reinterpret_cast<std::byte*>(sqe) + 48, &complete, sizeof complete);
     io_uring_sqe_set_data64(sqe, command_mark);
+    const int result = wait();
+    std::copy_n(ring_ ? ring_->memory.begin() : memory.data(), memory.size(), memory.begin());
+    return result;
+}
+
+// A command that waits for the driver's mutex hears no cancel. It is left behind then, with all
+// that it may still write to.
+int KernelControl::wait() {
+    io_uring* const ring = &ring_->ring;
     bool given_up = false;
     for (;;) {
-        __kernel_timespec limit{command_timeout_s, 0};
+        __kernel_timespec limit{given_up ? cancel_timeout_s : command_timeout_s, 0};
         io_uring_cqe* cqe = nullptr;
-        const int waited =
-            io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, given_up ? nullptr : &limit, nullptr);
+        const int waited = io_uring_submit_and_wait_timeout(ring, &cqe, 1, &limit, nullptr);
         if (waited == -EINTR || waited == -EAGAIN) continue;
-        if (waited == -ETIME) {
-            given_up = true;
-            sqe = io_uring_get_sqe(&ring_);
-            ASSERT(sqe != nullptr);
-            std::memset(sqe, 0, 2 * sizeof *sqe);
-            io_uring_prep_cancel64(sqe, command_mark, 0);
-            io_uring_sqe_set_data64(sqe, cancel_mark);
+        if (cqe == nullptr && (waited >= 0 || waited == -ETIME)) io_uring_peek_cqe(ring, &cqe);
+        if (cqe != nullptr) {
+            const bool answer = io_uring_cqe_get_data64(cqe) == command_mark;
+            const int result = cqe->res;
+            io_uring_cqe_seen(ring, cqe);
+            if (answer) return given_up && result < 0 ? -ETIME : result;
             continue;
         }
-        if (waited < 0) return waited;
-        if (cqe == nullptr && io_uring_peek_cqe(&ring_, &cqe) != 0) continue;
-        const bool answer = io_uring_cqe_get_data64(cqe) == command_mark;
-        const int result = cqe->res;
-        io_uring_cqe_seen(&ring_, cqe);
-        if (answer) return given_up && result < 0 ? -ETIME : result;
+        if (waited >= 0) continue;
+        if (waited != -ETIME || given_up) {
+            static_cast<void>(ring_.release());
+            return waited == -ETIME ? -ETIME : waited;
+        }
+        given_up = true;
+        io_uring_sqe* const sqe = io_uring_get_sqe(ring);
+        ASSERT(sqe != nullptr);
+        std::memset(sqe, 0, 2 * sizeof *sqe);
+        io_uring_prep_cancel64(sqe, command_mark, 0);
+        io_uring_sqe_set_data64(sqe, cancel_mark);
     }
 }
 
-Status UblkControl::demand(std::uint32_t command, const ublk::ControlCommand& arguments,
-                           const char* what) {
-    const int result = run(command, arguments);
-    if (result >= 0) return ok_status();
-    const Errc code = result == -ETIME                        ? Errc::timeout
-                      : result == -EBUSY                      ? Errc::busy
-                      : result == -EPERM || result == -EACCES ? Errc::permission
-                                                              : Errc::io;
-    return Error{code, -result,
-                 text_of("ublk device %d: %s failed: %s", static_cast<int>(arguments.dev_id), what,
-                         std::strerror(-result))};
+int KernelControl::open_channel(std::uint32_t dev_id) {
+    const int fd = ::open(text_of("/dev/ublkc%u", dev_id).c_str(), O_RDWR | O_CLOEXEC);
+    return fd < 0 ? -errno : fd;
 }
 
-Result<ublk::DeviceInfo> UblkControl::add(const ublk::DeviceInfo& wanted) {
-    ublk::DeviceInfo info = wanted;
-    ublk::ControlCommand arguments;
-    arguments.dev_id = wanted.dev_id;
-    arguments.address = address_of(&info);
-    arguments.bytes = sizeof info;
-    TRY_STATUS(demand(ublk::cmd_add_dev, arguments, "adding it"));
-    return info;
+int KernelControl::map_channel(int fd, std::size_t bytes, const ublk::IoDescriptor*& shown) {
+    void* const memory = ::mmap(nullptr, bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, fd, 0);
+    if (memory == MAP_FAILED) return -errno;
+    shown = static_cast<const ublk::IoDescriptor*>(memory);
+    return 0;
 }
 
-Result<ublk::DeviceInfo> UblkControl::info(std::uint32_t dev_id) {
-    ublk::DeviceInfo info;
-    ublk::ControlCommand arguments;
-    arguments.dev_id = dev_id;
-    arguments.address = address_of(&info);
-    arguments.bytes = sizeof info;
-    TRY_STATUS(demand(ublk::cmd_get_dev_info, arguments, "asking for its state"));
-    return info;
+int KernelControl::claim(std::uint32_t dev_id) {
+    const int fd = ::open(text_of("/dev/ublkb%u", dev_id).c_str(), O_RDONLY | O_EXCL | O_CLOEXEC);
+    return fd < 0 ? -errno : fd;
 }
 
-Result<ublk::Params> UblkControl::params(std::uint32_t dev_id) {
-    ublk::Params params;
-    params.bytes = sizeof params;
-    ublk::ControlCommand arguments;
-    arguments.dev_id = dev_id;
-    arguments.address = address_of(&params);
-    arguments.bytes = sizeof params;
-    TRY_STATUS(demand(ublk::cmd_get_params, arguments, "asking for its parameters"));
-    return params;
+int KernelControl::set_io_timeout(std::uint32_t dev_id, unsigned milliseconds) {
+    const std::string text = std::to_string(milliseconds);
+    const int fd = ::open(text_of("/sys/block/ublkb%u/queue/io_timeout", dev_id).c_str(),
+                          O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return -errno;
+    const bool good = ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
+    const int error = errno;
+    ::close(fd);
+    return good ? 0 : -error;
 }
 
-Status UblkControl::set_params(std::uint32_t dev_id, ublk::Params params) {
-    params.bytes = sizeof params;
-    ublk::ControlCommand arguments;
-    arguments.dev_id = dev_id;
-    arguments.address = address_of(&params);
-    arguments.bytes = sizeof params;
-    return demand(ublk::cmd_set_params, arguments, "setting its parameters");
+bool has_open(const std::string& process, dev_t device) {
+    const std::string path = "/proc/" + process + "/fd";
+    DIR* const descriptors = ::opendir(path.c_str());
+    if (descriptors == nullptr) return false;  // it ended, or is not ours to look at
+    bool found = false;
+    while (const dirent* entry = found ? nullptr : ::readdir(descriptors)) {
+        struct stat at {};
+        found = ::fstatat(::dirfd(descriptors), entry->d_name, &at, 0) == 0 &&
+                S_ISBLK(at.st_mode) && at.st_rdev == device;
+    }
+    ::closedir(descriptors);
+    return found;
 }
 
-Status UblkControl::start(std::uint32_t dev_id) {
-    ublk::ControlCommand arguments;
-    arguments.dev_id = dev_id;
-    arguments.data = static_cast<std::uint64_t>(::getpid());
-    return demand(ublk::cmd_start_dev, arguments, "starting it");
+std::string KernelControl::user_of(std::uint32_t dev_id) {
+    struct stat device {};
+    if (::stat(text_of("/dev/ublkb%u", dev_id).c_str(), &device) != 0) return "";
+    DIR* const processes = ::opendir("/proc");
+    if (processes == nullptr) return "";
+    const std::string self = std::to_string(::getpid());
+    std::string user;
+    while (const dirent* entry = user.empty() ? ::readdir(processes) : nullptr) {
+        const std::string process = entry->d_name;
+        if (process.find_first_not_of("0123456789") != std::string::npos || process == self ||
+            !has_open(process, device.st_rdev)) {
+            continue;
+        }
+        char name[64] = {};
+        const int fd = ::open(("/proc/" + process + "/comm").c_str(), O_RDONLY | O_CLOEXEC);
+        const ssize_t length = fd < 0 ? -1 : ::read(fd, name, sizeof name - 1);
+        if (fd >= 0) ::close(fd);
+        if (length > 0) name[length - 1] = '\0';
+        user = text_of("%s (pid %s)", name, process.c_str());
+    }
+    ::closedir(processes);
+    return user;
 }
 
-Status UblkControl::stop(std::uint32_t dev_id) {
-    ublk::ControlCommand arguments;
-    arguments.dev_id = dev_id;
-    return demand(ublk::cmd_stop_dev, arguments, "stopping it");
+}  // namespace
+
+Result<std::unique_ptr<UblkControl>> UblkControl::open() {
+    auto self = std::make_unique<KernelControl>();
+    TRY_STATUS(self->open_device());
+    return std::unique_ptr<UblkControl>(std::move(self));
 }
 
-Status UblkControl::remove(std::uint32_t dev_id) {
-    ublk::ControlCommand arguments;
-    arguments.dev_id = dev_id;
-    const int result = run(ublk::cmd_del_dev_async, arguments);
-    if (result >= 0) return ok_status();
-    return demand(ublk::cmd_del_dev, arguments, "deleting it");
-}
-
-Status UblkControl::start_recovery(std::uint32_t dev_id) {
-    ublk::ControlCommand arguments;
-    arguments.dev_id = dev_id;
-    return demand(ublk::cmd_start_recovery, arguments, "taking it over");
-}
-
-Status UblkControl::end_recovery(std::uint32_t dev_id) {
-    ublk::ControlCommand arguments;
-    arguments.dev_id = dev_id;
-    arguments.data = static_cast<std::uint64_t>(::getpid());
-    return demand(ublk::cmd_end_recovery, arguments, "going on with it");
-}
-
-std::vector<std::uint32_t> UblkControl::devices() {
+Result<std::vector<std::uint32_t>> ublk_devices() {
     std::vector<std::uint32_t> ids;
-    DIR* const directory = ::opendir("/sys/class/ublk-char");
-    if (directory == nullptr) return ids;
+    DIR* const directory = ::opendir(devices_path);
+    if (directory == nullptr) {
+        if (errno == ENOENT) return ids;
+        return Error{Errc::io, errno,
+                     text_of("%s can not be read: %s", devices_path, std::strerror(errno))};
+    }
     while (const dirent* entry = ::readdir(directory)) {
         if (std::strncmp(entry->d_name, "ublkc", 5) != 0) continue;
         ids.push_back(static_cast<std::uint32_t>(std::strtoul(entry->d_name + 5, nullptr, 10)));
@@ -230,6 +270,91 @@ std::vector<std::uint32_t> UblkControl::devices() {
     ::closedir(directory);
     std::sort(ids.begin(), ids.end());
     return ids;
+}
+
+// ---- commands -----------------------------------------------------------------------------------
+
+Status UblkControl::demand(std::uint32_t command, ublk::ControlCommand arguments, const char* what,
+                           std::span<std::byte> memory) {
+    const int result = run(command, arguments, memory);
+    if (result >= 0) return ok_status();
+    const Errc code = result == -ETIME                        ? Errc::timeout
+                      : result == -EBUSY                      ? Errc::busy
+                      : result == -ENODEV                     ? Errc::not_found
+                      : result == -EPERM || result == -EACCES ? Errc::permission
+                                                              : Errc::io;
+    return Error{code, -result,
+                 text_of("ublk device %d: %s failed: %s", static_cast<int>(arguments.dev_id), what,
+                         std::strerror(-result))};
+}
+
+namespace {
+
+ublk::ControlCommand about(std::uint32_t dev_id) {
+    ublk::ControlCommand arguments;
+    arguments.dev_id = dev_id;
+    return arguments;
+}
+
+ublk::ControlCommand served_by_us(std::uint32_t dev_id) {
+    ublk::ControlCommand arguments = about(dev_id);
+    arguments.data = static_cast<std::uint64_t>(::getpid());
+    return arguments;
+}
+
+template <class T>
+std::span<std::byte> bytes_of(T& value) {
+    return std::as_writable_bytes(std::span<T, 1>(&value, 1));
+}
+
+}  // namespace
+
+Result<ublk::DeviceInfo> UblkControl::add(const ublk::DeviceInfo& wanted) {
+    ublk::DeviceInfo info = wanted;
+    TRY_STATUS(demand(ublk::cmd_add_dev, about(wanted.dev_id), "adding it", bytes_of(info)));
+    return info;
+}
+
+Result<ublk::DeviceInfo> UblkControl::info(std::uint32_t dev_id) {
+    ublk::DeviceInfo info;
+    TRY_STATUS(
+        demand(ublk::cmd_get_dev_info, about(dev_id), "asking for its state", bytes_of(info)));
+    return info;
+}
+
+Result<ublk::Params> UblkControl::params(std::uint32_t dev_id) {
+    ublk::Params params;
+    params.bytes = sizeof params;
+    TRY_STATUS(
+        demand(ublk::cmd_get_params, about(dev_id), "asking for its parameters", bytes_of(params)));
+    return params;
+}
+
+Status UblkControl::set_params(std::uint32_t dev_id, ublk::Params params) {
+    params.bytes = sizeof params;
+    return demand(ublk::cmd_set_params, about(dev_id), "setting its parameters", bytes_of(params));
+}
+
+Status UblkControl::start(std::uint32_t dev_id) {
+    return demand(ublk::cmd_start_dev, served_by_us(dev_id), "starting it");
+}
+
+Status UblkControl::stop(std::uint32_t dev_id) {
+    return demand(ublk::cmd_stop_dev, about(dev_id), "stopping it");
+}
+
+Status UblkControl::remove(std::uint32_t dev_id) {
+    const Status removed = demand(ublk::cmd_del_dev_async, about(dev_id), "deleting it");
+    if (removed || removed.error().os_errno != EOPNOTSUPP) return removed;
+    return demand(ublk::cmd_del_dev, about(dev_id), "deleting it");
+}
+
+Status UblkControl::start_recovery(std::uint32_t dev_id) {
+    return demand(ublk::cmd_start_recovery, about(dev_id), "taking it over");
+}
+
+Status UblkControl::end_recovery(std::uint32_t dev_id) {
+    return demand(ublk::cmd_end_recovery, served_by_us(dev_id), "going on with it");
 }
 
 }  // namespace replica

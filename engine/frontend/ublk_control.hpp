@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
-// Commands to /dev/ublk-control: add, start, recover, stop and delete ublk devices. Each call
-// blocks until the kernel has answered. So none may be made on the thread that serves a device:
-// starting and stopping wait for requests that this thread has to answer.
+// All that a ublk device asks of the machine: commands to /dev/ublk-control (add, start, recover,
+// stop, delete), the character device, and who uses the block device. Each call blocks until the
+// kernel has answered. So none may be made on the thread that serves a device: starting and
+// stopping wait for requests that this thread has to answer.
+//
+// What is virtual is what a test replaces, to try a death at every step without such a kernel.
 #pragma once
 
-#include <liburing.h>
-
+#include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -18,16 +21,17 @@ namespace replica {
 
 class UblkControl {
   public:
-    // Loads the module if need be, and asks the kernel what it can do.
+    // That of this machine. Loads the module if need be, and asks the kernel what it can do.
     // Errors: unsupported (no ublk in this kernel, or one that can not hand a device over to the
     // next process), permission, io. The message is a sentence for who asked for a device.
     static Result<std::unique_ptr<UblkControl>> open();
-    ~UblkControl();
+    virtual ~UblkControl() = default;
     UblkControl(const UblkControl&) = delete;
     UblkControl& operator=(const UblkControl&) = delete;
 
     // One thread at a time; any thread but the one that serves the device. The errors of all: io,
-    // with the kernel's errno in os_errno; timeout.
+    // busy, permission, not_found (no such device), with the kernel's errno in os_errno; timeout:
+    // the kernel does not answer, and this control can not be used any more.
     Result<ublk::DeviceInfo> add(const ublk::DeviceInfo& wanted);
     Result<ublk::DeviceInfo> info(std::uint32_t dev_id);
     Result<ublk::Params> params(std::uint32_t dev_id);
@@ -42,18 +46,32 @@ class UblkControl {
     Status start_recovery(std::uint32_t dev_id);
     Status end_recovery(std::uint32_t dev_id);  // as start()
 
-    // Ids of the devices that there are, of whoever they may be.
-    static std::vector<std::uint32_t> devices();
+    // Ids of the devices that there are, of whoever they may be. Errors: io.
+    virtual Result<std::vector<std::uint32_t>> devices() = 0;
+    // The character device, for one process at a time, and what the kernel shows there of the
+    // requests. Each gives -errno in place of what was asked for: a descriptor, or `shown`, set.
+    virtual int open_channel(std::uint32_t dev_id) = 0;
+    virtual int map_channel(int fd, std::size_t bytes, const ublk::IoDescriptor*& shown) = 0;
+    // A descriptor of the block device that nobody else can mount meanwhile, or -errno.
+    virtual int claim(std::uint32_t dev_id) = 0;
+    // Who has the block device open without a claim, as far as /proc shows it: "qemu (pid 7)".
+    virtual std::string user_of(std::uint32_t dev_id) = 0;
+    // How often the driver looks whether its server is gone. 0, or -errno.
+    virtual int set_io_timeout(std::uint32_t dev_id, unsigned milliseconds) = 0;
+
+  protected:
+    UblkControl() = default;
+    // The result or -errno; -ETIME: not in time. `memory`: what the kernel reads, then writes.
+    virtual int run(std::uint32_t command, const ublk::ControlCommand& arguments,
+                    std::span<std::byte> memory) = 0;
 
   private:
-    UblkControl() = default;
-    Status open_ring();
-    int run(std::uint32_t command, const ublk::ControlCommand& arguments);
-    Status demand(std::uint32_t command, const ublk::ControlCommand& arguments, const char* what);
-
-    io_uring ring_{};
-    bool ring_open_ = false;
-    int fd_ = -1;
+    Status demand(std::uint32_t command, ublk::ControlCommand arguments, const char* what,
+                  std::span<std::byte> memory = {});
 };
+
+// Ids of the ublk devices of this machine, for those who do not want the module loaded.
+// Errors: io.
+Result<std::vector<std::uint32_t>> ublk_devices();
 
 }  // namespace replica

@@ -2,7 +2,6 @@
 // See ublk_device.hpp.
 #include "engine/frontend/ublk_device.hpp"
 
-#include <fcntl.h>
 #include <sys/stat.h>
 #include <syslog.h>
 #include <unistd.h>
@@ -10,60 +9,28 @@
 #include <bit>
 #include <cerrno>
 #include <chrono>
-#include <cstdio>
 #include <cstring>
-#include <span>
 #include <thread>
 #include <utility>
 
-#include "engine/base/crc32c.hpp"
 #include "engine/base/text.hpp"
 
 namespace replica {
 namespace {
 
-constexpr std::uint64_t magic = 0x52706c63;  // "Rplc"
-constexpr const char* names_directory = "/dev/replica/by-res";
-
 // The driver looks this often whether its server is gone when the dead one held every tag; else it
 // is told. The default is 30 s.
-constexpr const char* io_timeout_ms = "2000";
-constexpr auto recovery_pause = std::chrono::milliseconds(10);
-constexpr auto recovery_patience = std::chrono::seconds(45);
+constexpr unsigned io_timeout_ms = 2000;
 // Long enough to be quick, short enough to leave room for others in between.
 constexpr std::uint32_t discard_bytes_max = 64U << 20;
+// Who looks at every new device (udev) has it open for a moment.
+constexpr int use_attempts = 5;
+constexpr std::chrono::milliseconds use_pause{100};
 
-// What the kernel keeps for us with the device.
-std::uint64_t identity_of(const UblkDeviceOptions& options) {
-    const std::string text = options.state_dir + '\0' + options.resource;
-    return magic << 32 | crc32c(std::as_bytes(std::span(text)));
-}
-
-Status make_directory(const std::string& path, mode_t mode) {
-    if (::mkdir(path.c_str(), mode) == 0 || errno == EEXIST) return ok_status();
+Status make_directory(const std::string& path) {
+    if (::mkdir(path.c_str(), 0755) == 0 || errno == EEXIST) return ok_status();
     return Error{Errc::io, errno,
                  text_of("%s can not be made: %s", path.c_str(), std::strerror(errno))};
-}
-
-// True if all of it is on stable storage.
-bool write_file(const std::string& path, const std::string& text, bool stable) {
-    const int flags = O_WRONLY | O_CLOEXEC | (stable ? O_CREAT | O_TRUNC : 0);
-    const int fd = ::open(path.c_str(), flags, 0600);
-    if (fd < 0) return false;
-    const bool good = ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size()) &&
-                      (!stable || ::fsync(fd) == 0);
-    const int error = errno;
-    ::close(fd);
-    errno = error;
-    return good;
-}
-
-bool sync_directory(const std::string& path) {
-    const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0) return false;
-    const bool good = ::fsync(fd) == 0;
-    ::close(fd);
-    return good;
 }
 
 ublk::Params params_for(const VolumeInfo& info) {
@@ -83,154 +50,215 @@ ublk::Params params_for(const VolumeInfo& info) {
     return params;
 }
 
+std::string path_of(std::uint32_t dev_id) { return text_of("/dev/ublkb%u", dev_id); }
+
+// The stable name, if it is this device's.
+void remove_name(const UblkDeviceOptions& options, const std::string& path) {
+    const std::string name = options.names + "/" + options.resource;
+    char target[64] = {};
+    const ssize_t length = ::readlink(name.c_str(), target, sizeof target - 1);
+    if (length > 0 && target == path) ::unlink(name.c_str());
+}
+
+bool is_none(int error) { return error == ENOENT || error == ENXIO || error == ENODEV; }
+
 }  // namespace
 
-UblkDevice::UblkDevice(UblkDeviceOptions options, std::unique_ptr<UblkControl> control,
-                       std::uint32_t dev_id)
-    : options_(std::move(options)),
+UblkDevice::UblkDevice(const UblkDeviceOptions& options, std::unique_ptr<UblkControl> control,
+                       const ublk::DeviceInfo& info, const UblkRecord& record)
+    : options_(options),
+      file_(options.state_dir, options.resource),
+      record_(record),
       control_(std::move(control)),
-      dev_id_(dev_id),
-      path_(text_of("/dev/ublkb%u", dev_id)) {}
+      info_(info),
+      path_(path_of(info.dev_id)) {}
 
+// On record first: whenever this process dies, the next one finds what there is.
 Result<std::unique_ptr<UblkDevice>> UblkDevice::create(const UblkDeviceOptions& options,
-                                                       const VolumeInfo& info) {
-    TRY(auto control, UblkControl::open());
+                                                       const VolumeInfo& info,
+                                                       std::uint64_t generation) {
+    TRY(auto control, options.control());
+    const UblkRecordFile file(options.state_dir, options.resource);
+    const UblkRecord record{new_ublk_token(), generation};
+    TRY_STATUS(file.save(record));
     ublk::DeviceInfo wanted;
     wanted.queue_depth = ublk_queue_depth;
     wanted.io_bytes_max = ublk_io_bytes_max;
     wanted.flags =
         ublk::flag_user_recovery | ublk::flag_user_recovery_reissue | ublk::flag_ioctl_encode;
-    wanted.server_flags = identity_of(options);
-    TRY(const ublk::DeviceInfo granted, control->add(wanted));
-    std::unique_ptr<UblkDevice> self(new UblkDevice(options, std::move(control), granted.dev_id));
+    wanted.server_flags = record.token;
+    const auto added = control->add(wanted);
+    if (!added) {
+        // If the kernel has not said what became of it, the record stays for who looks next.
+        if (added.error().code != Errc::timeout) static_cast<void>(file.remove());
+        return added.error();
+    }
+    const ublk::DeviceInfo& granted = added.value();
+    std::unique_ptr<UblkDevice> self(new UblkDevice(options, std::move(control), granted, record));
     Status ready = ok_status();
     if ((granted.flags & wanted.flags) != wanted.flags) {
         ready = Error{Errc::unsupported, 0,
                       "the kernel does not grant a ublk device that outlives its daemon"};
-    }
-    if (granted.queue_depth != ublk_queue_depth || granted.io_bytes_max != ublk_io_bytes_max) {
+    } else if (granted.queue_depth != ublk_queue_depth ||
+               granted.io_bytes_max != ublk_io_bytes_max) {
         ready = Error{Errc::unsupported, 0, "the kernel grants other sizes of a ublk queue"};
     }
-    if (ready) ready = self->write_record();
     if (ready) ready = self->control_->set_params(granted.dev_id, params_for(info));
     if (ready) return self;
     static_cast<void>(self->remove());
     return ready.error();
 }
 
-// Whoever has no ublk has no devices that were left.
 Result<std::unique_ptr<UblkDevice>> UblkDevice::find(const UblkDeviceOptions& options) {
     std::unique_ptr<UblkDevice> found;
-    const auto ids = UblkControl::devices();
-    if (ids.empty()) {
-        ::unlink((options.state_dir + "/ublk/" + options.resource).c_str());
+    const UblkRecordFile file(options.state_dir, options.resource);
+    TRY(const auto record, file.load());
+    if (!record) return found;
+    auto control = options.control();
+    if (!control) {
+        if (control.error().code != Errc::unsupported) return control.error();
+        // No driver, no devices; but it may be only /dev that does not show it.
+        TRY(const auto seen, ublk_devices());
+        if (!seen.empty()) return control.error();
+        TRY_STATUS(file.remove());
         return found;
     }
+    TRY(const auto ids, control.value()->devices());
     for (const std::uint32_t id : ids) {
-        TRY(auto control, UblkControl::open());
-        const auto info = control->info(id);
-        // Gone meanwhile, or not ours to ask about.
-        if (!info || info.value().server_flags != identity_of(options)) continue;
-        std::unique_ptr<UblkDevice> device(new UblkDevice(options, std::move(control), id));
+        auto info = control.value()->info(id);
+        if (!info) {
+            // Gone meanwhile; or of an unprivileged user, whom the driver wants named otherwise.
+            const int error = info.error().os_errno;
+            if (error == ENODEV || error == EINVAL) continue;
+            return info.error();
+        }
+        if (info.value().server_flags != record->token) continue;
         if (info.value().state == ublk::DeviceState::dead) {
-            options.log(LOG_NOTICE, device->path_ + " was never started, or stopped: removed");
-            TRY_STATUS(device->remove());
+            options.log(LOG_NOTICE,
+                        text_of("/dev/ublkc%u of %s was never started, or is stopped: removed", id,
+                                options.resource.c_str()));
+            remove_name(options, path_of(id));
+            TRY_STATUS(control.value()->remove(id));
             continue;
         }
-        device->found_ = true;
-        device->read_record();
-        found = std::move(device);
+        found.reset(new UblkDevice(options, std::move(control).value(), info.value(), *record));
+        found->found_ = true;
+        return found;
     }
+    TRY_STATUS(file.remove());
     return found;
 }
 
-// ---- the record ---------------------------------------------------------------------------------
-
-Status UblkDevice::write_record() {
-    const std::string directory = options_.state_dir + "/ublk";
-    TRY_STATUS(make_directory(directory, 0700));
-    const std::string path = record_path(), next = path + ".new";
-    const std::string text = text_of("device %u\ngeneration %s\n", dev_id_, generation_.c_str());
-    if (!write_file(next, text, true) || ::rename(next.c_str(), path.c_str()) != 0 ||
-        !sync_directory(directory)) {
-        return Error{Errc::io, errno,
-                     text_of("%s can not be written: %s", path.c_str(), std::strerror(errno))};
-    }
+Status UblkDevice::note_generation(std::uint64_t generation) {
+    if (generation == record_.generation) return ok_status();
+    const UblkRecord next{record_.token, generation};
+    TRY_STATUS(file_.save(next));
+    record_ = next;
     return ok_status();
-}
-
-// A record that is lost says no less than none: the device itself tells whose it is.
-void UblkDevice::read_record() {
-    std::FILE* const file = std::fopen(record_path().c_str(), "re");
-    if (file == nullptr) return;
-    unsigned id = 0;
-    char generation[64] = {};
-    if (std::fscanf(file, "device %u generation %63s", &id, generation) == 2 && id == dev_id_) {
-        generation_ = generation;
-    }
-    std::fclose(file);
-}
-
-Status UblkDevice::note_generation(const std::string& generation) {
-    generation_ = generation;
-    return write_record();
 }
 
 // ---- going live ---------------------------------------------------------------------------------
 
 Result<std::unique_ptr<UblkChannel>> UblkDevice::open_channel(const VolumeInfo& info) {
-    TRY(auto channel, UblkChannel::create());
-    if (found_) TRY_STATUS(take_over(info));
-    TRY_STATUS(channel->open(dev_id_));
-    return channel;
+    if (found_) TRY_STATUS(check_fit(info));
+    if (!channel_) {
+        TRY(channel_, UblkChannel::create(info_.queue_depth, info_.io_bytes_max));
+    }
+    if (found_) {
+        TRY_STATUS(take_over());
+        TRY_STATUS(open_taken());
+    } else {
+        TRY_STATUS(channel_->open(*control_, info_.dev_id));
+    }
+    return std::move(channel_);
 }
 
-// From the command on until start() the kernel can not take the death of this process, too: Linux
-// 6.12 then refuses to hand the device on. So all that takes time comes before.
-Status UblkDevice::take_over(const VolumeInfo& info) {
-    TRY(const ublk::Params params, control_->params(dev_id_));
+// The device is as another program made it: perhaps an older one, perhaps before the disk was
+// replaced. Serving it in other sizes would hang it, or worse.
+Status UblkDevice::check_fit(const VolumeInfo& info) {
+    TRY(const ublk::Params params, control_->params(info_.dev_id));
+    const auto refuse = [this](const std::string& why) {
+        return Error{Errc::state, 0, path_ + " does not fit: " + why};
+    };
     if (params.basic.dev_sectors != info.size_bytes / sector_bytes) {
-        return Error{Errc::state, 0,
-                     text_of("%s has %llu sectors, and the volume has %llu", path_.c_str(),
-                             static_cast<unsigned long long>(params.basic.dev_sectors),
-                             static_cast<unsigned long long>(info.size_bytes / sector_bytes))};
+        return refuse(text_of("it has %llu sectors, and the volume has %llu",
+                              static_cast<unsigned long long>(params.basic.dev_sectors),
+                              static_cast<unsigned long long>(info.size_bytes / sector_bytes)));
     }
-    const auto deadline = std::chrono::steady_clock::now() + recovery_patience;
-    for (;;) {
-        const Status taken = control_->start_recovery(dev_id_);
-        // EINVAL: a process before us was killed right after this very command.
-        if (taken || taken.error().os_errno == EINVAL) return ok_status();
-        if (taken.error().code != Errc::busy) return taken;
-        if (std::chrono::steady_clock::now() > deadline) {
-            return Error{Errc::timeout, 0,
-                         path_ + " is still served by the process before this one: end that"};
-        }
-        std::this_thread::sleep_for(recovery_pause);
+    if (1U << params.basic.logical_shift < info.logical_block_bytes) {
+        return refuse(text_of("its blocks have %u bytes, and those of the disk %u",
+                              1U << params.basic.logical_shift, info.logical_block_bytes));
     }
+    if (info_.queues != 1 || info_.queue_depth == 0 || info_.queue_depth > ublk_depth_max ||
+        info_.io_bytes_max > io_bytes_max || params.basic.max_sectors == 0 ||
+        params.basic.max_sectors > info_.io_bytes_max / sector_bytes) {
+        return refuse(
+            text_of("%u queue(s) of %u requests of %u bytes are more than this program "
+                    "serves",
+                    info_.queues, info_.queue_depth, info_.io_bytes_max));
+    }
+    return ok_status();
+}
+
+// From here until start() the kernel can not take the death of this process, too: Linux 6.12 then
+// refuses to hand the device on. So all that takes time comes before.
+Status UblkDevice::take_over() {
+    if (taken_) return ok_status();
+    const Status taken = control_->start_recovery(info_.dev_id);
+    interrupted_ = !taken && taken.error().os_errno == EINVAL;
+    if (!taken && taken.error().code == Errc::busy) {
+        return Error{Errc::busy, EBUSY,
+                     text_of("%s is still served by process %d, or that is not gone yet",
+                             path_.c_str(), info_.server_pid)};
+    }
+    if (!taken && !interrupted_) return taken;
+    taken_ = true;
+    patience_ = std::chrono::steady_clock::now() + options_.patience;
+    return ok_status();
+}
+
+Status UblkDevice::open_taken() {
+    const Status opened = channel_->open(*control_, info_.dev_id);
+    if (opened || !interrupted_) return opened;
+    if (opened.error().os_errno == EINVAL) return lost();  // the kernel waits for the dead process
+    if (opened.error().code != Errc::busy) return opened;
+    if (std::chrono::steady_clock::now() < patience_) return opened;
+    return lost();
+}
+
+Error UblkDevice::lost() const {
+    return {Errc::corrupt, 0,
+            path_ +
+                " can not be taken over: a process was killed while it did that, and this "
+                "kernel does not let the next one"};
 }
 
 Status UblkDevice::start() {
-    TRY_STATUS(found_ ? control_->end_recovery(dev_id_) : control_->start(dev_id_));
-    found_ = false;
-    const std::string timeout = text_of("/sys/block/ublkb%u/queue/io_timeout", dev_id_);
-    if (!write_file(timeout, io_timeout_ms, false)) {
-        options_.log(LOG_WARNING, text_of("%s can not be set, so a restart may take 30 s: %s",
-                                          timeout.c_str(), std::strerror(errno)));
+    TRY_STATUS(found_ ? control_->end_recovery(info_.dev_id) : control_->start(info_.dev_id));
+    found_ = taken_ = false;
+    served_ = true;
+    // What follows is of use, but no reason to fail: there are users from now on.
+    const int set = control_->set_io_timeout(info_.dev_id, io_timeout_ms);
+    if (set != 0) {
+        options_.log(LOG_WARNING, text_of("the io_timeout of %s can not be set, so a restart may "
+                                          "take 30 s: %s",
+                                          path_.c_str(), std::strerror(-set)));
     }
     const Status linked = link();
     if (!linked) options_.log(LOG_WARNING, linked.error().message);
-    if (generation_.empty()) return ok_status();
-    return note_generation("");
+    return ok_status();
 }
 
 // By ourselves and not by a rule of udev: there may be none, in a container or an initramfs.
 Status UblkDevice::link() {
-    TRY_STATUS(make_directory("/dev/replica", 0755));
-    TRY_STATUS(make_directory(names_directory, 0755));
-    const std::string name = names_directory + ("/" + options_.resource), next = name + ".new";
-    const std::string target = text_of("../../ublkb%u", dev_id_);
+    for (std::size_t at = options_.names.find('/', 1); at != std::string::npos;
+         at = options_.names.find('/', at + 1)) {
+        TRY_STATUS(make_directory(options_.names.substr(0, at)));
+    }
+    TRY_STATUS(make_directory(options_.names));
+    const std::string name = options_.names + "/" + options_.resource, next = name + ".new";
     ::unlink(next.c_str());
-    if (::symlink(target.c_str(), next.c_str()) != 0 || ::rename(next.c_str(), name.c_str()) != 0) {
+    if (::symlink(path_.c_str(), next.c_str()) != 0 || ::rename(next.c_str(), name.c_str()) != 0) {
         return Error{Errc::io, errno,
                      text_of("%s can not be made: %s", name.c_str(), std::strerror(errno))};
     }
@@ -240,38 +268,64 @@ Status UblkDevice::link() {
 // ---- the end ------------------------------------------------------------------------------------
 
 // An exclusive descriptor: nobody can mount the device meanwhile. -1: there is no such device.
-Result<int> UblkDevice::claim() const {
-    const int fd = ::open(path_.c_str(), O_RDONLY | O_EXCL | O_CLOEXEC);
-    if (fd >= 0 || errno != EBUSY) return fd;
-    return Error{Errc::busy, EBUSY,
-                 text_of("%s is in use (mounted, or part of another device): unmount it first",
-                         path_.c_str())};
+Result<int> UblkDevice::claim() {
+    const int fd = control_->claim(info_.dev_id);
+    if (fd >= 0) return fd;
+    if (is_none(-fd)) return -1;
+    if (fd == -EBUSY) {
+        return Error{Errc::busy, EBUSY,
+                     text_of("%s is in use (mounted, or part of another device): unmount it first",
+                             path_.c_str())};
+    }
+    return Error{Errc::io, -fd,
+                 text_of("%s can not be opened, so it is not known whether it is in use: %s",
+                         path_.c_str(), std::strerror(-fd))};
 }
 
-Status UblkDevice::check_unused() const {
+// The same; and nobody has it open in /proc, either.
+Result<int> UblkDevice::claim_unused() {
     TRY(const int fd, claim());
+    if (fd < 0) return fd;
+    for (int attempt = 0;; ++attempt) {
+        const std::string user = control_->user_of(info_.dev_id);
+        if (user.empty()) return fd;
+        if (attempt == use_attempts) {
+            ::close(fd);
+            return Error{Errc::busy, EBUSY,
+                         path_ + " is open in " + user + ": let that close it first"};
+        }
+        std::this_thread::sleep_for(use_pause);
+    }
+}
+
+Status UblkDevice::check_unused() {
+    TRY(const int fd, claim_unused());
     if (fd >= 0) ::close(fd);
     return ok_status();
 }
 
+// The driver fails what comes after the command, also what the page cache has yet to write.
 Status UblkDevice::stop(bool force) {
     int held = -1;
     if (!force) {
-        TRY(held, claim());
+        TRY(held, claim_unused());
     }
-    const Status stopped = control_->stop(dev_id_);
+    if (held >= 0 && served_ && ::fsync(held) != 0) {
+        const int error = errno;
+        ::close(held);
+        return Error{Errc::io, error,
+                     text_of("%s can not be written out: %s", path_.c_str(), std::strerror(error))};
+    }
+    const Status stopped = control_->stop(info_.dev_id);
     if (held >= 0) ::close(held);
     return stopped;
 }
 
 Status UblkDevice::remove() {
-    const std::string name = names_directory + ("/" + options_.resource);
-    char target[64] = {};
-    const ssize_t length = ::readlink(name.c_str(), target, sizeof target - 1);
-    if (length > 0 && target == text_of("../../ublkb%u", dev_id_)) ::unlink(name.c_str());
-    TRY_STATUS(control_->remove(dev_id_));
-    ::unlink(record_path().c_str());
-    return ok_status();
+    remove_name(options_, path_);
+    const Status removed = control_->remove(info_.dev_id);
+    if (!removed && removed.error().code != Errc::not_found) return removed;
+    return file_.remove();
 }
 
 }  // namespace replica

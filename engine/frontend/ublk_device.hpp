@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-// The life of a ublk device: /dev/ublkbN with a stable name below /dev/replica/by-res. Every call
-// blocks; none may be made on the reactor that serves the device (ublk_control.hpp).
+// The life of one ublk device: made, gone live, taken over by the next process, stopped, deleted.
+// Its requests are served by a UblkQueue on the channel from open_channel(); none of the calls here
+// may be made on the reactor that serves the device (ublk_control.hpp).
 //
 // The device outlives its daemon: when that dies, the kernel keeps the requests, and the next
-// daemon takes the device over and gets them again. It knows its own devices by 64 bits that the
-// kernel keeps for the server (a magic number and a hash of state directory and resource), and
-// touches no others. docs/ublk.md has the order of events.
+// daemon takes the device over and gets them again. It knows its own device by a random number that
+// the kernel keeps with it and that stands in the record (ublk_record.hpp), and touches no others.
+// docs/ublk.md has the order of events.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -16,6 +18,7 @@
 #include "engine/base/result.hpp"
 #include "engine/frontend/ublk_control.hpp"
 #include "engine/frontend/ublk_queue.hpp"
+#include "engine/frontend/ublk_record.hpp"
 #include "engine/frontend/volume.hpp"
 
 namespace replica {
@@ -24,16 +27,23 @@ struct UblkDeviceOptions {
     std::string state_dir;  // absolute; the record is STATE/ublk/RESOURCE
     std::string resource;
     std::function<void(int level, const std::string& line)> log;  // never empty
+    std::string names = "/dev/replica/by-res";                    // where a stable name is made
+    std::function<Result<std::unique_ptr<UblkControl>>()> control = &UblkControl::open;
+    // The channel of a process that was killed while it took a device over is closed by then, or
+    // never.
+    std::chrono::milliseconds patience{5000};
 };
 
 class UblkDevice {
   public:
-    // A new device, with a record that it is ours, and not yet live. Errors: those of
+    // A new device that is on record with the data's generation, and not yet live. Errors: those of
     // UblkControl::open(), no_space, io.
     static Result<std::unique_ptr<UblkDevice>> create(const UblkDeviceOptions& options,
-                                                      const VolumeInfo& info);
-    // The device that an earlier daemon left; nullptr: none. Removes what was never started.
-    // Errors: io (a device is there, and can not be examined).
+                                                      const VolumeInfo& info,
+                                                      std::uint64_t generation);
+    // The device that an earlier daemon left; nullptr: there is none. Removes what was never
+    // started or is stopped, and a record without its device. Errors: those of UblkControl::open()
+    // and of UblkRecordFile::load(), io: whether there is one is not known.
     static Result<std::unique_ptr<UblkDevice>> find(const UblkDeviceOptions& options);
 
     // "/dev/ublkb3"
@@ -41,43 +51,50 @@ class UblkDevice {
     // As status and unexport name the door: "ublk:/dev/ublkb3"
     std::string door() const { return "ublk:" + path_; }
 
-    // The generation of the disk when a device was found that an earlier daemon left; empty: none
-    // noted. It survives this daemon: requests that the kernel kept may be repeated only while the
-    // disk is still of that generation.
-    const std::string& generation() const { return generation_; }
-    Status note_generation(const std::string& generation);
+    // The generation on record. What the kernel kept may be repeated only on this data, or on what
+    // this node alone made of it.
+    std::uint64_t generation() const { return record_.generation; }
+    Status note_generation(std::uint64_t generation);
 
-    // The channel for the queue that will serve the device. Of a found device: takes it over first,
-    // which waits until the kernel has noticed that the old daemon is gone. Errors: state (the size
-    // of the volume is another one), timeout, no_space, io.
+    // The channel for the queue that will serve the device. Of a found device: takes it over first.
+    // Errors: busy (the old daemon is not gone yet, in the kernel's eyes: try again), state (it
+    // does not fit the volume), corrupt (a daemon died while it took the device over, and this
+    // kernel hands it on no more: only stop() helps), no_space, io.
     Result<std::unique_ptr<UblkChannel>> open_channel(const VolumeInfo& info);
     // Goes live. A queue on the channel has to run.
     Status start();
 
-    // Errors: busy (mounted, or held by another exclusive user).
-    Status check_unused() const;
-    // Stops it, and fails what waits if nobody serves it. The queue ends by that. Errors: busy,
-    // unless forced.
+    // Errors: busy (mounted, held by another exclusive user, or open in a process), io.
+    Status check_unused();
+    // Stops it; what waits fails if nobody serves it. The queue ends by that. What the page cache
+    // holds is written before, unless forced. Errors: those of check_unused(), unless forced.
     Status stop(bool force);
     // Deletes a stopped device, its name and its record.
     Status remove();
 
   private:
-    UblkDevice(UblkDeviceOptions options, std::unique_ptr<UblkControl> control,
-               std::uint32_t dev_id);
-    Result<int> claim() const;
-    Status take_over(const VolumeInfo& info);
-    Status write_record();
-    void read_record();
+    UblkDevice(const UblkDeviceOptions& options, std::unique_ptr<UblkControl> control,
+               const ublk::DeviceInfo& info, const UblkRecord& record);
+    Result<int> claim();
+    Result<int> claim_unused();
+    Status check_fit(const VolumeInfo& info);
+    Status take_over();
+    Status open_taken();
     Status link();
-    std::string record_path() const { return options_.state_dir + "/ublk/" + options_.resource; }
+    Error lost() const;
 
     UblkDeviceOptions options_;
+    UblkRecordFile file_;
+    UblkRecord record_;
     std::unique_ptr<UblkControl> control_;
-    std::uint32_t dev_id_;
+    ublk::DeviceInfo info_;
     std::string path_;
-    std::string generation_;
-    bool found_ = false;  // and not taken over yet
+    std::unique_ptr<UblkChannel> channel_;  // until open_channel() gives it out
+    bool found_ = false;                    // left by another process, and not live here yet
+    bool served_ = false;                   // by this process
+    bool taken_ = false;                    // found, and the kernel expects its new server
+    bool interrupted_ = false;              // another process had taken it, and died
+    std::chrono::steady_clock::time_point patience_;  // how long an interrupted one is tried
 };
 
 }  // namespace replica

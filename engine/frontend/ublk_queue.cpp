@@ -3,8 +3,9 @@
 // COMMIT_AND_FETCH, which answers a request and waits for the next one.
 #include "engine/frontend/ublk_queue.hpp"
 
-#include <fcntl.h>
+#include <linux/capability.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <syslog.h>
 #include <unistd.h>
 
@@ -18,14 +19,31 @@
 namespace replica {
 namespace {
 
-// Whole pages: the kernel takes no other length.
-constexpr std::size_t descriptors_bytes =
-    (ublk_queue_depth * sizeof(ublk::IoDescriptor) + 4095) / 4096 * 4096;
-constexpr std::size_t buffers_bytes = std::size_t{ublk_queue_depth} * ublk_io_bytes_max;
-// One for each tag, and more for the long discards, which are many extents.
-constexpr std::uint32_t pieces = ublk_queue_depth + 64, pieces_per_request = 16;
+// Besides one for each tag: for the long discards, which are many extents.
+constexpr std::uint32_t more_pieces = 64, pieces_per_request = 16;
 
-static_assert(ublk_io_bytes_max <= io_bytes_max);
+static_assert(ublk_io_bytes_max <= io_bytes_max && ublk_queue_depth <= ublk_depth_max);
+
+// Gives up the effective CAP_SYS_ADMIN of this thread, or takes it back.
+//
+// Who asks for requests with it makes Linux look for a partition table while it starts the device:
+// with the driver's lock held, by a read that this process has to answer. If it is killed then, the
+// lock is never let go again, and neither is the process, nor can the next one ask for anything.
+void set_admin_right(bool wanted) {
+    __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+    __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3]{};
+    constexpr std::uint32_t admin = 1U << CAP_SYS_ADMIN;
+    static_assert(CAP_SYS_ADMIN < 32);
+    if (::syscall(SYS_capget, &header, data) != 0) return;
+    const std::uint32_t effective =
+        wanted ? data[0].effective | (data[0].permitted & admin) : data[0].effective & ~admin;
+    if (effective == data[0].effective) return;
+    data[0].effective = effective;
+    static_cast<void>(::syscall(SYS_capset, &header, data));
+}
+
+// Queues of this thread whose devices are being started.
+thread_local unsigned starting = 0;
 
 // The kind of a request, or false: it is of a kind that was not offered.
 bool kind_of(std::uint32_t operation, IoKind& kind) {
@@ -73,43 +91,49 @@ int ublk_errno(int error) {
 
 // ---- the channel --------------------------------------------------------------------------------
 
-Result<std::unique_ptr<UblkChannel>> UblkChannel::create() {
-    std::unique_ptr<UblkChannel> self(new UblkChannel);
+// Whole pages: the kernel takes no other length.
+std::size_t UblkChannel::descriptors_bytes() const {
+    return (depth_ * sizeof(ublk::IoDescriptor) + 4095) / 4096 * 4096;
+}
+
+Result<std::unique_ptr<UblkChannel>> UblkChannel::create(std::uint16_t depth,
+                                                         std::uint32_t io_bytes) {
+    ASSERT(depth > 0 && depth <= ublk_depth_max && io_bytes > 0 && io_bytes <= io_bytes_max);
+    std::unique_ptr<UblkChannel> self(new UblkChannel(depth, io_bytes));
     // Touched now: where memory is short, serving a write must not ask for more.
-    void* const memory = ::mmap(nullptr, buffers_bytes, PROT_READ | PROT_WRITE,
+    void* const memory = ::mmap(nullptr, self->buffers_bytes(), PROT_READ | PROT_WRITE,
                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
     if (memory == MAP_FAILED) {
         return Error{Errc::no_space, errno,
                      text_of("no memory for the %zu MiB of buffers of a ublk device: free some, or "
                              "raise the limit of locked memory",
-                             buffers_bytes >> 20)};
+                             self->buffers_bytes() >> 20)};
     }
     self->buffers_ = static_cast<std::byte*>(memory);
     return self;
 }
 
-Status UblkChannel::open(std::uint32_t dev_id) {
+Status UblkChannel::open(UblkControl& control, std::uint32_t dev_id) {
     ASSERT(fd_ < 0);
-    const std::string path = text_of("/dev/ublkc%u", dev_id);
-    fd_ = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
-    if (fd_ < 0) {
-        return Error{errno == EBUSY ? Errc::busy : Errc::io, errno,
-                     text_of("%s can not be opened: %s", path.c_str(), std::strerror(errno))};
+    const auto failed = [dev_id](int error, const char* what) {
+        return Error{error == EBUSY ? Errc::busy : Errc::io, error,
+                     text_of("/dev/ublkc%u can not be %s: %s", dev_id, what, std::strerror(error))};
+    };
+    const int fd = control.open_channel(dev_id);
+    if (fd < 0) return failed(-fd, "opened");
+    const int mapped = control.map_channel(fd, descriptors_bytes(), descriptors_);
+    if (mapped < 0) {
+        ::close(fd);
+        return failed(-mapped, "mapped");
     }
-    void* const shown =
-        ::mmap(nullptr, descriptors_bytes, PROT_READ, MAP_SHARED | MAP_POPULATE, fd_, 0);
-    if (shown == MAP_FAILED) {
-        return Error{Errc::io, errno,
-                     text_of("%s can not be mapped: %s", path.c_str(), std::strerror(errno))};
-    }
-    descriptors_ = static_cast<const ublk::IoDescriptor*>(shown);
+    fd_ = fd;
     return ok_status();
 }
 
 UblkChannel::~UblkChannel() {
-    if (buffers_ != nullptr) ::munmap(buffers_, buffers_bytes);
+    if (buffers_ != nullptr) ::munmap(buffers_, buffers_bytes());
     if (descriptors_ != nullptr) {
-        ::munmap(const_cast<ublk::IoDescriptor*>(descriptors_), descriptors_bytes);
+        ::munmap(const_cast<ublk::IoDescriptor*>(descriptors_), descriptors_bytes());
     }
     if (fd_ >= 0) ::close(fd_);
 }
@@ -136,12 +160,14 @@ UblkQueue::UblkQueue(Reactor& reactor, Volume& volume, std::unique_ptr<UblkChann
       volume_(volume),
       channel_(std::move(channel)),
       log_(std::move(log)),
-      splitter_(volume, pieces, pieces_per_request),
-      tags_(ublk_queue_depth) {
+      splitter_(volume, channel_->depth() + more_pieces, pieces_per_request),
+      tags_(channel_->depth()) {
+    starting_ = true;
+    if (starting++ == 0) set_admin_right(false);
     turn_.context = this;
     turn_.callback = [](Deferred& task) { static_cast<UblkQueue*>(task.context)->on_turn(); };
-    armed_ = ublk_queue_depth;
-    for (std::uint16_t i = 0; i < ublk_queue_depth; ++i) {
+    armed_ = channel_->depth();
+    for (std::uint16_t i = 0; i < channel_->depth(); ++i) {
         Tag& tag = tags_[i];
         tag.queue = this;
         tag.command.tag = i;
@@ -156,25 +182,25 @@ UblkQueue::UblkQueue(Reactor& reactor, Volume& volume, std::unique_ptr<UblkChann
     }
 }
 
-UblkQueue::~UblkQueue() { ASSERT(armed_ == 0 && !turn_.queued); }
+UblkQueue::~UblkQueue() {
+    ASSERT(armed_ == 0 && !turn_.queued);
+    started();
+}
+
+void UblkQueue::started() {
+    if (!std::exchange(starting_, false)) return;
+    if (--starting == 0) set_admin_right(true);
+}
 
 void UblkQueue::fetch(Tag& tag, std::uint32_t command) {
+    tag.command_number = command;
     reactor_.command(tag.op, channel_->fd(), command,
                      std::as_bytes(std::span<const ublk::IoCommand, 1>(&tag.command, 1)));
 }
 
-// 0: there is a request. -ENODEV: the device was stopped; anything else ends the tag too.
+// 0: there is a request.
 void UblkQueue::on_request(Tag& tag, std::int32_t result) {
-    if (result != 0) {
-        if (result != -ENODEV && result != -ECANCELED) {
-            log_(LOG_ERR, text_of("the kernel ends tag %u of the ublk queue: %s", tag.command.tag,
-                                  std::strerror(-result)));
-        }
-        ASSERT(armed_ > 0);
-        --armed_;
-        if (armed_ == 0) reactor_.defer(turn_);
-        return;
-    }
+    if (result != 0) return on_refusal(tag, result);
     const ublk::IoDescriptor& asked = channel_->descriptor(tag.command.tag);
     SplitRequest& request = tag.split;
     if (!kind_of(asked.op_flags & ublk::op_mask, request.kind)) return finish(tag, EIO);
@@ -188,9 +214,28 @@ void UblkQueue::on_request(Tag& tag, std::int32_t result) {
     if (error == 0 && !flush && request.length == 0) error = EIO;
     if (error == 0 && changes && !info.writable) error = EROFS;
     const bool data = request.kind == IoKind::read || request.kind == IoKind::write;
-    if (error == 0 && data && request.length > ublk_io_bytes_max) error = EIO;
+    if (error == 0 && data && request.length > channel_->io_bytes()) error = EIO;
     if (error != 0) return finish(tag, error);
     splitter_.start(request);
+}
+
+// The kernel ends the tag, or has not taken what was given to it.
+void UblkQueue::on_refusal(Tag& tag, std::int32_t result) {
+    // Short of memory: the request is still ours to answer.
+    if (result == -ENOMEM || result == -EAGAIN || result == -EINTR) {
+        return fetch(tag, tag.command_number);
+    }
+    const bool ended = result == -ENODEV || result == -ECANCELED;
+    const std::string text = text_of("the kernel refuses tag %u of the ublk queue: %s",
+                                     tag.command.tag, std::strerror(-result));
+    if (!ended) log_(LOG_CRIT, text);
+    // A request whose answer is refused would hang for ever. The next process gets it again.
+    if (!ended && tag.command_number == ublk::cmd_commit_and_fetch) {
+        assert_failed(text.c_str(), __FILE__, __LINE__);
+    }
+    ASSERT(armed_ > 0);
+    --armed_;
+    if (armed_ == 0) reactor_.defer(turn_);
 }
 
 void UblkQueue::finish(Tag& tag, int error) {
@@ -202,15 +247,15 @@ void UblkQueue::finish(Tag& tag, int error) {
 }
 
 void UblkQueue::when_ended(std::function<void()> done) {
-    ASSERT(done && !ended_);
-    ended_ = std::move(done);
+    ended_.push_back(std::move(done));
     reactor_.defer(turn_);
 }
 
 void UblkQueue::on_turn() {
-    if (armed_ > 0 || !ended_) return;
-    const std::function<void()> ended = std::exchange(ended_, nullptr);
-    ended();
+    if (armed_ > 0) return;
+    // The first one may destroy this queue.
+    for (const std::function<void()>& ended : std::exchange(ended_, {}))
+        ended();
 }
 
 }  // namespace replica

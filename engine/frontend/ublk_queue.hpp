@@ -18,36 +18,43 @@
 #include "engine/base/result.hpp"
 #include "engine/frontend/splitter.hpp"
 #include "engine/frontend/ublk_abi.hpp"
+#include "engine/frontend/ublk_control.hpp"
 #include "engine/frontend/volume.hpp"
 #include "engine/io/reactor.hpp"
 
 namespace replica {
 
+// Of the devices that are made here. One that an earlier program made may have others.
 inline constexpr std::uint16_t ublk_queue_depth = 128;
 inline constexpr std::uint32_t ublk_io_bytes_max = 256U << 10;
+inline constexpr std::uint16_t ublk_depth_max = 512;
 
 // The character device of a ublk device, with the requests that the kernel shows there and a buffer
 // for each.
 class UblkChannel {
   public:
-    // Any thread. Only memory; what can fail comes before the device depends on it. Errors:
-    // no_space.
-    static Result<std::unique_ptr<UblkChannel>> create();
-    // Errors: busy (another process, or the old one's last moments), io.
-    Status open(std::uint32_t dev_id);
+    // Any thread. Only memory, for `depth` requests of `io_bytes` at most; what can fail comes
+    // before the device depends on it. Errors: no_space.
+    static Result<std::unique_ptr<UblkChannel>> create(std::uint16_t depth, std::uint32_t io_bytes);
+    // Errors: busy (another process, or the old one's last moments), io. It may be tried again.
+    Status open(UblkControl& control, std::uint32_t dev_id);
     ~UblkChannel();
     UblkChannel(const UblkChannel&) = delete;
     UblkChannel& operator=(const UblkChannel&) = delete;
 
     int fd() const { return fd_; }
+    std::uint16_t depth() const { return depth_; }
+    std::uint32_t io_bytes() const { return io_bytes_; }
     const ublk::IoDescriptor& descriptor(std::uint32_t tag) const { return descriptors_[tag]; }
-    std::byte* buffer(std::uint32_t tag) const {
-        return buffers_ + std::size_t{tag} * ublk_io_bytes_max;
-    }
+    std::byte* buffer(std::uint32_t tag) const { return buffers_ + std::size_t{tag} * io_bytes_; }
 
   private:
-    UblkChannel() = default;
+    UblkChannel(std::uint16_t depth, std::uint32_t io_bytes) : depth_(depth), io_bytes_(io_bytes) {}
+    std::size_t buffers_bytes() const { return std::size_t{depth_} * io_bytes_; }
+    std::size_t descriptors_bytes() const;
 
+    const std::uint16_t depth_;
+    const std::uint32_t io_bytes_;
     int fd_ = -1;
     const ublk::IoDescriptor* descriptors_ = nullptr;
     std::byte* buffers_ = nullptr;
@@ -58,15 +65,18 @@ class UblkQueue {
   public:
     using LogFunction = std::function<void(int level, const std::string& line)>;
 
-    // Asks the kernel for requests at once.
+    // Asks the kernel for requests at once, without the right that would make it look for a
+    // partition table while the device is started (ublk_queue.cpp): until started() was called.
     UblkQueue(Reactor& reactor, Volume& volume, std::unique_ptr<UblkChannel> channel,
               LogFunction log);
     ~UblkQueue();  // only when ended
     UblkQueue(const UblkQueue&) = delete;
     UblkQueue& operator=(const UblkQueue&) = delete;
 
-    // `done` is called once, later, when the kernel has let go of every tag, which it does when the
-    // device is stopped; the queue may be destroyed in it.
+    void started();  // or not: the command that starts the device has ended
+
+    // Each `done` is called once, later, when the kernel has let go of every tag, which it does
+    // when the device is stopped; the queue may be destroyed in it.
     void when_ended(std::function<void()> done);
     std::uint32_t in_flight() const { return splitter_.requests(); }
 
@@ -75,11 +85,13 @@ class UblkQueue {
         Op op;
         SplitRequest split;
         ublk::IoCommand command;
+        std::uint32_t command_number = 0;
         UblkQueue* queue = nullptr;
     };
 
     void fetch(Tag& tag, std::uint32_t command);
     void on_request(Tag& tag, std::int32_t result);
+    void on_refusal(Tag& tag, std::int32_t result);
     void finish(Tag& tag, int error);
     void on_turn();
 
@@ -93,7 +105,8 @@ class UblkQueue {
     std::vector<Tag> tags_;
     std::uint32_t armed_ = 0;  // tags that the kernel has, or that we answer
     Deferred turn_;
-    std::function<void()> ended_;
+    std::vector<std::function<void()>> ended_;
+    bool starting_ = false;
 };
 
 // The errno that says to the block layer what became of a request (docs/ublk.md, "Errors").

@@ -21,9 +21,9 @@ struct IoRequest {
     bool fua = false;             // write, discard, write_zeroes: stable on every in-sync replica
     std::uint64_t offset = 0;     // bytes, a multiple of sector_bytes
     std::uint32_t length = 0;     // bytes, a multiple of sector_bytes; 0 for flush
-    std::byte* buffer = nullptr;  // read: filled; write: sent from. From Volume::acquire_buffer.
+    std::byte* buffer = nullptr;  // read: filled; write: sent from; locked memory
     // error: 0, or a positive errno: EIO, EROFS (not primary), ENOSPC or EINVAL (beyond the end),
-    // ESHUTDOWN (the resource goes down).
+    // ESHUTDOWN (the resource goes down), or what the local disk said.
     void (*done)(IoRequest& request, int error) = nullptr;
     void* context = nullptr;  // the door's own
 

@@ -1,24 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 // A resource's doors: NBD servers that come and go, a ublk device, and the in-process one.
 #include <algorithm>
-#include <cinttypes>
 #include <utility>
 
-#include "engine/base/text.hpp"
 #include "engine/node/resource_shell.hpp"
 
 namespace replica {
 
-Status ResourceShell::may_export() const {
+Status ResourceShell::may_serve() const {
     if (!primary()) {
         return Error{Errc::state, 0,
                      config_.name + " is Secondary here: promote it, then export it"};
     }
+    if (!serves()) return Error{Errc::state, 0, config_.name + " is being promoted"};
     if (refusing_) return Error{Errc::state, 0, config_.name + " is going down"};
     if (core_->volume_bytes() == 0) {
         return Error{Errc::state, 0, config_.name + " has no size yet: attach its disk"};
     }
     return ok_status();
+}
+
+// What waits was written before anything that comes by another door, and would be repeated after.
+Status ResourceShell::may_export() const {
+    TRY_STATUS(may_serve());
+    if (ublk_noted_ == 0) return ok_status();
+    return Error{Errc::busy, 0, ublk_why_};
 }
 
 Status ResourceShell::export_nbd(const std::string& name) {
@@ -67,7 +73,7 @@ void ResourceShell::unexport(const std::string& name, Done done) {
 // ---- ublk ---------------------------------------------------------------------------------------
 
 Status ResourceShell::open_ublk(std::unique_ptr<UblkChannel> channel, const std::string& door) {
-    TRY_STATUS(may_export());
+    TRY_STATUS(may_serve());
     ASSERT(!ublk_);
     ublk_ = std::make_unique<UblkQueue>(
         reactor_, *this, std::move(channel),
@@ -77,27 +83,52 @@ Status ResourceShell::open_ublk(std::unique_ptr<UblkChannel> channel, const std:
     return ok_status();
 }
 
+void ResourceShell::ublk_started() {
+    if (ublk_) ublk_->started();
+}
+
 void ResourceShell::wait_ublk_ended(Done done) {
     if (!ublk_) return done(ok_status());
     ublk_->when_ended([this, done = std::move(done)] {
+        if (ublk_) publish("door", "destroy", "", ublk_door_);
         ublk_.reset();
-        publish("door", "destroy", "", ublk_door_);
         reactor_.defer(turn_);
         done(ok_status());
     });
 }
 
-// Without the lowest bit, which is the role and not part of the generation.
-std::string ResourceShell::generation() const {
-    return text_of("%016" PRIX64, core_->superblock().current_uuid & ~std::uint64_t{1});
+void ResourceShell::ublk_waits(std::uint64_t noted, const std::string& why) {
+    const bool begins = ublk_noted_ == 0;
+    ublk_noted_ = noted;
+    if (why != ublk_why_) publish("door", "change", "", noted != 0 ? why : "waits no more");
+    ublk_why_ = why;
+    if (noted == 0) return;
+    // Nobody is promoted before it was looked for; so a Primary has no past that could be judged.
+    if (begins) lineage_ = Lineage::stale;
+    watch_lineage();
 }
 
-// A peer that is promoted while it is connected opens no generation, but what it writes comes here.
-bool ResourceShell::is_as_kept() const {
+void ResourceShell::watch_lineage() {
+    if (core_->role() == Role::primary) return;
+    bool received = false;
     for (NodeId id = 0; id < nodes_max; ++id) {
-        if (peers_[id] && core_->view(id).received_bytes > 0) return false;
+        received = received || (peers_[id] && core_->view(id).received_bytes > 0);
     }
-    return generation() == kept_generation_;
+    lineage_ = judge_lineage(ublk_noted_, core_->superblock(), received,
+                             core_->disk() == DiskState::up_to_date);
+}
+
+// The one before, while the present one is not yet on every disk that it names.
+std::uint64_t ResourceShell::generation() const {
+    const Superblock& superblock = core_->superblock();
+    const bool recorded =
+        !core_->suspended() || uuid_identity(superblock.extension.parent_uuid) == uuid_none;
+    return uuid_identity(recorded ? superblock.current_uuid : superblock.extension.parent_uuid);
+}
+
+void ResourceShell::tell_generation(std::function<void()> changed) {
+    generation_told_ = generation();
+    generation_changed_ = std::move(changed);
 }
 
 // ---- all ----------------------------------------------------------------------------------------
@@ -133,6 +164,10 @@ void ResourceShell::stop_doors(Done done) {
 }
 
 void ResourceShell::maybe_doors_stopped() {
+    if (generation_changed_ && generation() != generation_told_) {
+        generation_told_ = generation();
+        generation_changed_();
+    }
     // Whoever lost its role serves nobody.
     if (!primary()) {
         for (Door& door : doors_)

@@ -24,7 +24,7 @@ VolumeInfo ResourceShell::info() const {
     VolumeInfo info;
     info.size_bytes = core_->volume_bytes();
     info.logical_block_bytes = logical_block_bytes_;
-    info.writable = core_->role() == Role::primary;
+    info.writable = core_->serves();
     info.fast_zeroes = file_disk_;
     return info;
 }

@@ -347,7 +347,6 @@ void ResourceShell::command(Command command, Done done) {
     command.token = token_next_++;
     command.wall_clock_s = static_cast<std::uint64_t>(std::time(nullptr));
     waiting_.push_back({command.token, std::move(done)});
-    if (command.kind == CommandKind::promote && !primary()) promoted_as_kept_ = is_as_kept();
     step([&](Core& core) { core.on_command(now(), command); });
     run_completions();
 }

@@ -30,6 +30,7 @@
 #include "engine/node/metadata_store.hpp"
 #include "engine/node/peer_link.hpp"
 #include "engine/node/reactor_thread.hpp"
+#include "engine/node/ublk_lineage.hpp"
 
 namespace replica {
 
@@ -66,6 +67,7 @@ class ResourceShell final : public Volume, private LinkOwner {
     void wait_detached(Done done);  // when the disk is closed, at once if none is open
     bool disk_open() const { return disk_ != nullptr; }
     bool primary() const { return core_->role() == Role::primary; }
+    bool serves() const { return core_->serves(); }  // Primary, and on record as that
     int peer_id(const std::string& name) const;  // -1: no such peer
 
     // Refuses new requests, fails those that wait, closes the doors. done: when they are closed.
@@ -79,19 +81,24 @@ class ResourceShell final : public Volume, private LinkOwner {
     void unexport(const std::string& door, Done done);  // "": all
     // Errors: busy (somebody uses one).
     Status doors_unused() const;
+    // Errors: state (not primary, no size, going down); busy (a ublk device waits).
+    Status may_export() const;
     // The queue of a ublk device, whose life is UblkExport's business. Errors: those of
-    // may_export().
+    // may_export(), but for busy.
     Status open_ublk(std::unique_ptr<UblkChannel> channel, const std::string& door);
+    void ublk_started();  // or not: the kernel has answered
     bool has_ublk() const { return ublk_ != nullptr; }
     void wait_ublk_ended(Done done);  // when the kernel has let go of it, at once if there is none
-    Status may_export() const;        // Errors: state (not primary, no size, going down)
-    // Writes that an earlier daemon was asked for may be repeated only if nobody else has written
-    // since. keep_generation() says of which generation the disk was then, as kept_generation()
-    // gave it out; at the next promotion it is seen whether that still holds.
-    std::string generation() const;
-    void keep_generation(const std::string& generation) { kept_generation_ = generation; }
-    bool is_as_kept() const;
-    bool was_as_kept() const { return promoted_as_kept_; }  // when it was promoted
+    // A device of an earlier daemon waits, and why; it was served last in the generation `noted`.
+    // What waits in it goes before all else: no other door opens. 0: none waits (any more).
+    void ublk_waits(std::uint64_t noted, const std::string& why);
+    bool ublk_is_waiting() const { return ublk_noted_ != 0; }
+    // Whether it may go on. While this node is Primary: as it was just before the promotion.
+    Lineage lineage() const { return lineage_; }
+    // Of the data as it is on record here; `changed` is called on this thread when it is another
+    // one.
+    std::uint64_t generation() const;
+    void tell_generation(std::function<void()> changed);
     // For callers of this process; nullptr: the resource goes down.
     LocalDoor* local_door() { return refusing_ ? nullptr : local_door_.get(); }
 
@@ -238,6 +245,8 @@ class ResourceShell final : public Volume, private LinkOwner {
     void stop_door(Door& door);
     void on_door_stopped(Door& door);
     void maybe_doors_stopped();
+    Status may_serve() const;
+    void watch_lineage();
 
     // resource_status.cpp
     void publish(const char* kind, const char* action, const std::string& peer,
@@ -300,8 +309,11 @@ class ResourceShell final : public Volume, private LinkOwner {
     std::list<Door> doors_;
     std::unique_ptr<UblkQueue> ublk_;
     std::string ublk_door_;
-    std::string kept_generation_;
-    bool promoted_as_kept_ = false;
+    std::uint64_t ublk_noted_ = 0;
+    std::string ublk_why_;
+    Lineage lineage_ = Lineage::stale;
+    std::uint64_t generation_told_ = 0;
+    std::function<void()> generation_changed_;
     std::unique_ptr<LocalDoor> local_door_;
     bool local_stopped_ = false;
     Done doors_done_;
@@ -323,6 +335,7 @@ void ResourceShell::step(F&& input) {
     input(*core_);
     perform_effects();
     in_step_ = false;
+    if (ublk_noted_ != 0) watch_lineage();
     reactor_.defer(turn_);
 }
 

@@ -127,7 +127,7 @@ PeerStatus ResourceShell::status_of(NodeId id, const PeerState& state) const {
 std::string ResourceShell::why() const {
     if (core_->why()[0] != '\0') return core_->why();
     if (core_->suspended()) return "writes wait until the new generation is recorded";
-    return "";
+    return ublk_why_;
 }
 
 ResourceStatus ResourceShell::status() const {

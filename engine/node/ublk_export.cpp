@@ -4,13 +4,13 @@
 
 #include <syslog.h>
 
-#include <chrono>
 #include <utility>
 
 namespace replica {
 namespace {
 
-constexpr std::chrono::milliseconds adopt_pause{100};
+using std::chrono::milliseconds;
+constexpr milliseconds somebody_else{20}, soon{100}, later{1000}, idle{3'600'000};
 constexpr std::chrono::seconds end_timeout{120};
 
 }  // namespace
@@ -18,23 +18,39 @@ constexpr std::chrono::seconds end_timeout{120};
 UblkExport::UblkExport(const Resource& resource, UblkDeviceOptions options)
     : resource_(resource), options_(std::move(options)) {}
 
-UblkExport::~UblkExport() { stop_adopting(); }
+UblkExport::~UblkExport() { leave(); }
+
+// ---- by command ---------------------------------------------------------------------------------
 
 Result<std::string> UblkExport::open() {
+    TRY_STATUS(look());
+    if (device_ && state_ == State::live) {
+        return Error{Errc::exists, 0,
+                     options_.resource + " is exported at " + device_->path() + " already"};
+    }
     if (device_) {
-        if (!waiting_) {
-            return Error{Errc::exists, 0,
-                         options_.resource + " is exported at " + device_->path() + " already"};
-        }
         return Error{Errc::busy, 0,
-                     device_->path() + " of an earlier daemon waits for this node to be Primary"};
+                     device_->path() +
+                         " of an earlier daemon waits to be adopted: see the status for what it "
+                         "waits for, or unexport it"};
     }
     TRY_STATUS(ask([](ResourceShell& shell) { return shell.may_export(); }));
-    const VolumeInfo info = ask([](ResourceShell& shell) { return shell.info(); });
-    TRY(device_, UblkDevice::create(options_, info));
+    struct View {
+        VolumeInfo info;
+        std::uint64_t generation;
+    };
+    const View view = ask([](ResourceShell& shell) {
+        return View{shell.info(), shell.generation()};
+    });
+    TRY(device_, UblkDevice::create(options_, view.info, view.generation));
+    state_ = State::ending;  // unless all goes well
     const Status served = serve();
-    if (served) return device_->door();
-    static_cast<void>(dismiss(true));
+    if (served) {
+        go_live();
+        return device_->door();
+    }
+    const Status dismissed = dismiss(true);
+    if (!dismissed) log(LOG_ERR, dismissed.error().message);
     return served.error();
 }
 
@@ -45,116 +61,235 @@ Status UblkExport::serve() {
     const std::string door = device_->door();
     TRY_STATUS(
         ask([&](ResourceShell& shell) { return shell.open_ublk(std::move(channel), door); }));
-    return device_->start();
+    const Status started = device_->start();
+    ask([](ResourceShell& shell) {
+        shell.ublk_started();
+        return true;
+    });
+    return started;
+}
+
+void UblkExport::go_live() {
+    state_ = State::live;
+    trouble_.clear();
+    ask([this](ResourceShell& shell) {
+        shell.ublk_waits(0, "");
+        shell.tell_generation([this] { wake(); });
+        return true;
+    });
+    wake();
 }
 
 Status UblkExport::dismiss(bool force) {
     TRY_STATUS(device_->stop(force));
+    state_ = State::ending;
+    wake();  // for the case that what follows fails
     TRY_STATUS(resource_.thread.call_async(
-        [this](ResourceShell::Done done) { resource_.shell->wait_ublk_ended(std::move(done)); },
+        [this](ResourceShell::Done done) {
+            resource_.shell->tell_generation(nullptr);
+            resource_.shell->wait_ublk_ended(std::move(done));
+        },
         end_timeout));
-    const Status removed = device_->remove();
+    TRY_STATUS(device_->remove());
     device_.reset();
-    waiting_ = false;
-    return removed;
+    state_ = State::none;
+    trouble_.clear();
+    ask([](ResourceShell& shell) {
+        shell.ublk_waits(0, "");
+        return true;
+    });
+    return ok_status();
 }
 
-Status UblkExport::close(bool waiting_too) {
+Status UblkExport::close(bool force) {
     if (!device_) return ok_status();
-    const bool force = waiting_ && waiting_too;
-    if (!force) TRY_STATUS(device_->check_unused());
-    stop_adopting();
-    return dismiss(force);
+    return dismiss(force || state_ == State::ending);
+}
+
+Status UblkExport::close_left(bool force) {
+    ASSERT(!device_);
+    TRY(auto left, UblkDevice::find(options_));
+    if (!left) return Error{Errc::not_found, 0, options_.resource + " has no ublk device"};
+    TRY_STATUS(left->stop(force));
+    return left->remove();
 }
 
 // ---- what an earlier daemon left ----------------------------------------------------------------
 
+bool UblkExport::may_be_left() const {
+    return UblkRecordFile(options_.state_dir, options_.resource).exists();
+}
+
+void UblkExport::keep_trying(bool wanted) {
+    if (wanted_ == wanted) return;
+    wanted_ = wanted;
+    if (wanted) wake();
+}
+
 Status UblkExport::look() {
     if (device_) return ok_status();
-    stop_adopting();
     TRY(device_, UblkDevice::find(options_));
+    wanted_ = false;
     if (!device_) return ok_status();
-    waiting_ = true;
+    state_ = State::waiting;
     trouble_.clear();
-    // The generation that counts is the one before anybody else had a say. Noted, because the next
-    // daemon may find another one on the disk if this one is killed, too.
-    if (device_->generation().empty()) {
-        TRY_STATUS(
-            device_->note_generation(ask([](ResourceShell& shell) { return shell.generation(); })));
-    }
-    ask([this](ResourceShell& shell) {
-        shell.keep_generation(device_->generation());
-        return true;
-    });
-    log(LOG_NOTICE, options_.resource + ": " + device_->path() +
-                        " of an earlier daemon waits until this node is Primary again");
-    adopt_later();
+    say(LOG_NOTICE, "until this node is Primary again");
+    wake();
     return ok_status();
 }
 
-void UblkExport::adopt_later() {
-    stop_ = false;
-    adopter_ = std::thread([this] {
-        for (;; std::this_thread::sleep_for(adopt_pause)) {
-            // Whoever changes the resource goes first, and may be waiting for this thread to end.
-            const std::unique_lock lock(resource_.changing, std::try_to_lock);
-            if (stop_) return;
-            if (lock.owns_lock() && try_to_adopt()) return;
-        }
+Status UblkExport::before_promotion(bool force) {
+    TRY_STATUS(look());
+    if (state_ != State::waiting) return ok_status();
+    const Lineage lineage = ask([](ResourceShell& shell) { return shell.lineage(); });
+    if (lineage == Lineage::good) return ok_status();
+    if (lineage == Lineage::stale) return give_up("another node has written since");
+    if (force) return give_up("this node is promoted by force, without the data of its users");
+    return Error{Errc::state, 0,
+                 device_->path() +
+                     " of an earlier daemon waits for the data that its users have "
+                     "seen: connect the peer that has it"};
+}
+
+Status UblkExport::give_up(const std::string& why) {
+    const std::string path = device_->path();
+    log(LOG_CRIT, path + " is given up, and what waits in it fails: " + why);
+    return dismiss(true);
+}
+
+// Why the device waits: for the log and the status, once until it is something else.
+void UblkExport::say(int level, const std::string& text) {
+    if (text == trouble_) return;
+    trouble_ = text;
+    const std::string line = device_->path() + " of an earlier daemon waits: " + text;
+    log(level, line);
+    ask([&](ResourceShell& shell) {
+        shell.ublk_waits(device_->generation(), line);
+        return true;
     });
 }
 
-void UblkExport::stop_adopting() {
-    stop_ = true;
-    if (adopter_.joinable()) adopter_.join();
+milliseconds UblkExport::adopt() {
+    struct View {
+        Lineage lineage;
+        bool primary, serves;
+    };
+    const View view = ask([](ResourceShell& shell) {
+        return View{shell.lineage(), shell.primary(), shell.serves()};
+    });
+    const bool missing = view.lineage == Lineage::behind;
+    if (view.lineage == Lineage::stale || (view.primary && missing)) {
+        const Status given_up =
+            give_up(missing ? "this node is Primary without the data of its users"
+                            : "another node has written since, and its data would be overwritten "
+                              "by older");
+        if (!given_up) say(LOG_ERR, given_up.error().message);
+        return later;
+    }
+    if (missing) {
+        say(LOG_NOTICE, "this disk lacks data that its users have seen, which a peer has");
+        return soon;
+    }
+    if (!view.primary) {
+        const Status promoted = resource_.promote();
+        if (!promoted) say(LOG_NOTICE, promoted.error().message);
+        return promoted ? milliseconds(0) : soon;
+    }
+    if (!view.serves) return somebody_else;
+    const Status served = serve();
+    if (served) {
+        log(LOG_NOTICE, device_->path() + " of an earlier daemon is adopted, and goes on");
+        go_live();
+        return milliseconds(0);
+    }
+    const Error& error = served.error();
+    if (error.code == Errc::corrupt) {
+        const Status given_up = give_up(error.message);
+        if (!given_up) say(LOG_ERR, given_up.error().message);
+        return later;
+    }
+    say(error.code == Errc::busy ? LOG_NOTICE : LOG_ERR, error.message);
+    if (!ask([](ResourceShell& shell) { return shell.has_ublk(); })) {
+        return error.code == Errc::busy ? somebody_else : later;
+    }
+    // Half of a hand-over can not be repeated.
+    const Status given_up = give_up(error.message);
+    if (!given_up) log(LOG_ERR, given_up.error().message);
+    return later;
 }
 
-// True: nothing is left to try.
-bool UblkExport::try_to_adopt() {
-    const auto say = [this](int level, const std::string& text) {
-        if (text != trouble_) log(level, options_.resource + ": " + text);
-        trouble_ = text;
-    };
-    struct View {
-        bool primary, good;
-    };
-    const auto look_at = [](ResourceShell& shell) {
-        const bool primary = shell.primary();
-        return View{primary, primary ? shell.was_as_kept() : shell.is_as_kept()};
-    };
-    View view = ask(look_at);
-    if (view.good && !view.primary) {
-        const Status promoted = resource_.promote();
-        if (!promoted) {
-            say(LOG_NOTICE,
-                device_->path() + " waits for its adoption: " + promoted.error().message);
-            return false;
+// An older record is the safe direction: the disk then has to descend from it.
+milliseconds UblkExport::note() {
+    const std::uint64_t now = ask([](ResourceShell& shell) { return shell.generation(); });
+    const Status noted = device_->note_generation(now);
+    if (noted) {
+        trouble_.clear();
+        return idle;
+    }
+    if (trouble_ != noted.error().message) log(LOG_WARNING, noted.error().message);
+    trouble_ = noted.error().message;
+    return later;
+}
+
+// ---- the keeper ---------------------------------------------------------------------------------
+
+void UblkExport::wake() {
+    const std::lock_guard lock(keeper_mutex_);
+    woken_ = true;
+    if (!keeper_.joinable() && !stop_) keeper_ = std::thread([this] { keep(); });
+    keeper_wakes_.notify_one();
+}
+
+void UblkExport::leave() {
+    {
+        const std::lock_guard lock(keeper_mutex_);
+        stop_ = true;
+        keeper_wakes_.notify_one();
+    }
+    if (keeper_.joinable()) keeper_.join();
+}
+
+void UblkExport::keep() {
+    milliseconds pause = idle;
+    std::unique_lock lock(keeper_mutex_);
+    for (;;) {
+        keeper_wakes_.wait_for(lock, pause, [this] { return woken_ || stop_; });
+        if (stop_) return;
+        woken_ = false;
+        lock.unlock();
+        {
+            // Whoever changes the resource goes first, and may be waiting for this thread to end.
+            const std::unique_lock changing(resource_.changing, std::try_to_lock);
+            pause = changing.owns_lock() ? turn() : somebody_else;
         }
-        view = ask(look_at);
+        lock.lock();
     }
-    const std::string path = device_->path();
-    if (!view.good) {
-        log(LOG_CRIT, options_.resource + ": " + path +
-                          " is given up, and what waits in it fails: another node has written "
-                          "since, and its data would be overwritten by older");
-        const Status dismissed = dismiss(true);
-        if (!dismissed) log(LOG_ERR, dismissed.error().message);
-        return dismissed || !device_;
+}
+
+milliseconds UblkExport::turn() {
+    switch (state_) {
+        case State::none: {
+            if (!wanted_) return idle;
+            const Status up = resource_.bring_up();
+            if (!up && up.error().message != trouble_) {
+                trouble_ = up.error().message;
+                log(LOG_ERR, "is tried again, as a block device may wait for it: " + trouble_);
+            }
+            return up ? milliseconds(0) : later;
+        }
+        case State::waiting:
+            return adopt();
+        case State::live:
+            return note();
+        case State::ending: {
+            const Status dismissed = dismiss(true);
+            if (dismissed || dismissed.error().message == trouble_) return later;
+            trouble_ = dismissed.error().message;
+            log(LOG_ERR, trouble_);
+            return later;
+        }
     }
-    Status served =
-        device_->note_generation(ask([](ResourceShell& shell) { return shell.generation(); }));
-    if (served) served = serve();
-    if (!served) {
-        say(LOG_ERR, path + " is not adopted: " + served.error().message);
-        if (!ask([](ResourceShell& shell) { return shell.has_ublk(); })) return false;
-        // Half of a hand-over can not be repeated.
-        const Status dismissed = dismiss(true);
-        if (!dismissed) log(LOG_ERR, dismissed.error().message);
-        return true;
-    }
-    waiting_ = false;
-    log(LOG_NOTICE, options_.resource + ": " + path + " is adopted, and goes on");
-    return true;
+    return idle;
 }
 
 }  // namespace replica

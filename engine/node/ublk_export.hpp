@@ -3,10 +3,13 @@
 // earlier daemon left behind under a mounted file system.
 //
 // Threads: every member blocks, is called with the resource's `changing` held, and not on its
-// reactor.
+// reactor. A thread of its own, the keeper, does what has to wait: it adopts a device when that may
+// be, in short turns for which it takes `changing` if nobody else has it, and keeps the record of
+// a live one up to date.
 #pragma once
 
-#include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -26,7 +29,8 @@ class UblkExport {
         ReactorThread& thread;
         std::unique_ptr<ResourceShell>& shell;  // used on the reactor's thread
         std::mutex& changing;
-        std::function<Status()> promote;  // without force
+        std::function<Status()> promote;   // without force; soon back, and may then go on
+        std::function<Status()> bring_up;  // what was not possible before, and then look()
     };
 
     UblkExport(const Resource& resource, UblkDeviceOptions options);
@@ -37,39 +41,68 @@ class UblkExport {
     // Returns "ublk:/dev/ublkbN". Errors: those of ResourceShell::may_export() and of UblkDevice;
     // exists, busy (a device waits to be adopted).
     Result<std::string> open();
-    // Errors: busy (mounted). `waiting_too`: a device that waits for its adoption is stopped even
-    // if it is mounted; what waits in it fails.
-    Status close(bool waiting_too);
+    // Errors: busy (in use). By force it is stopped all the same, and what waits in it fails.
+    Status close(bool force);
+    // Of a resource that is down: stops and deletes the device that was left. Errors: not_found,
+    // and as close().
+    Status close_left(bool force);
     bool is_open() const { return device_ != nullptr; }
     // Nothing more is adopted; what there is stays for the next daemon.
-    void leave() { stop_adopting(); }
+    void leave();
 
-    // For a resource whose disk is attached and that has not connected yet: looks for a device that
-    // was left. What it finds is adopted, by a thread, as soon as this node can be Primary again,
-    // if nobody else has written meanwhile; otherwise the requests that wait in it fail, because
-    // they would bring old data back.
+    // For a resource that is up: looks for a device that was left. What it finds is adopted as soon
+    // as this node can be Primary again, if nobody else has written meanwhile; otherwise the
+    // requests that wait in it fail, because they would bring old data back. Errors: it is not
+    // known whether there is one.
     Status look();
+    // A device may have been left by an earlier daemon.
+    bool may_be_left() const;
+    // Whether what could not be brought up is to be tried again and again.
+    void keep_trying(bool wanted);
+    // Before any promotion by somebody else: it is the one thing that could make the data look like
+    // that of this node alone. So a device that may not go on is given up first. Errors: state (its
+    // data is missing here, and force is off), and what prevents giving it up.
+    Status before_promotion(bool force);
 
   private:
+    enum class State {
+        none,
+        waiting,  // left by an earlier daemon, and not served yet
+        live,
+        ending,  // to be stopped and deleted, which did not work at once
+    };
+    using Milliseconds = std::chrono::milliseconds;
+
     // On the resource's shell, on its thread.
     template <class F>
     auto ask(F&& f) {
         return resource_.thread.call([&] { return f(*resource_.shell); });
     }
-    void log(int level, const std::string& line) const { options_.log(level, line); }
+    void log(int level, const std::string& line) const {
+        options_.log(level, options_.resource + ": " + line);
+    }
+    void say(int level, const std::string& text);
     Status serve();
     Status dismiss(bool force);
-    void adopt_later();
-    bool try_to_adopt();
-    void stop_adopting();
+    Status give_up(const std::string& why);
+    void go_live();
+    void wake();
+    void keep();
+    Milliseconds turn();
+    Milliseconds adopt();
+    Milliseconds note();
 
     Resource resource_;
     UblkDeviceOptions options_;
     std::unique_ptr<UblkDevice> device_;
-    bool waiting_ = false;  // device_ is not served yet
-    std::string trouble_;   // why not, said once
-    std::thread adopter_;
-    std::atomic<bool> stop_ = false;
+    State state_ = State::none;
+    bool wanted_ = false;  // keep_trying()
+    std::string trouble_;  // said once
+
+    std::mutex keeper_mutex_;  // guards the rest; nothing is locked while it is held
+    std::condition_variable keeper_wakes_;
+    bool woken_ = false, stop_ = false;
+    std::thread keeper_;
 };
 
 }  // namespace replica

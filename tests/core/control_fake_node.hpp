@@ -124,8 +124,9 @@ class FakeNode final : public Node {
             act("export " + name + " ublk", name, [&](auto& s) { s.doors.push_back(door); }));
         return door;
     }
-    Status unexport(const std::string& name, const std::string& door) override {
-        return act("unexport " + name + " " + door, name, [](auto& s) { s.doors.clear(); });
+    Status unexport(const std::string& name, const std::string& door, bool force) override {
+        return act("unexport " + name + " " + door + (force ? " force" : ""), name,
+                   [](auto& s) { s.doors.clear(); });
     }
     std::vector<std::string> resources() override {
         const std::lock_guard lock(mutex_);

@@ -3,10 +3,13 @@
 // there is no ublk. The device itself is tested in a guest (tests/vm).
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <initializer_list>
 
 #include "engine/frontend/ublk_control.hpp"
 #include "engine/frontend/ublk_queue.hpp"
+#include "engine/node/ublk_lineage.hpp"
 #include "tests/catch.hpp"
 
 using namespace replica;
@@ -43,5 +46,61 @@ TEST_CASE("a kernel without ublk is told in a sentence") {
     const Error& error = control.error();
     CHECK((error.code == Errc::unsupported || error.code == Errc::permission));
     CHECK(error.message.find("ublk") != std::string::npos);
-    CHECK(UblkControl::devices().empty());
+    const auto devices = ublk_devices();
+    REQUIRE(devices);
+    CHECK(devices.value().empty());
+}
+
+// ---- what may be repeated -----------------------------------------------------------------------
+
+namespace {
+
+constexpr Uuid noted = 0x1110, second = 0x2220, third = 0x3330;
+
+Superblock written_by(NodeId primary, Uuid current, std::initializer_list<Uuid> history) {
+    Superblock superblock;
+    superblock.node_id = 0;
+    superblock.current_uuid = current | uuid_primary_bit;
+    superblock.extension.primary_node = primary;
+    if (history.size() > 0) superblock.extension.parent_uuid = *history.begin();
+    std::copy(history.begin(), history.end(), superblock.history.begin());
+    return superblock;
+}
+
+}  // namespace
+
+TEST_CASE("what waits may be repeated on data that only this node has written") {
+    const Lineage same = judge_lineage(noted, written_by(0, noted, {}), false, true);
+    CHECK(same == Lineage::good);
+    // A generation that this node opened after the record: it lost a peer, or was promoted.
+    CHECK(judge_lineage(noted, written_by(0, second, {noted}), false, true) == Lineage::good);
+    CHECK(judge_lineage(noted, written_by(0, third, {second, noted}), false, false) ==
+          Lineage::good);
+    // Its history may have forgotten it, but not the parent.
+    Superblock forgetful = written_by(0, second, {noted});
+    forgetful.history = {};
+    CHECK(judge_lineage(noted, forgetful, false, true) == Lineage::good);
+}
+
+TEST_CASE("what waits is never repeated where another node was primary") {
+    for (const bool up_to_date : {false, true}) {
+        // In a generation of its own, or in the same one, promoted while it was connected.
+        for (const Uuid current : {noted, second}) {
+            const Superblock theirs = written_by(1, current, {noted});
+            CHECK(judge_lineage(noted, theirs, false, up_to_date) == Lineage::stale);
+        }
+        // It has sent writes, whatever the label says.
+        CHECK(judge_lineage(noted, written_by(0, noted, {}), true, up_to_date) == Lineage::stale);
+        // No generation was noted.
+        CHECK(judge_lineage(0, written_by(0, noted, {}), false, up_to_date) == Lineage::stale);
+    }
+}
+
+TEST_CASE("what waits is not repeated on data that has lost what came before it") {
+    // This disk failed under the primary, which went on with a peer's: that has generation `noted`.
+    const Superblock old = written_by(0, third, {second});
+    CHECK(judge_lineage(noted, old, false, false) == Lineage::behind);
+    CHECK(judge_lineage(noted, old, false, true) == Lineage::stale);
+    // It comes back with the resync.
+    CHECK(judge_lineage(noted, written_by(0, noted, {third}), false, true) == Lineage::good);
 }

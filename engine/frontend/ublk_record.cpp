@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// See ublk_record.hpp.
+#include "engine/frontend/ublk_record.hpp"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+
+#include "engine/base/text.hpp"
+#include "engine/io/process.hpp"
+
+namespace replica {
+namespace {
+
+constexpr std::uint64_t magic = 0x5270;  // "Rp", in the highest 16 bits of a token
+constexpr const char* format =
+    "replica ublk device 1\ntoken %016" PRIx64 "\ngeneration %016" PRIX64 "\n";
+
+Error file_error(const std::string& path, const char* what) {
+    return {Errc::io, errno,
+            text_of("%s can not be %s: %s", path.c_str(), what, std::strerror(errno))};
+}
+
+// True if it is on stable storage. Leaves errno.
+bool write_stable(const std::string& path, const std::string& text) {
+    const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    if (fd < 0) return false;
+    const ssize_t written = ::write(fd, text.data(), text.size());
+    if (written >= 0 && written < static_cast<ssize_t>(text.size())) errno = ENOSPC;
+    const bool good = written == static_cast<ssize_t>(text.size()) && ::fsync(fd) == 0;
+    const int error = errno;
+    ::close(fd);
+    errno = error;
+    return good;
+}
+
+bool sync_directory(const std::string& path) {
+    const int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return false;
+    const bool good = ::fsync(fd) == 0;
+    const int error = errno;
+    ::close(fd);
+    errno = error;
+    return good;
+}
+
+}  // namespace
+
+std::uint64_t new_ublk_token() { return magic << 48 | random_u64() >> 16; }
+
+UblkRecordFile::UblkRecordFile(const std::string& state_dir, const std::string& resource)
+    : directory_(state_dir + "/ublk"), path_(directory_ + "/" + resource) {}
+
+bool UblkRecordFile::exists() const {
+    return ::access(path_.c_str(), F_OK) == 0 || errno != ENOENT;
+}
+
+Result<std::optional<UblkRecord>> UblkRecordFile::load() const {
+    char text[256] = {};
+    const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
+    if (fd < 0) {
+        if (errno == ENOENT) return std::optional<UblkRecord>();
+        return file_error(path_, "read");
+    }
+    const ssize_t length = ::read(fd, text, sizeof text - 1);
+    const int error = errno;
+    ::close(fd);
+    errno = error;
+    if (length < 0) return file_error(path_, "read");
+    UblkRecord record;
+    const int taken =
+        std::sscanf(text, "replica ublk device 1\ntoken %16" SCNx64 "\ngeneration %16" SCNx64,
+                    &record.token, &record.generation);
+    if (taken != 2 || text_of(format, record.token, record.generation) != text) {
+        return Error{Errc::corrupt, 0,
+                     path_ +
+                         " is not the record of a ublk device: see which device waits (ls "
+                         "/sys/block), end it, and remove the file"};
+    }
+    return std::optional<UblkRecord>(record);
+}
+
+Status UblkRecordFile::save(const UblkRecord& record) const {
+    if (::mkdir(directory_.c_str(), 0700) != 0 && errno != EEXIST) {
+        return file_error(directory_, "made");
+    }
+    const std::string next = path_ + ".new";
+    if (!write_stable(next, text_of(format, record.token, record.generation)) ||
+        ::rename(next.c_str(), path_.c_str()) != 0 || !sync_directory(directory_)) {
+        return file_error(path_, "written");
+    }
+    return ok_status();
+}
+
+Status UblkRecordFile::remove() const {
+    if (::unlink(path_.c_str()) == 0 || errno == ENOENT) return ok_status();
+    return file_error(path_, "removed");
+}
+
+}  // namespace replica
