@@ -1,22 +1,25 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # The ublk door in a guest: two nodes, each on a disk of its own, the primary's volume as a block
-# device with a file system on it; its daemon killed under load and started again.
-#   tests/vm/ublk_test.sh BIN_DIR [ROUNDS]      on the host: boots the guest and runs itself there
+# device with a file system on it; its daemon killed under load and at each step of a device's life,
+# and started again.
+#   tests/vm/ublk_test.sh BIN_DIR [--full]      on the host: boots the guest and runs itself there
+# --full: 20 kills with ext4 and 20 with XFS, instead of 3.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=scripts/cluster.sh
 . "$here/../../scripts/cluster.sh"
 
-bin=${1:?usage: ublk_test.sh BIN_DIR [ROUNDS]}
-rounds=${2:-3}
+bin=${1:?usage: ublk_test.sh BIN_DIR [--full]}
+full=${2:-}
 if [ -z "${VM_GUEST:-}" ]; then
-    exec "$here/run.sh" --cache "$bin/vm" --timeout 800 --disk 200M --disk 200M "$here/$(
-        basename "$0")" "$bin" "$rounds"
+    exec "$here/run.sh" --cache "$bin/vm" --timeout $((${#full} > 0 ? 3000 : 800)) --disk 400M \
+        --disk 400M --disk 64M "$here/$(basename "$0")" "$bin" "$full"
 fi
+killer=$bin/tests/vm/libublk_killer.so
 
 resource=r0
-size=$((128 << 20))
+size=$(((${#full} > 0 ? 320 : 128) << 20))
 name=/dev/replica/by-res/$resource
 record=
 seen() { printf '%4d s  ok %s\n' "$SECONDS" "$*"; }
@@ -32,9 +35,9 @@ finish() {
 }
 trap finish EXIT
 
-# Nothing in the kernel's log says that a request failed.
+# Nothing in the kernel's log says that a request failed, of whatever kind the error is.
 no_errors() {
-    if dmesg | grep -E 'I/O error|EXT4-fs error|Aborting journal|blk_update_request|BUG|Oops'; then
+    if dmesg | grep -E 'error, dev ublkb|EXT4-fs error|XFS .*(error|[Cc]orrupt|[Ss]hut)|Aborting|BUG|Oops|WARNING|blocked for more'; then
         cluster_fail "the kernel has seen errors"
     fi
 }
@@ -77,6 +80,8 @@ the_device() {
     refuses beta 8 export $resource --door ublk
     said=$(ctl alpha export $resource)
     [ "$said" = "/dev/ublkb0, also $name" ] || cluster_fail "export says: $said"
+    # No partition table was looked for: that would be done with a lock held.
+    [ "$(awk '{print $1}' /sys/block/ublkb0/stat)" = 0 ] || cluster_fail "start reads the device"
     [ "$(readlink -f $name)" = /dev/ublkb0 ] || cluster_fail "$name is not /dev/ublkb0"
     [ "$(blockdev --getsize64 $name)" = $size ] || cluster_fail "the size is another one"
     [ "$(status_field alpha $resource '.devices[0].doors[0]')" = ublk:/dev/ublkb0 ] ||
@@ -97,7 +102,8 @@ write_cache write back
 fua 1
 io_timeout 2000
 PARAMETERS
-    grep -q '^device 0$' "$record" || cluster_fail "the device is not on record"
+    generation=$(status_field alpha $resource '.devices[0]."current-uuid"')
+    grep -qi "^generation ${generation%?}" "$record" || cluster_fail "the generation is not on record"
     refuses alpha 3 export $resource --door ublk
     seen "a block device with the volume's parameters"
 }
@@ -135,31 +141,196 @@ mounted() {
     seen "a mounted file system"
 }
 
-killed() {
-    local round load
-    for round in $(seq "$rounds"); do
-        fio --name=load --directory=/mnt/volume --rw=randwrite --bs=4k-64k --iodepth=16 \
-            --direct=$((round % 2)) --size=12M --loops=20 --ioengine=io_uring --verify=crc32c \
-            --verify_fatal=1 --verify_state_save=0 --fsync=64 --time_based --runtime=8 \
-            --minimal >"$CLUSTER_DIR/fio" 2>&1 &
+adopted() {
+    [ "$(status_field alpha $resource '.devices[0].doors[0]')" = ublk:/dev/ublkb0 ]
+}
+
+# Requests that were handed out, or wait, when nobody serves them.
+waiting_requests() {
+    sed -n 's/^busy=//p' /sys/kernel/debug/block/ublkb0/hctx0/tags | head -n 1
+}
+writes_begun() { awk '{print $5}' /sys/block/ublkb0/stat; }
+
+killed() {  # killed FILE-SYSTEM ROUNDS
+    local round load held begun most=0 least=9999
+    for round in $(seq "$2"); do
+        # Verifies as it goes, so that it does however it ends.
+        fio --name=load --directory=/mnt/volume --rw=randwrite --bs=4k-64k --iodepth=160 \
+            --direct=$((round % 2)) --size=16M --loops=12 --ioengine=io_uring --verify=crc32c \
+            --verify_backlog=64 --verify_fatal=1 --verify_state_save=0 --fsync=128 \
+            --output-format=json >"$CLUSTER_DIR/fio" 2>&1 &
         load=$!
-        sleep $((2 + RANDOM % 3)).$((RANDOM % 10))
+        begun=$(writes_begun)
+        wait_for 30 "the load writes" sh -c \
+            "[ \$(awk '{print \$5}' /sys/block/ublkb0/stat) -gt $((begun + 50)) ]"
+        sleep $((RANDOM % 2)).$((RANDOM % 10))
         cluster_crash alpha
-        sleep 0.$((RANDOM % 10))
+        sleep 0.$((2 + RANDOM % 8))
+        held=$(waiting_requests)
+        [ "$held" -le "$most" ] || most=$held
+        [ "$held" -ge "$least" ] || least=$held
         cluster_start alpha
-        wait_for 60 "the device is adopted" \
-            sh -c "[ \"\$('$bin/tools/replicactl' --control '$(control_socket alpha)' status \
-                $resource --json | jq -r '.[0].devices[0].doors[0]')\" = ublk:/dev/ublkb0 ]"
+        wait_for 60 "the device is adopted" adopted
         wait "$load" || cluster_fail "the load saw an error: $(tail -n 5 "$CLUSTER_DIR/fio")"
+        verified=$(sed -n '/^{/,$p' "$CLUSTER_DIR/fio" | jq '.jobs[0].read.total_ios')
+        [ "$verified" -gt 0 ] || cluster_fail "the load has verified nothing"
         no_errors
-        seen "killed and adopted, round $round: no error above"
+        echo "     round $round: $held requests waited, $verified reads verified"
     done
-    # A daemon that is told to stop while the device is in use leaves it to the next one, too.
+    [ "$most" -gt 0 ] || cluster_fail "no kill found a request on its way"
+    seen "$1: killed and adopted $2 times, $least to $most requests waiting: no error above"
+}
+
+# A daemon that is told to stop leaves the device to the next one, whoever uses it; and so does a
+# second command that comes while it waits.
+stopped() {
     cluster_stop alpha
     cluster_start alpha
-    wait_for 60 "the file system goes on" timeout 60 dd if=/dev/zero of=/mnt/volume/after bs=4k \
-        count=1 conv=fsync
-    seen "stopped under a mount, and adopted"
+    wait_for 60 "the device is adopted" adopted
+    timeout 60 dd if=/dev/zero of=/mnt/volume/after bs=4k count=1 conv=fsync status=none
+    umount /mnt/volume
+    exec 9<>$name  # no claim
+    printf x >&9
+    refuses alpha 4 unexport $resource
+    refuses alpha 4 demote $resource
+    refuses alpha 4 down $resource
+    cluster_stop alpha
+    cluster_start alpha
+    wait_for 60 "the device is adopted" adopted
+    printf x >&9
+    exec 9>&-
+    sync
+    mount $name /mnt/volume
+    no_errors
+    seen "stopped under a mount and under an open descriptor, and adopted"
+}
+
+# While it waits for a peer: no other door, no demote, and a signal changes nothing.
+waits() {
+    local load
+    timeout 200 dd if=/dev/zero of=/mnt/volume/waits bs=1M count=8 oflag=direct status=none &
+    load=$!
+    sleep 0.3
+    cluster_crash alpha
+    cluster_crash beta  # without it nobody knows that alpha's data is the newest
+    cluster_start alpha
+    wait_for 30 "the status says that the device waits" sh -c \
+        "'$bin/tools/replicactl' --control '$(control_socket alpha)' status $resource --json |
+            grep -q 'earlier daemon waits'"
+    refuses alpha 4 demote $resource
+    refuses alpha 4 unexport $resource
+    refuses alpha 8 export $resource --nbd "unix:$(door_of alpha)"
+    cluster_stop alpha
+    cluster_start alpha
+    kill -0 $load || cluster_fail "what waits has ended"
+    cluster_start beta
+    wait_for 60 "the device is adopted" adopted
+    wait $load || cluster_fail "what waited saw an error"
+    ctl alpha wait $resource --until synced --timeout 60
+    no_errors
+    seen "waited for a peer, and went on"
+}
+
+# replicad with the killer of tests/vm/ublk_killer.c.
+start_to_die() {
+    local end=$((SECONDS + 30))
+    LD_PRELOAD=$killer UBLK_KILL=$1 setsid "$bin/tools/replicad" --name alpha \
+        --state "$CLUSTER_DIR/alpha/state" --control "$(control_socket alpha)" \
+        --listen "${ADDRESS[alpha]}" >>"$CLUSTER_DIR/alpha/log" 2>&1 </dev/null &
+    PID[alpha]=$!
+    [ "${2:-}" = by-itself ] || until ctl alpha status >/dev/null 2>&1; do
+        [ "$SECONDS" -lt "$end" ] || cluster_fail "replicad does not answer"
+        sleep 0.05
+    done
+}
+has_died() {
+    cluster_wait_gone "${PID[alpha]}" 30 || cluster_fail "not killed at $1"
+    unset "PID[alpha]"
+}
+
+# At each step of taking a device over, under a mount. One step is too much for Linux 6.12.
+killed_adopting() {
+    local point load
+    local points=(10:after 11:during)
+    [ -z "$full" ] || points=(10:before 10:during 10:after 11:before 11:during 11:after)
+    mkfs.ext4 -q $name
+    mount $name /mnt/volume
+    for point in "${points[@]}"; do
+        timeout 100 dd if=/dev/urandom of=/mnt/volume/point bs=64k count=64 oflag=direct \
+            status=none &
+        load=$!
+        sleep 0.2
+        cluster_crash alpha
+        start_to_die "$point" by-itself
+        has_died "$point"
+        cluster_start alpha
+        wait_for 60 "the device is adopted after $point" adopted
+        wait $load || cluster_fail "an error above at $point"
+        no_errors
+        echo "     killed at $point"
+    done
+    umount /mnt/volume
+    e2fsck -fn $name >/dev/null || cluster_fail "the file system is damaged"
+    ctl alpha wait $resource --until synced --timeout 60
+    cluster_crash alpha
+    start_to_die map:after by-itself
+    has_died map:after
+    cluster_start alpha
+    wait_for 60 "the device is given up" sh -c '[ ! -e /dev/ublkc0 ]'
+    grep -q 'is given up' "$CLUSTER_DIR/alpha/log" || cluster_fail "the log does not say why"
+    wait_for 10 "the record is gone" test ! -e "$record"
+    ctl alpha demote $resource
+    seen "killed at each step of an adoption"
+}
+
+# At each step of making and stopping one, without users: nothing is left behind.
+killed_making() {
+    local point
+    ctl alpha wait $resource --until synced --timeout 60
+    local points=(04:after 06:during 06:after 07:during)
+    [ -z "$full" ] || points=(04:before 04:during 04:after 08:after 06:before 06:during 06:after
+        07:before 07:during 07:after 14:before 14:after)
+    for point in "${points[@]}"; do
+        cluster_stop alpha
+        start_to_die "$point"
+        ctl alpha wait $resource --until synced --timeout 60 >/dev/null
+        ctl alpha promote $resource
+        ctl alpha export $resource --door ublk >/dev/null 2>&1 || true
+        case $point in 07* | 14*) ctl alpha unexport $resource 2>/dev/null || true ;; esac
+        has_died "$point"
+        cluster_start alpha
+        if [ -e /dev/ublkb0 ] || [ -e "$record" ]; then
+            wait_for 60 "after $point it is adopted, or gone" sh -c "[ ! -e $record ] || \
+                '$bin/tools/replicactl' --control '$(control_socket alpha)' status $resource \
+                --json | grep -q ublk:/dev/ublkb0"
+        fi
+        ctl alpha unexport $resource >/dev/null
+        [ -z "$(compgen -G "/dev/ublk[bc]0")" ] || cluster_fail "a device is left after $point"
+        [ ! -e "$record" ] || cluster_fail "a record is left after $point"
+        ctl alpha demote $resource
+        echo "     killed at $point"
+    done
+    seen "killed at each step of making and stopping a device"
+}
+
+# Somebody else's device is touched by nobody: one of a node with another state directory.
+foreign() {
+    mkdir "$CLUSTER_DIR/gamma"
+    "$bin/tools/replicad" --name gamma --state "$CLUSTER_DIR/gamma/state" \
+        --control "$CLUSTER_DIR/gamma/control.sock" >"$CLUSTER_DIR/gamma/log" 2>&1 </dev/null &
+    gamma() { "$bin/tools/replicactl" --control "$CLUSTER_DIR/gamma/control.sock" "$@"; }
+    wait_for 15 "gamma answers" gamma status
+    gamma create r9 --node-id 0 --disk /dev/vdc
+    gamma up r9
+    gamma promote r9 --force
+    [ "$(gamma export r9 --door ublk)" = "/dev/ublkb1, also /dev/replica/by-res/r9" ]
+    foreign=$(readlink -f /dev/replica/by-res/r9)
+    seen "a device of somebody else at $foreign"
+}
+foreign_is_well() {
+    dd if=/dev/urandom of="$foreign" bs=1M count=8 oflag=direct status=none
+    grep -q 'adopted\|given up' "$CLUSTER_DIR/gamma/log" && cluster_fail "gamma lost its device"
+    gamma down r9
 }
 
 the_end() {
@@ -167,7 +338,7 @@ the_end() {
     e2fsck -fn $name >/dev/null || cluster_fail "the file system is damaged"
     ctl alpha wait $resource --until synced --timeout 60
     ctl alpha unexport $resource
-    [ -z "$(compgen -G "/dev/ublk[bc]*")" ] || cluster_fail "the device is still there"
+    [ -z "$(compgen -G "/dev/ublk[bc]0")" ] || cluster_fail "the device is still there"
     [ ! -L $name ] || cluster_fail "its name is still there"
     [ ! -e "$record" ] || cluster_fail "its record is still there"
     ctl alpha export $resource --door ublk >/dev/null
@@ -214,10 +385,45 @@ fenced() {
     seen "given up where another node had written"
 }
 
+# As it was before: both up, alpha with the device.
+up_again() {
+    local node
+    for node in "${NODES[@]}"; do
+        ctl "$node" up $resource
+    done
+    ctl alpha wait $resource --until synced --timeout 100
+    ctl alpha promote $resource
+    ctl alpha export $resource --door ublk >/dev/null
+}
+
+xfs() {
+    up_again
+    mkfs.xfs -q -f $name
+    mount $name /mnt/volume
+    killed xfs 20
+    umount /mnt/volume
+    xfs_repair -n $name >/dev/null 2>&1 || cluster_fail "xfs_repair finds damage"
+    ctl alpha wait $resource --until synced --timeout 60
+    for node in "${NODES[@]}"; do
+        ctl "$node" down $resource
+    done
+    cmp --bytes=$size /dev/vda /dev/vdb || cluster_fail "the replicas differ"
+    seen "XFS clean, replicas equal"
+}
+
+mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null || true
 bring_up
 the_device
+foreign
 raw
 mounted
-killed
+if [ -z "$full" ]; then killed ext4 3; else killed ext4 20; fi
+stopped
+waits
 the_end
+[ -z "$full" ] || xfs
 fenced
+up_again
+killed_adopting
+killed_making
+foreign_is_well
