@@ -335,7 +335,8 @@ foreign() {
 }
 foreign_is_well() {
     dd if=/dev/urandom of="$foreign" bs=1M count=8 oflag=direct status=none
-    grep -q 'ublkb.*\(adopted\|given up\)' "$CLUSTER_DIR/gamma/log" && cluster_fail "gamma lost its device"
+    grep -q 'ublkb.*\(adopted\|given up\)' "$CLUSTER_DIR/gamma/log" &&
+        cluster_fail "gamma lost its device"
     gamma down r9
 }
 
