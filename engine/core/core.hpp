@@ -290,6 +290,7 @@ class Core {
         bool aligned = false;  // both slots of the pair were seen to be empty
 
         Role role = Role::unknown;
+        bool agreed = false;  // Primary by the promotion that this node agreed to, so far
         DiskState disk = DiskState::unknown;
         ReplicationState repl = ReplicationState::off;
         std::uint64_t stable_seq = 0;  // writes up to this one are stable on the peer
@@ -301,7 +302,8 @@ class Core {
         std::uint64_t backlog_bytes = 0;  // queued in the shell for the bulk stream
         bool bitmap_sent = false, bitmap_received = false;
         bool full_target = false;         // takes everything: its own label means nothing
-        bool finishing = false;           // sync_done is on its way
+        bool finishing = false;           // source: the target is counted in
+        bool done_sent = false;           // and has been told
         bool paused_for_other = false;    // target: another source is at work
         std::uint64_t bitmap_cursor = 0;  // next wire page to send
         std::uint64_t cursor = 0;         // next bit to look at
@@ -315,6 +317,7 @@ class Core {
     struct OnDurable {
         enum class What : std::uint8_t {
             generation_ack,
+            sync_done,
             sync_done_ack,
             promote_reply,
             promoted,
@@ -517,6 +520,7 @@ class Core {
     void on_chunk_read(std::uint32_t chunk, int result, bool zeroes);
     void on_resync_ack(NodeId peer, const Message& m);
     void maybe_finish_source(NodeId peer);
+    void send_sync_done(NodeId peer);
     void on_sync_done(NodeId peer, const GenerationPayload& g);
     void primary_is_complete(NodeId source);
     bool is_newer_here(NodeId source, std::uint64_t offset, std::uint64_t length) const;

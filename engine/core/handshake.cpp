@@ -233,8 +233,9 @@ void Core::evaluate(NodeId id) {
 void Core::judge(NodeId id) {
     Peer& peer = peers_[id];
     const StatePayload& theirs = peer.received;
-    const bool was_primary = peer.role == Role::primary;
+    const bool was_primary = peer.role == Role::primary && !peer.agreed;
     peer.role = static_cast<Role>(theirs.role);
+    peer.agreed = false;  // if it still asks, it asks again
     peer.disk = static_cast<DiskState>(theirs.disk);
     peer.repl = ReplicationState::established;
     peer.paused_there = peer.paused_for_other = peer.pause_told = false;  // of the last round
@@ -399,6 +400,7 @@ void Core::on_state_update(NodeId id, const Message& m) {
                       peer.disk != DiskState::unknown && disk <= DiskState::inconsistent;
     const bool fell_out = peer.disk > DiskState::inconsistent && disk <= DiskState::inconsistent;
     peer.role = role;
+    peer.agreed = false;
     peer.disk = disk;
     if (disk <= DiskState::inconsistent) peer.aligned = false;
     if (fell) {

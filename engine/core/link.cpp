@@ -262,6 +262,7 @@ void Core::lose_link(NodeId id, const char* why, bool graceful, int level) {
     peer.greeted = {};
     peer.accepting = false;
     peer.role = Role::unknown;
+    peer.agreed = false;
     peer.disk = DiskState::unknown;
     peer.repl = ReplicationState::off;
     peer.aligned = false;

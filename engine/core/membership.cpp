@@ -65,6 +65,7 @@ void Core::open_generation(NodeMask lost) {
     touch();
     for_peers([&](const Peer& peer, NodeId id) {
         if (!ext.in_sync.has(id) || peer.phase != LinkPhase::up) return;
+        if (peer.finishing && !peer.done_sent) return;  // that message will name this generation
         awaiting_ack_.add(id);
         offer_generation(id);
     });
@@ -321,6 +322,7 @@ void Core::on_promote(NodeId id, const Message& m) {
     if (promotion_ == Promotion::asking) {
         abandon_promotion(Errc::busy, "another node is being promoted");
     }
+    if (peer.role != Role::primary) peer.agreed = true;
     peer.role = Role::primary;
     for_peers([&](Peer& other, NodeId other_id) {
         // A resync among secondaries ends: the primary is its source from here on.

@@ -104,6 +104,9 @@ void Core::run_on_durable() {
                 m.type = MessageType::generation_ack;
                 if (linked) send(next.peer, Stream::control, m);
                 break;
+            case OnDurable::What::sync_done:
+                if (linked) send_sync_done(next.peer);
+                break;
             case OnDurable::What::sync_done_ack:
                 m.type = MessageType::sync_done_ack;
                 if (linked) send(next.peer, Stream::control, m);

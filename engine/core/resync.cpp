@@ -37,7 +37,7 @@ void Core::start_source(NodeId id, bool full) {
     Peer& peer = peers_[id];
     peer.repl = ReplicationState::bitmap_source;
     peer.disk = DiskState::inconsistent;
-    peer.bitmap_sent = peer.bitmap_received = peer.finishing = false;
+    peer.bitmap_sent = peer.bitmap_received = peer.finishing = peer.done_sent = false;
     peer.bitmap_cursor = peer.cursor = peer.backlog_bytes = 0;
     peer.done_bits = 0;
     peer.total_bits = 0;
@@ -63,7 +63,7 @@ void Core::start_target(NodeId id, bool full) {
         }
     }
     peer.repl = ReplicationState::bitmap_target;
-    peer.bitmap_sent = peer.bitmap_received = peer.finishing = false;
+    peer.bitmap_sent = peer.bitmap_received = peer.finishing = peer.done_sent = false;
     peer.bitmap_cursor = peer.backlog_bytes = 0;
     peer.done_bits = 0;
     peer.total_bits = 0;
@@ -95,10 +95,8 @@ void Core::abort_resync(NodeId id) {
         mark_journal(peer.stable_seq, NodeMask::of(id));
     }
     if (active_source() == id) look_at_paused_sources();
-    if (peer.finishing) {
-        peer.finishing = false;
-        if (peer.pending > 0) --peer.pending;
-    }
+    if (peer.done_sent && peer.pending > 0) --peer.pending;
+    peer.finishing = peer.done_sent = false;
     peer.repl = ReplicationState::established;
     peer.bitmap_sent = peer.bitmap_received = false;
     retry_held_ = retry_peers_ = true;
@@ -359,24 +357,34 @@ void Core::maybe_finish_source(NodeId id) {
         return;
     }
     peer.finishing = true;
-    if (peer.pending++ == 0) peer.progress_at = now_;
+    peer.done_sent = false;
     if (!is(Mutant::no_fence)) {
         // Counted in first: a write from now on is not acknowledged without it. Until it has
         // answered it may carry either generation.
         sb_.peers[id].admitting_uuid = uuid_identity(sb_.current_uuid);
         admit_to_in_sync(id);
     }
+    on_durable(OnDurable::What::sync_done, id, 0);
+    touch();
+}
+
+// That the target counts is on this disk: a node that forgot it would go on in this generation
+// without the target, which carries it from here on.
+void Core::send_sync_done(NodeId id) {
+    Peer& peer = peers_[id];
+    if (!peer.finishing || peer.done_sent) return;
+    peer.done_sent = true;
+    if (peer.pending++ == 0) peer.progress_at = now_;
     Message m;
     m.type = MessageType::sync_done;
     m.payload_bytes = generation_payload_bytes;
     send(id, Stream::bulk, m);
-    touch();
 }
 
 void Core::on_sync_done_ack(NodeId id, const Message& m) {
     Peer& peer = peers_[id];
-    if (!peer.finishing || peer.repl != ReplicationState::sync_source) return;
-    peer.finishing = false;
+    if (!peer.done_sent || peer.repl != ReplicationState::sync_source) return;
+    peer.finishing = peer.done_sent = false;
     if (peer.pending > 0) --peer.pending;
     peer.progress_at = now_;
     peer.aligned = true;

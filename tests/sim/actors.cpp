@@ -309,6 +309,12 @@ void World::completed(int n, const Effect& e) {
                  " has the generation on its disk");
         }
     }
+    // Who is counted in, and does not know it yet, is no copy if the source loses its cache now.
+    for (std::size_t m = 0; m < nodes_.size(); ++m) {
+        const auto& sb = nodes_[m].disk->newest();
+        if (sb && (sb.value().flags & md_flag::consistent) == 0)
+            members.remove(static_cast<NodeId>(m));
+    }
     // From the moment that it was sent on a power cut of its holders may take it.
     last_ack_[uuid_identity(generation)] = {members, r.submitted_at, n};
 }

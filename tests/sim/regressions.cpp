@@ -685,6 +685,30 @@ void failed_disk_and_restart(const Options& options) {
     s.finish();
 }
 
+// A target is told that it is UpToDate when its source has on record that it counts: a source that
+// lost that in a power cut would go on alone, in the generation that the target carries.
+void target_counted_on_record(const Options& options) {
+    Setup setup;
+    setup.chunk_blocks = 1;
+    Scenario s(options, setup);
+    s.kill(1);
+    s.run_ms(1'000);
+    for (std::uint64_t block = 0; block < 40; ++block)
+        s.acknowledged(s.write(0, 2 * block));
+    s.start(1);
+    s.until("it is being resynced",
+            [&] { return s.view(0, 1).replication == ReplicationState::sync_source; });
+    s.hold_io(0, IoOrigin::superblock);
+    s.until("nothing is left to be sent", [&] { return s.bits(0, 1) == 0; });
+    s.run_ms(500);
+    s.expect(s.core(1).disk() == DiskState::inconsistent, "b is not told yet");
+    s.power_cut(0);
+    s.run_ms(2'000);
+    s.release_io();
+    s.start(0);
+    s.finish();
+}
+
 // While b asks for its promotion a Primary connects that it could not see before.
 void promotion_meets_a_primary(const Options& options) {
     Setup setup;
@@ -852,6 +876,8 @@ constexpr Regression table[] = {
      diskless_primary_and_other_data},
     {"failed-disk-and-restart", "a restart hid that a failed disk may have lost its cache",
      failed_disk_and_restart},
+    {"target-counted-on-record", "a power cut took the record of a member that had been told",
+     target_counted_on_record},
     {"promotion-meets-a-primary", "two Primaries, connected to each other",
      promotion_meets_a_primary},
     {"mended-disk-of-a-primary", "a disk could not be attached to a Primary",
