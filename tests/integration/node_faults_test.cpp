@@ -236,6 +236,9 @@ class SmallDisk {
     SmallDisk& operator=(const SmallDisk&) = delete;
     bool mounted() const { return mounted_; }
     std::string disk() const { return folder_ + "/disk"; }
+    bool grow() const {
+        return mount("none", folder_.c_str(), nullptr, MS_REMOUNT, "size=64m") == 0;
+    }
 
   private:
     std::string folder_;
@@ -262,10 +265,11 @@ TEST_CASE("a full disk under a sparse file costs the disk, not the volume") {
     std::vector<std::byte> back(bytes.size());
     REQUIRE_OK(pair.a->read("r0", 0, back));
     CHECK(back == bytes);
-    // Another process would not believe its cache either; once it is attached again that is settled.
+    // Another process would not believe its cache either; once it is attached again that is
+    // settled.
     const std::string note = pair.dir() / "state0/superblocks/r0.v0.failed";
     CHECK(std::filesystem::exists(note));
-    REQUIRE(mount("none", small.c_str(), nullptr, MS_REMOUNT, "size=64m") == 0);
+    REQUIRE(small.grow());
     REQUIRE_OK(pair.a->attach("r0"));
     pair.wait_synced();
     CHECK(pair.status(0).role == "Primary");
