@@ -130,6 +130,13 @@ Scope crash_of_secondary() {
     s.kill_secondary = s.power_cut_secondary = true;
     return s;
 }
+Scope crash_of_primary() {
+    Scope s;
+    s.name = "writes, crash of the primary";
+    s.requests = {{IoKind::write, 0, 1}, {IoKind::flush, 0, 0}, {IoKind::write, 1, 2}};
+    s.kill_primary = true;
+    return s;
+}
 Scope resync_and_write() {
     Scope s;
     s.name = "resync and a racing write";
@@ -155,6 +162,7 @@ void check_clean(const Scope& scope) {
     const Outcome o = explore(scope, Mutant::none);
     print(scope, "", o);
     CHECK(o.violation == "");
+    CHECK(o.complete);
     CHECK(o.ends > 0);
 }
 
@@ -172,6 +180,7 @@ TEST_CASE("no interleaving of a small scope breaks a promise") {
     check_clean(one_log_slot());
     check_clean(flush_and_loss());
     check_clean(crash_of_secondary());
+    check_clean(crash_of_primary());
     check_clean(resync_and_write());
     check_clean(resync_and_loss());
     check_clean(overlap_and_loss());
@@ -179,6 +188,7 @@ TEST_CASE("no interleaving of a small scope breaks a promise") {
 
 TEST_CASE("every deliberate mistake is found") {
     check_caught(overlapping_writes(), Mutant::ack_before_peer, "ack-before-peer");
+    check_caught(crash_of_primary(), Mutant::ack_before_peer, "ack-before-peer");
     check_caught(overlapping_writes(), Mutant::no_overlap_hold, "no-overlap-hold");
     check_caught(one_log_slot(), Mutant::skip_activity_log, "skip-activity-log");
     check_caught(link_loss(), Mutant::clear_bit_on_completion, "clear-bit-on-completion");

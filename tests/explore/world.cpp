@@ -542,8 +542,10 @@ std::vector<Event> World::events(const Scope& scope) const {
     }
     const bool room =
         std::any_of(pending_.begin(), pending_.end(), [](const Pending& p) { return !p.used; });
-    if (submitted_ < scope.requests.size() && room) list.push_back({Kind::submit, 0, 0});
+    if (submitted_ < scope.requests.size() && room && nodes_[0].up)
+        list.push_back({Kind::submit, 0, 0});
     if (scope.kill_secondary && !lost_) list.push_back({Kind::kill, 1, 0});
+    if (scope.kill_primary && !lost_) list.push_back({Kind::kill, 0, 0});
     if (scope.power_cut_secondary && !lost_) list.push_back({Kind::power_cut, 1, 0});
     return list;
 }
@@ -640,7 +642,7 @@ void World::check() {
                      ", and neither side has it marked");
         }
     }
-    for (unsigned m = 0; m < 2; ++m) {
+    for (unsigned m = 0; m < 2 && nodes_[0].up; ++m) {
         if (!core(0).in_sync().has(static_cast<NodeId>(m)) || nodes_[m].lost_cache) continue;
         for (const Cell& cell : acked_.cells()) {
             const Stamp found = nodes_[m].disk.visible.at(cell.block);
@@ -662,7 +664,7 @@ bool World::in_order() {
             core(n).in_sync().count() != 2)
             return false;
     }
-    return core(0).role() == Role::primary;
+    return core(primary_).role() == Role::primary;
 }
 
 // Everything that can happen by itself, one after the other.
@@ -690,7 +692,25 @@ void World::advance(std::uint64_t ms) {
     settle();
 }
 
+// The application died with the primary: what was not answered may be there or not, the rest is.
+void World::fail_over() {
+    pending_ = {};
+    for (int i = 0; i < 4; ++i)
+        advance(500);
+    command(1, CommandKind::promote);
+    settle();
+    if (core(1).role() != Role::primary) return fail("I-L1: the survivor is not promoted");
+    for (const Cell& cell : acked_.cells()) {
+        if (nodes_[1].disk.visible.at(cell.block) < cell.stamp)
+            return fail("I-C2: the survivor lacks acknowledged write " +
+                        std::to_string(cell.stamp) + " in block " + std::to_string(cell.block));
+    }
+    primary_ = 1;
+    start(0);
+}
+
 void World::check_end() {
+    if (!nodes_[0].up) fail_over();
     for (const Pending& p : pending_) {
         if (p.used) return fail("I-L1: a request is never answered");
     }

@@ -31,6 +31,7 @@ struct Scope {
     bool link_loss = false;            // once, at any moment, each side sees it at any later one
     bool kill_secondary = false;       // its process ends; what was in the kernel completes
     bool power_cut_secondary = false;  // its disk's cache is lost, and what was under way
+    bool kill_primary = false;         // then the secondary is promoted
     bool resync = false;  // starts with blocks 0 and 2 out of sync, bitmaps on their way
     std::size_t states_max = 200'000;
 };
@@ -148,6 +149,7 @@ class World {
     void dial();
     void command(unsigned n, CommandKind kind, bool force = false);
     void begin_resync();
+    void fail_over();
     void settle();
     void advance(std::uint64_t ms);
     bool in_order();
@@ -162,7 +164,8 @@ class World {
     std::array<Side, 2> link_;
     bool bound_ = false;  // side 1 has adopted the connections
     bool dialling_ = false;
-    bool lost_ = false;  // the link or the secondary was lost once
+    bool lost_ = false;  // the link or a node was lost once
+    unsigned primary_ = 0;
     std::size_t submitted_ = 0;
     Stamp last_stamp_ = 0;
     std::array<Pending, 3> pending_;

@@ -355,6 +355,13 @@ void World::command(int n, CommandKind kind, int peer, bool force, bool discard)
 void World::replied(int n, std::uint32_t token, Errc code) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     replies_[token] = code;
+    // Its shell ends with it; somebody brings it up again.
+    if (token == node.down_token && code == Errc::ok) {
+        at(1, [this, n, incarnation = node.incarnation] {
+            if (nodes_[static_cast<std::size_t>(n)].incarnation == incarnation) crash(n, false);
+        });
+        start_later(n, 100 * ns_per_ms + random_.below(2 * ns_per_s));
+    }
     if (token != node.promote_token) return;
     node.promote_token = 0;
     if (code != Errc::ok || node.core->role() != Role::primary) return;
@@ -402,7 +409,7 @@ void World::one_command() {
     const int other = peer == n ? -1 : peer;
     ++stats_.of(Fault::command);
     if (swarm_.options && random_.below(4) == 0) return change_options(n);
-    switch (random_.below(10)) {
+    switch (random_.below(13)) {
         case 0:
             return command(n, CommandKind::demote);
         case 1:
@@ -420,6 +427,12 @@ void World::one_command() {
             return command(n, CommandKind::resume_sync, other);
         case 8:
             if (swarm_.detach) command(n, CommandKind::detach);
+            return;
+        case 9:
+            return command(n, CommandKind::new_current_uuid, -1, random_.below(4) == 0);
+        case 10:
+            command(n, CommandKind::down);
+            node.down_token = token_;
             return;
         default:
             if (node.core->disk() == DiskState::diskless && !node.disk_broken) attach(n);
