@@ -26,6 +26,8 @@
 namespace replica {
 namespace {
 
+// IFF_LOWER_UP and IFF_DORMANT of linux/if.h, which does not go with net/if.h.
+constexpr unsigned carrier = 1U << 16, dormant = 1U << 17;
 constexpr int messages_per_read = 256;
 constexpr int receive_buffer_bytes = 1 << 20;
 
@@ -218,10 +220,10 @@ void RouteMonitor::take_link(nlmsghdr* header) {
     link.listed = true;
     const nlattr* const name = nlmsg_find_attr(header, sizeof(ifinfomsg), IFLA_IFNAME);
     if (name != nullptr) link.name = nla_get_string(name);
-    // IFF_RUNNING: its state (RFC 2863) is up, or it does not tell; ports of a bond that take over
-    // from each other do not show here, as long as the bond is up.
-    constexpr unsigned wanted = IFF_UP | IFF_RUNNING;
-    set_usable(link, (info->ifi_flags & wanted) == wanted);
+    // The carrier itself, and not IFF_RUNNING, which follows it up to a second later. Ports of a
+    // bond that take over from each other do not show here, as long as the bond has one.
+    constexpr unsigned wanted = IFF_UP | carrier;
+    set_usable(link, (info->ifi_flags & (wanted | dormant)) == wanted);
 }
 
 void RouteMonitor::set_usable(Link& link, bool usable) {
@@ -349,6 +351,10 @@ void RouteMonitor::start(PathWatch& watch, const sockaddr* peer, const sockaddr*
     if (watch.peer.family == 0) return;
     watch.monitor = this;
     watch.seen = way_of(watch);
+    // The kernel tells of a carrier up to a second late: who is connected already has one.
+    if (!watch.seen.usable && watch.local.family != 0 && dump(RTM_GETLINK)) {
+        watch.seen = way_of(watch);
+    }
     watches_.push_back(&watch);
 }
 

@@ -307,3 +307,19 @@ TEST_CASE("a callback may stop and start watches") {
     settle(*monitor);
     CHECK(both.called == 2);
 }
+
+TEST_CASE("a cable that is out again at once is noticed, too") {
+    if (!have_namespace()) return;
+    const Net net;
+    const auto monitor = open_monitor();
+    settle(*monitor);
+    REQUIRE(ip("link set east down"));
+    settle(*monitor);
+    REQUIRE(ip("link set east up"));
+    // Connected before the kernel has told of it, which it does once a second for some interfaces.
+    Watch connected(*monitor, "10.1.0.2", "10.1.0.1");
+    CHECK(connected.watch.seen.usable);
+    REQUIRE(ip("link set east down"));
+    settle(*monitor, 1500);
+    CHECK(connected.take() == lost);
+}
