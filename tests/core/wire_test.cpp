@@ -360,3 +360,166 @@ TEST_CASE("a generation") {
     for (int i = 0; i < 20'000; ++i)
         (void)decode_generation(random_bytes<generation_payload_bytes>(random));
 }
+
+namespace {
+
+// Where docs/protocol.md says that a field of a payload lies; `set` changes it and nothing else.
+template <class P>
+struct PayloadField {
+    const char* name;
+    std::size_t at, bytes;
+    void (*set)(P&);
+};
+
+// Changing one field changes its bytes, little-endian, and no others. Together the fields cover
+// everything up to `end`; what follows is zero.
+template <class P, std::size_t size, class Encode, std::size_t n>
+void check_places(const PayloadField<P> (&list)[n], std::size_t end, Encode encode) {
+    std::array<std::byte, size> before;
+    encode(P{}, before);
+    std::size_t covered = 0;
+    for (const PayloadField<P>& field : list) {
+        INFO(field.name);
+        P value{};
+        field.set(value);
+        std::array<std::byte, size> after;
+        encode(value, after);
+        for (std::size_t i = 0; i < size; ++i) {
+            const bool inside = i >= field.at && i < field.at + field.bytes;
+            if (!inside) CHECK(before[i] == after[i]);
+            // Each `set` gives byte k of its field the value k + 1, modulo 256.
+            if (inside) CHECK(after[i] == static_cast<std::byte>(i - field.at + 1));
+        }
+        covered += field.bytes;
+    }
+    CHECK(covered == end);
+    for (std::size_t i = end; i < size; ++i)
+        CHECK(before[i] == std::byte{0});
+}
+
+constexpr std::uint64_t count8 = 0x0807060504030201;
+constexpr std::uint32_t count4 = 0x04030201;
+constexpr std::uint16_t count2 = 0x0201;
+
+template <std::size_t n>
+std::array<std::uint8_t, n> counting() {
+    std::array<std::uint8_t, n> bytes;
+    for (std::size_t i = 0; i < n; ++i)
+        bytes[i] = static_cast<std::uint8_t>(i + 1);
+    return bytes;
+}
+std::array<Uuid, history_uuids_max> counting_history() {
+    const auto bytes = counting<history_uuids_max * 8>();
+    std::array<Uuid, history_uuids_max> history;
+    for (std::size_t i = 0; i < history.size(); ++i)
+        history[i] = load_le<std::uint64_t>(reinterpret_cast<const std::byte*>(&bytes[i * 8]));
+    return history;
+}
+
+constexpr PayloadField<HelloPayload> hello_fields[] = {
+    {"stream", 0, 1, [](HelloPayload& p) { p.stream = Stream::control; }},
+    {"version_min", 1, 2, [](HelloPayload& p) { p.version_min = count2; }},
+    {"version_max", 3, 2, [](HelloPayload& p) { p.version_max = count2; }},
+    {"from", 5, 1, [](HelloPayload& p) { p.from = 1; }},
+    {"to", 6, 1, [](HelloPayload& p) { p.to = 1; }},
+    {"features", 7, 8, [](HelloPayload& p) { p.features = count8; }},
+    {"session", 15, 8, [](HelloPayload& p) { p.session = count8; }},
+    {"incarnation", 23, 8, [](HelloPayload& p) { p.incarnation = count8; }},
+    {"journal_entries", 31, 4, [](HelloPayload& p) { p.journal_entries = count4; }},
+    {"io_bytes_max", 35, 4, [](HelloPayload& p) { p.io_bytes_max = count4; }},
+    {"volume_id", 39, 16, [](HelloPayload& p) { p.volume_id = counting<16>(); }},
+    {"resource", 55, 64,
+     [](HelloPayload& p) {
+         const auto text = counting<64>();
+         std::memcpy(p.resource.data(), text.data(), text.size());
+     }},
+    {"protocol", 119, 1, [](HelloPayload& p) { p.protocol = 1; }},
+};
+constexpr PayloadField<StatePayload> state_fields[] = {
+    {"role", 0, 1, [](StatePayload& p) { p.role = 1; }},
+    {"disk", 1, 1, [](StatePayload& p) { p.disk = 1; }},
+    {"flags", 2, 2, [](StatePayload& p) { p.flags = count2; }},
+    {"in_sync", 4, 4, [](StatePayload& p) { p.in_sync = count4; }},
+    {"size_bytes", 8, 8, [](StatePayload& p) { p.size_bytes = count8; }},
+    {"size_max_bytes", 16, 8, [](StatePayload& p) { p.size_max_bytes = count8; }},
+    {"current_uuid", 24, 8, [](StatePayload& p) { p.current_uuid = count8; }},
+    {"bitmap_uuid", 32, 8, [](StatePayload& p) { p.bitmap_uuid = count8; }},
+    {"admitting_uuid", 40, 8, [](StatePayload& p) { p.admitting_uuid = count8; }},
+    {"bits", 48, 8, [](StatePayload& p) { p.bits = count8; }},
+    {"generation_seq", 56, 8, [](StatePayload& p) { p.generation_seq = count8; }},
+    {"last_seq", 64, 8, [](StatePayload& p) { p.last_seq = count8; }},
+    {"promoted_at", 72, 8, [](StatePayload& p) { p.promoted_at = count8; }},
+    {"after_sb, leader", 80, 4, [](StatePayload& p) { p.after_sb = counting<4>(); }},
+    {"cache_losses", 84, 4, [](StatePayload& p) { p.cache_losses = count4; }},
+    {"volume_id", 88, 16, [](StatePayload& p) { p.volume_id = counting<16>(); }},
+    {"history", 104, 256, [](StatePayload& p) { p.history = counting_history(); }},
+};
+constexpr PayloadField<GenerationPayload> generation_fields[] = {
+    {"primary_node", 0, 4, [](GenerationPayload& p) { p.primary_node = count4; }},
+    {"current_uuid", 4, 8, [](GenerationPayload& p) { p.current_uuid = count8; }},
+    {"parent_uuid", 12, 8, [](GenerationPayload& p) { p.parent_uuid = count8; }},
+    {"generation_seq", 20, 8, [](GenerationPayload& p) { p.generation_seq = count8; }},
+    {"in_sync", 28, 4, [](GenerationPayload& p) { p.in_sync = count4; }},
+    {"disk", 32, 1, [](GenerationPayload& p) { p.disk = 1; }},
+    {"volume_id", 33, 16, [](GenerationPayload& p) { p.volume_id = counting<16>(); }},
+    {"history", 49, 256, [](GenerationPayload& p) { p.history = counting_history(); }},
+};
+
+std::vector<std::byte> from_hex(const char* text) {
+    std::vector<std::byte> bytes;
+    unsigned high = 16;
+    for (; *text != '\0'; ++text) {
+        if (*text == ' ') continue;
+        const unsigned digit = static_cast<unsigned>(*text <= '9' ? *text - '0' : *text - 'a' + 10);
+        if (high < 16) bytes.push_back(static_cast<std::byte>(high << 4 | digit));
+        high = high < 16 ? 16 : digit;
+    }
+    return bytes;
+}
+
+}  // namespace
+
+TEST_CASE("the fields of a payload lie where the protocol's document says") {
+    check_places<HelloPayload, hello_payload_bytes>(hello_fields, 120, encode_hello);
+    check_places<StatePayload, state_payload_bytes>(state_fields, 360, encode_state);
+    check_places<GenerationPayload, generation_payload_bytes>(generation_fields, 305,
+                                                              encode_generation);
+}
+
+TEST_CASE("the worked example of the protocol's document") {
+    const std::vector<std::byte> data(4096, std::byte{'a'});
+    Message write;
+    write.type = T::write;
+    write.flags = write_flag::fua;
+    write.payload_bytes = write.length = 4096;
+    write.seq = 7;
+    write.offset = 1 << 20;
+    write.trim_seq = 4;
+    write.nodes = 4;
+    Message ack;
+    ack.type = T::write_ack;
+    ack.seq = 7;
+    Message trim;
+    trim.type = T::trim;
+    trim.trim_seq = 7;
+    const struct {
+        Message message;
+        std::uint32_t crc;
+        const char* bytes;
+    } examples[] = {
+        {write, crc32c(data),
+         "52504c4d 2000 0100 00100000 a24cc726 5e55ae30 00000000 0700000000000000"
+         "0000100000000000 0400000000000000 00100000 04000000 00000000 00000000"},
+        {ack, 0,
+         "52504c4d 2300 0000 00000000 00000000 2028ad35 00000000 0700000000000000"
+         "0000000000000000 0000000000000000 00000000 00000000 00000000 00000000"},
+        {trim, 0,
+         "52504c4d 2600 0000 00000000 00000000 6c3b57a0 00000000 0000000000000000"
+         "0000000000000000 0700000000000000 00000000 00000000 00000000 00000000"},
+    };
+    for (const auto& example : examples) {
+        Header header;
+        encode_header(example.message, example.crc, header);
+        CHECK(std::vector<std::byte>(header.begin(), header.end()) == from_hex(example.bytes));
+    }
+}
