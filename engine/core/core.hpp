@@ -383,6 +383,7 @@ class Core {
     void detach_next();
     void start_detach();
     void local_disk_failed(const char* why);
+    void local_io_failed(int error, const char* what = nullptr);
     void finish_failed_disk();
     void set_disk(DiskState state);
     void sync_flags();

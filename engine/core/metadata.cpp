@@ -3,6 +3,7 @@
 // The order is I-R5's: bitmap pages of the extents that leave, then the log's transaction, then the
 // writes that waited for it. A metadata write that fails is never retried: the disk is Failed.
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 
 #include "engine/core/for_peers.hpp"
@@ -139,7 +140,7 @@ void Core::pump_superblock() {
 void Core::on_superblock_written(int result) {
     ASSERT(sb_in_flight_);
     sb_in_flight_ = false;
-    if (result != 0) return local_disk_failed("a superblock write failed");
+    if (result != 0) return local_io_failed(result, "a superblock write failed");
     sb_durable_ = sb_flying_;
     retry_peers_ = true;  // a resync's first blocks wait for Inconsistent to be recorded
     touch();
@@ -190,7 +191,7 @@ std::uint32_t Core::al_block() const {
 
 void Core::on_al_written(int result) {
     al_writing_ = false;
-    if (result != 0) return local_disk_failed("an activity-log write failed");
+    if (result != 0) return local_io_failed(result, "an activity-log write failed");
     if (meta_ != MetaPhase::attached) return;
     al_->finish_transaction();
     touch();
@@ -199,7 +200,7 @@ void Core::on_al_written(int result) {
 
 void Core::on_al_initialised(int result) {
     al_initialising_ = false;
-    if (result != 0) return local_disk_failed("initialising the activity log failed");
+    if (result != 0) return local_io_failed(result, "initialising the activity log failed");
     if (meta_ == MetaPhase::attach_al) attach_next();
     if (meta_ == MetaPhase::detach_al) detach_next();
 }
@@ -254,7 +255,7 @@ void Core::pump_local_flush() {
 void Core::on_local_flushed(int result) {
     flushing_ = false;
     --disk_io_;
-    if (result != 0) return local_disk_failed("a flush of the backing disk failed");
+    if (result != 0) return local_io_failed(result, "a flush of the backing disk failed");
     sync_flags();
     touch();
 }
@@ -263,7 +264,7 @@ void Core::on_bitmap_page_written(std::uint64_t page, int result) {
     ASSERT(page_in_flight_[page] == 1 && bitmap_in_flight_ > 0);
     page_in_flight_[page] = 0;
     --bitmap_in_flight_;
-    if (result != 0) return local_disk_failed("a bitmap write failed");
+    if (result != 0) return local_io_failed(result, "a bitmap write failed");
     touch();
 }
 
@@ -559,6 +560,16 @@ void Core::detach_next() {
     disk_ = DiskState::diskless;
     notice(6, -1, "disk detached");
     touch();
+}
+
+// `error`: positive errno. `what`: nullptr for an I/O of data.
+void Core::local_io_failed(int error, const char* what) {
+    if (error == ENOSPC || error == EDQUOT) {
+        return local_disk_failed("no space left on the backing disk");
+    }
+    if (what != nullptr) return local_disk_failed(what);
+    local_disk_failed(error == EIO ? "the backing disk gave an I/O error"
+                                   : "an I/O on the backing disk failed");
 }
 
 // The disk is not believed any more. Nothing is written to it from here on; the I/O that is in the

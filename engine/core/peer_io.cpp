@@ -261,7 +261,7 @@ void Core::finish_peer_request(std::uint32_t index, int result) {
     }
     p.al_held = false;
     if (result != 0) {
-        local_disk_failed("an I/O on the backing disk failed");
+        local_io_failed(result);
     } else if (resync && disk_usable()) {
         const Peer& peer = peers_[p.peer];
         if (p.link == peer.link && peer.repl == ReplicationState::sync_target) {
@@ -364,7 +364,7 @@ void Core::on_peer_read_io(std::uint32_t index, int result) {
     --disk_io_;
     const bool good = result == 0 && disk_usable();
     answer_peer_read(read, good ? BufferRef{BufferKind::serve, index} : BufferRef{});
-    if (result != 0) local_disk_failed("an I/O on the backing disk failed");
+    if (result != 0) local_io_failed(result);
 }
 
 void Core::on_read_reply(NodeId id, const Message& m, BufferRef buffer) {

@@ -322,7 +322,7 @@ void Core::on_request_io(std::uint32_t slot, int result) {
     }
     if (result != 0) {
         const bool pass_on = may_pass_on(r);
-        if (!pass_on) local_disk_failed("an I/O on the backing disk failed");
+        if (!pass_on) local_io_failed(result);
         r.error = result;
         if (r.kind == IoKind::read) return retry_read(slot);
         if (!pass_on) r.error = 0;

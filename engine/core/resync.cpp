@@ -305,7 +305,7 @@ void Core::on_chunk_read(std::uint32_t index, int result, bool zeroes) {
         if (!chunk.aborted) --peers_[chunk.peer].chunks;
         chunk = Chunk{};
         retry_held_ = retry_peers_ = true;
-        if (result != 0) local_disk_failed("a read for a resync failed");
+        if (result != 0) local_io_failed(result);
         finish_failed_disk();
         return;
     }

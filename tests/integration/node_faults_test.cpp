@@ -261,7 +261,7 @@ TEST_CASE("a full disk under a sparse file costs the disk, not the volume") {
     const auto bytes = pattern(12 << 20, 5);
     REQUIRE_OK(pair.a->write("r0", 0, bytes, false));
     CHECK(pair.status(0).disk == "Diskless");
-    CHECK(!pair.status(0).why.empty());
+    CHECK(pair.status(0).why == "no space left on the backing disk");
     std::vector<std::byte> back(bytes.size());
     REQUIRE_OK(pair.a->read("r0", 0, back));
     CHECK(back == bytes);
@@ -274,6 +274,23 @@ TEST_CASE("a full disk under a sparse file costs the disk, not the volume") {
     pair.wait_synced();
     CHECK(pair.status(0).role == "Primary");
     CHECK_FALSE(std::filesystem::exists(note));
+    pair.down();
+}
+
+TEST_CASE("a disk that can not be read is named as that, and the peer's is read") {
+    Pair pair;
+    pair.create(disk_bytes);
+    pair.up();
+    REQUIRE_OK(pair.a->promote("r0", true));
+    pair.wait_synced();
+    const auto bytes = pattern(4096, 5);
+    REQUIRE_OK(pair.a->write("r0", 8 << 20, bytes, true));
+    REQUIRE(truncate(pair.disk(0).c_str(), 1 << 20) == 0);
+    std::vector<std::byte> back(bytes.size());
+    REQUIRE_OK(pair.a->read("r0", 8 << 20, back));
+    CHECK(back == bytes);
+    CHECK(pair.status(0).disk == "Diskless");
+    CHECK(pair.status(0).why == "the backing disk gave an I/O error");
     pair.down();
 }
 
