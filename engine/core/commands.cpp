@@ -283,29 +283,42 @@ void Core::on_invalidate(NodeId id) {
     invalidate_local(id);
 }
 
+// Why a full resync between this disk and that of a peer, in either direction, can not begin; or
+// nullptr.
+const char* Core::no_full_resync(const Peer& peer, bool to_peer) const {
+    if (peer.phase != LinkPhase::up) return "the peer is not connected";
+    if (!disk_usable()) return "the disk is not attached";
+    if (is_resyncing(peer.repl)) {
+        return "a resync with the peer is under way or paused: wait for its end, or resume it";
+    }
+    if (peer.repl == ReplicationState::off) return "the handshake with the peer is not done";
+    if (!to_peer) {
+        if (role_ == Role::primary) return "the resource is Primary here; demote it first";
+        if (peer.disk != DiskState::up_to_date)
+            return "the peer's disk is not UpToDate: it has nothing to send";
+        return nullptr;
+    }
+    if (disk_ != DiskState::up_to_date) return "this disk is not UpToDate: it has nothing to send";
+    if (peer.role == Role::primary) return "the peer is Primary; demote it first";
+    if (peer.disk < DiskState::inconsistent) return "the peer has no disk attached";
+    return nullptr;
+}
+
 void Core::command_invalidate(const Command& c) {
+    const bool to_peer = c.kind == CommandKind::invalidate_remote;
     int chosen = -1;
+    const char* why = "no peer is configured";
     for_peers([&](const Peer& peer, NodeId id) {
         if (c.peer >= 0 && c.peer != id) return;
-        const bool ready =
-            peer.phase == LinkPhase::up && peer.repl == ReplicationState::established;
-        const bool other_good = peer.disk == DiskState::up_to_date;
-        const bool usable = c.kind == CommandKind::invalidate
-                                ? other_good
-                                : disk_ == DiskState::up_to_date && peer.role != Role::primary &&
-                                      peer.disk >= DiskState::inconsistent;
-        if (ready && usable && (chosen < 0 || peer.role == Role::primary)) chosen = id;
-    });
-    if (chosen < 0 || !disk_usable()) {
-        return reply(c.token, Errc::state,
-                     c.kind == CommandKind::invalidate
-                         ? "no connected peer has an UpToDate disk to take the data from"
-                         : "the peer is not connected, is Primary, or this disk is not UpToDate");
-    }
-    if (c.kind == CommandKind::invalidate) {
-        if (role_ == Role::primary) {
-            return reply(c.token, Errc::state, "the resource is Primary here; demote it first");
+        const char* hindrance = no_full_resync(peer, to_peer);
+        if (hindrance != nullptr) {
+            why = hindrance;
+        } else if (chosen < 0 || peer.role == Role::primary) {
+            chosen = id;
         }
+    });
+    if (chosen < 0) return reply(c.token, Errc::state, why);
+    if (!to_peer) {
         invalidate_local(static_cast<NodeId>(chosen));
         return on_durable(OnDurable::What::reply_ok, 0, c.token);
     }

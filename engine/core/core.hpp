@@ -358,6 +358,8 @@ class Core {
     void for_peers(F&& f) const;
     bool is(Mutant mutant) const { return config_.mutant == mutant; }
     NodeMask self() const { return NodeMask::of(config_.node_id); }
+    // Those of the in-sync set that can be heard at all: an operator took the others away.
+    NodeMask members() const { return in_sync() & (config_.peers | self()); }
     std::uint64_t new_id();
     void touch() { ++state_version_; }
     void schedule(Instant at);
@@ -548,6 +550,7 @@ class Core {
     void on_adopt_generation(NodeId peer, const GenerationPayload& g);
     void command_disconnect(const Command& c);
     void command_invalidate(const Command& c);
+    const char* no_full_resync(const Peer& peer, bool to_peer) const;
     void on_invalidate(NodeId peer);
     void invalidate_local(NodeId source);
     void command_new_uuid(const Command& c);

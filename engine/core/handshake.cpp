@@ -359,7 +359,7 @@ void Core::maybe_up_to_date(bool peer_is_up_to_date) {
     for_peers([&](const Peer& peer, NodeId id) {
         if (equal(peer)) heard.add(id);
     });
-    if (peer_is_up_to_date || in_sync().without(heard).empty()) set_disk(DiskState::up_to_date);
+    if (peer_is_up_to_date || members().without(heard).empty()) set_disk(DiskState::up_to_date);
 }
 
 // An Inconsistent disk is no copy: whoever counts on the in-sync set must not count on it (I-R9).

@@ -497,7 +497,7 @@ void Core::attach_next() {
         state = (sb_.flags & md_flag::was_up_to_date) != 0 ? DiskState::consistent
                                                            : DiskState::outdated;
         // Alone in its generation: nobody can hold newer data.
-        const bool alone = sb_.extension.in_sync == self() || config_.peers.empty();
+        const bool alone = members() == self();
         if (alone && state == DiskState::consistent) state = DiskState::up_to_date;
     }
     flush_wanted_ = true;  // the caches may hold what an earlier daemon wrote
