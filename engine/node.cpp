@@ -174,10 +174,7 @@ Status LocalNode::open() {
     for (const std::string& warning : prepare_process({options_.lock_memory, options_.lock_memory}))
         options_.log(LOG_WARNING, warning);
     for (unsigned i = 0; i < options_.reactors; ++i) {
-        TRY(auto thread, ReactorThread::start());
-        if (!thread->reactor().warning().empty()) {
-            options_.log(LOG_WARNING, thread->reactor().warning());
-        }
+        TRY(auto thread, ReactorThread::start(options_.log));
         threads_.push_back(std::move(thread));
     }
     if (options_.listen.empty()) return ok_status();

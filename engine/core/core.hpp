@@ -150,6 +150,8 @@ class Core {
     void on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello);  // accepted side
     void on_handle_closed(Instant now, std::uint64_t handle);  // before it was adopted
     void on_link_closed(Instant now, NodeId peer);             // either stream broke
+    // The network toward the peer is there again, or another one: do not wait for the next attempt.
+    void on_path_found(Instant now, NodeId peer);
     // Where the shell puts the payload of a message that is arriving: the door's buffer of a read,
     // or one of the shell's receive buffers. kind none: the payload is structured, or unexpected.
     BufferRef destination(NodeId peer, const Message& message) const;

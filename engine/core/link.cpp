@@ -238,6 +238,18 @@ void Core::on_link_closed(Instant now, NodeId id) {
     end_step();
 }
 
+// An attempt that is under way may have lost its first packet, and wait long to send it again.
+void Core::on_path_found(Instant now, NodeId id) {
+    now_ = now;
+    Peer& peer = peers_[id];
+    if (peer.phase == LinkPhase::dialling) lose_link(id, "the network changed: connecting anew");
+    if (peer.phase == LinkPhase::down && peer.wanted && dials(id)) {
+        peer.retries = false;
+        start_dial(id);
+    }
+    end_step();
+}
+
 // The connection is over. What the peer may lack is marked, and it leaves the in-sync set, before
 // anything that it did not answer is acknowledged.
 void Core::lose_link(NodeId id, const char* why, bool graceful, int level) {

@@ -19,6 +19,9 @@ namespace {
 // More than the core can have unanswered: journal, flushes, reads, chunks, acknowledgements.
 constexpr std::uint32_t send_slots = 16384;
 constexpr std::uint64_t grace_ns = 500 * ns_per_ms;
+// The other end of a cable comes up some milliseconds after this one. What is sent before that is
+// lost, and the kernel asks for the peer's hardware address again only a second later.
+constexpr std::uint64_t path_settles_ns = 100 * ns_per_ms;
 constexpr std::size_t structured_bytes_max = 4096;
 static_assert(wire_bitmap_page_bytes <= structured_bytes_max);
 
@@ -137,9 +140,34 @@ PeerLink::PeerLink(Reactor& reactor, SharedBuffers& receive_buffers, const Confi
         dialler.link = this;
         dialler.connector = std::make_unique<Connector>(reactor);
     }
+    path_.context = path_settled_.context = this;
+    path_.callback = [](PathWatch& watch, bool found) {
+        static_cast<PeerLink*>(watch.context)->on_path(found);
+    };
+    path_settled_.callback = [](Timer& timer) {
+        auto& link = *static_cast<PeerLink*>(timer.context);
+        if (!link.current_) link.owner_.on_path_found(link.config_.peer);
+    };
 }
 
 PeerLink::~PeerLink() { ASSERT(quiet()); }
+
+// A peer that is given by its name is watched from the first connection on.
+void PeerLink::watch_peer() {
+    if (config_.monitor == nullptr || path_.monitor != nullptr) return;
+    const auto endpoint = parse_endpoint(config_.address);
+    if (!endpoint || !is_numeric(endpoint.value())) return;
+    const auto addresses = resolve(endpoint.value(), false);
+    if (addresses) config_.monitor->start(path_, addresses.value().front().get());
+}
+
+void PeerLink::on_path(bool found) {
+    if (found) return reactor_.set_timer(path_settled_, reactor_.now() + path_settles_ns);
+    path_settled_.clear();
+    if (!current_ || !current_->speaks) return;
+    trouble_ = "the network under the connection is gone: " + path_.seen.why;
+    broke(*current_);
+}
 
 TcpOptions PeerLink::tcp_options() const {
     TcpOptions options;
@@ -150,6 +178,7 @@ TcpOptions PeerLink::tcp_options() const {
 void PeerLink::dial() {
     ASSERT(!wanted_);
     wanted_ = true;
+    watch_peer();
     again_ = diallers_[0].connector->busy() || diallers_[1].connector->busy();
     if (!again_) start_dialling();
 }
@@ -210,6 +239,9 @@ void PeerLink::connect_streams(int bulk_fd, int control_fd) {
         auto& link = *static_cast<PeerLink*>(timer.context);
         link.broke(*link.current_);
     };
+    if (config_.monitor != nullptr) {
+        config_.monitor->start(path_, peer_address(bulk_fd).get(), local_address(bulk_fd).get());
+    }
     current_->ends[0] = std::make_unique<End>(*this, *current_, Stream::bulk, bulk_fd);
     current_->ends[1] = std::make_unique<End>(*this, *current_, Stream::control, control_fd);
     for (const auto& end : current_->ends)
@@ -243,7 +275,7 @@ void PeerLink::close(bool graceful) {
     Connection& connection = *current_;
     connection.speaks = false;
     connection.grace.clear();
-    closing_.push_back(std::move(current_));
+    retire();
     for (const auto& end : connection.ends) {
         if (!end->socket) continue;
         if (graceful) {
@@ -252,6 +284,12 @@ void PeerLink::close(bool graceful) {
             end->socket->close(ESHUTDOWN);
         }
     }
+}
+
+// The connection is over, though the kernel may have something of it still.
+void PeerLink::retire() {
+    closing_.push_back(std::move(current_));
+    if (config_.monitor != nullptr) config_.monitor->forget_local(path_);
 }
 
 // One stream is gone, so the other has to go too, and the owner hears of it once.
@@ -263,7 +301,7 @@ void PeerLink::broke(Connection& connection) {
     connection.speaks = false;
     connection.grace.clear();
     ASSERT(current_.get() == &connection);
-    closing_.push_back(std::move(current_));
+    retire();
     for (const auto& end : connection.ends) {
         if (end->socket) end->socket->close(ECONNRESET);
     }

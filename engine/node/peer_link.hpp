@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The two TCP connections to one peer: dialling them, or adopting accepted ones; frames out,
-// checked frames in; closing. Decides nothing: when to dial and to close is the core's. A
+// checked frames in; closing, and breaking when the network under them is gone (docs/netlink.md).
+// Decides nothing: when to dial and to close is the core's. A
 // connection that was closed never speaks to the owner again, even while the kernel still has
 // operations of it.
 #pragma once
@@ -15,6 +16,7 @@
 #include "engine/io/connector.hpp"
 #include "engine/io/frame_socket.hpp"
 #include "engine/node/shared_buffers.hpp"
+#include "netlink/link_monitor.hpp"
 
 namespace replica {
 
@@ -31,6 +33,8 @@ class LinkOwner {
     // owner's from here on; structured ones live for this call only.
     virtual void on_link_message(NodeId peer, Stream stream, const Message& message,
                                  std::span<const std::byte> payload) = 0;
+    // The network between here and the peer is there again, or changed: dialling may succeed now.
+    virtual void on_path_found(NodeId peer) = 0;
     // Something of a closed connection is gone: quiet() may have become true.
     virtual void on_link_quiet() = 0;
 
@@ -45,6 +49,7 @@ class PeerLink {
         NodeId peer = 0;
         std::string address;                // HOST:PORT
         std::uint32_t user_timeout_ms = 0;  // TCP_USER_TIMEOUT
+        LinkMonitor* monitor = nullptr;     // nullptr: there is none
     };
     PeerLink(Reactor& reactor, SharedBuffers& receive_buffers, const Config& config,
              LinkOwner& owner);
@@ -74,6 +79,9 @@ class PeerLink {
     void start_dialling();
     void dialled(std::size_t which, Result<int> fd);
     void connect_streams(int bulk_fd, int control_fd);
+    void watch_peer();
+    void on_path(bool found);
+    void retire();
     void broke(Connection& connection);
     void ended(Connection& connection);
     TcpOptions tcp_options() const;
@@ -98,6 +106,8 @@ class PeerLink {
 
     std::unique_ptr<Connection> current_;
     std::vector<std::unique_ptr<Connection>> closing_;
+    PathWatch path_;  // of the bulk stream, or of the peer if it is not connected
+    Timer path_settled_;
 };
 
 }  // namespace replica

@@ -3,6 +3,7 @@
 #include "engine/node/reactor_thread.hpp"
 
 #include <pthread.h>
+#include <syslog.h>
 
 #include <csignal>
 #include <utility>
@@ -24,7 +25,7 @@ struct Outcome {
 
 }  // namespace
 
-Result<std::unique_ptr<ReactorThread>> ReactorThread::start() {
+Result<std::unique_ptr<ReactorThread>> ReactorThread::start(const Log& log) {
     ReactorOptions options;
     options.arena_bytes = BufferPool::arena_bytes(door_small, door_large) +
                           BufferPool::arena_bytes(receive_small, receive_large) +
@@ -32,6 +33,8 @@ Result<std::unique_ptr<ReactorThread>> ReactorThread::start() {
     std::unique_ptr<ReactorThread> self(new ReactorThread);
     TRY(self->reactor_, Reactor::create(options));
     Reactor& reactor = *self->reactor_;
+    if (!reactor.warning().empty()) log(LOG_WARNING, reactor.warning());
+    self->kernel_events_ = std::make_unique<KernelEvents>(reactor, log);
     TRY(self->door_buffers_, SharedBuffers::create(reactor, door_small, door_large));
     TRY(self->receive_buffers_, SharedBuffers::create(reactor, receive_small, receive_large));
     TRY(self->send_buffers_, SharedBuffers::create(reactor, send_small, send_large));

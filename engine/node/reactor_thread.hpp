@@ -13,6 +13,7 @@
 #include <type_traits>
 
 #include "engine/base/result.hpp"
+#include "engine/node/kernel_events.hpp"
 #include "engine/node/shared_buffers.hpp"
 
 namespace replica {
@@ -38,13 +39,16 @@ class Baton {
 
 class ReactorThread {
   public:
-    // Errors: those of Reactor::create(), and limit (no thread).
-    static Result<std::unique_ptr<ReactorThread>> start();
+    // Errors: those of Reactor::create(), and limit (no thread). What is not to be had, but not
+    // needed either, is logged.
+    using Log = std::function<void(int level, const std::string& line)>;
+    static Result<std::unique_ptr<ReactorThread>> start(const Log& log);
     ~ReactorThread();  // stops; nothing may live on it any more
     ReactorThread(const ReactorThread&) = delete;
     ReactorThread& operator=(const ReactorThread&) = delete;
 
     Reactor& reactor() { return *reactor_; }
+    KernelEvents& kernel_events() { return *kernel_events_; }
     SharedBuffers& door_buffers() { return *door_buffers_; }
     SharedBuffers& receive_buffers() { return *receive_buffers_; }
     SharedBuffers& send_buffers() { return *send_buffers_; }  // what is read here and then sent
@@ -72,6 +76,7 @@ class ReactorThread {
     ReactorThread() = default;
 
     std::unique_ptr<Reactor> reactor_;
+    std::unique_ptr<KernelEvents> kernel_events_;
     std::unique_ptr<SharedBuffers> door_buffers_, receive_buffers_, send_buffers_;
     std::thread thread_;
 };

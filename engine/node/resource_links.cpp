@@ -21,6 +21,7 @@ void ResourceShell::make_links() {
         link.peer = config.node_id;
         link.address = config.address;
         link.user_timeout_ms = config_.options.request_timeout_ms;
+        link.monitor = thread_.kernel_events().links();
         LinkOwner& owner = *this;
         state->link = std::make_unique<PeerLink>(reactor_, thread_.receive_buffers(), link, owner);
         peers_[config.node_id] = std::move(state);
@@ -59,6 +60,11 @@ void ResourceShell::on_link_dialled(NodeId id, bool ok) {
 void ResourceShell::on_link_broken(NodeId id) {
     log_trouble(id);
     step([&](Core& core) { core.on_link_closed(now(), id); });
+    run_completions();
+}
+
+void ResourceShell::on_path_found(NodeId id) {
+    step([&](Core& core) { core.on_path_found(now(), id); });
     run_completions();
 }
 

@@ -232,6 +232,7 @@ class ResourceShell final : public Volume, private LinkOwner {
     void on_link_broken(NodeId peer) override;
     void on_link_message(NodeId peer, Stream stream, const Message& message,
                          std::span<const std::byte> payload) override;
+    void on_path_found(NodeId peer) override;
     void on_link_quiet() override { reactor_.defer(turn_); }
     void log_trouble(NodeId peer);
     BufferRef place_payload(NodeId peer, const Message& message,

@@ -205,3 +205,43 @@ TEST_CASE("the first attempt after a failure comes soon, later ones take twice a
         CHECK(node.count(EffectKind::dial) == 1);
     }
 }
+
+TEST_CASE("a network that is back ends the wait for the next attempt") {
+    Node node(0);
+    node.core.on_path_found(node.now, 1);  // the attempt under way begins anew
+    node.look();
+    CHECK(node.count(EffectKind::close_link) == 1);
+    CHECK(node.count(EffectKind::dial) == 1);
+    node.core.on_dialled(node.now, 1, false);
+    node.core.on_path_found(node.now, 1);
+    node.look();
+    CHECK(node.count(EffectKind::close_link) == 0);
+    CHECK(node.count(EffectKind::dial) == 1);
+    // The next failure is the first one again.
+    node.core.on_dialled(node.now, 1, false);
+    node.pass_ms(node.config.options.connect_interval_ms);
+    CHECK(node.count(EffectKind::dial) == 1);
+
+    // A connection is not disturbed by it.
+    node.core.on_dialled(node.now, 1, true);
+    node.core.on_path_found(node.now, 1);
+    node.look();
+    CHECK(node.count(EffectKind::close_link) == 0);
+    CHECK(node.count(EffectKind::dial) == 0);
+}
+
+TEST_CASE("a network that is back makes nobody dial who would not") {
+    Node passive;
+    passive.core.on_path_found(passive.now, peer);
+    passive.look();
+    CHECK(passive.count(EffectKind::dial) == 0);
+
+    Node standalone(0);
+    Command c;
+    c.kind = CommandKind::disconnect;
+    standalone.core.on_command(standalone.now, c);
+    standalone.look();
+    standalone.core.on_path_found(standalone.now, 1);
+    standalone.look();
+    CHECK(standalone.count(EffectKind::dial) == 0);
+}

@@ -28,7 +28,7 @@ LAYERS = {
     "engine/io/": ("engine/base/", "engine/format/", "engine/core/"),
     "engine/frontend/": ("engine/base/", "engine/core/", "engine/io/"),
     "engine/mapper/": ("engine/base/", "engine/io/"),
-    "engine/node": ("engine/",),
+    "engine/node": ("engine/", "netlink/"),
     "netlink/": ("engine/base/",),
     "control/": ("engine/base/", "engine/node", "engine/frontend/volume.hpp"),
     "include/": (),
