@@ -11,6 +11,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "engine/base/endian.hpp"
@@ -60,6 +61,13 @@ bool NbdClient::open(const std::string& socket_path, const std::string& export_n
     return handshake(export_name);
 }
 
+int NbdClient::release() {
+    const timeval no_limit{};
+    ::setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &no_limit, sizeof no_limit);
+    ::setsockopt(fd_, SOL_SOCKET, SO_SNDTIMEO, &no_limit, sizeof no_limit);
+    return std::exchange(fd_, -1);
+}
+
 bool NbdClient::handshake(const std::string& export_name) {
     std::array<std::byte, 18> greeting;
     if (!receive_all(greeting)) return fail("no greeting");
@@ -93,9 +101,10 @@ bool NbdClient::receive_option_replies() {
         std::vector<std::byte> data(length);
         if (!receive_all(data)) return fail("the connection ended in the handshake");
         if (type == reply_ack) return size_bytes_ > 0 || fail("the server told no size");
-        if (type == reply_info && length >= 10 &&
+        if (type == reply_info && length >= 12 &&
             load_be<std::uint16_t>(data.data()) == info_export) {
             size_bytes_ = load_be<std::uint64_t>(data.data() + 2);
+            transmission_flags_ = load_be<std::uint16_t>(data.data() + 10);
         } else if (type != reply_info) {
             return fail("the export was refused: " +
                         std::string(reinterpret_cast<const char*>(data.data()), data.size()));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What there is of this folder on a machine without libnl: each door says so.
 #include "netlink/link_monitor.hpp"
+#include "netlink/nbd_device.hpp"
 
 namespace replica {
 namespace {
@@ -16,5 +17,9 @@ PathWatch::~PathWatch() = default;
 Result<std::unique_ptr<LinkMonitor>> LinkMonitor::open() {
     return absent("watching the network's interfaces");
 }
+
+Result<std::unique_ptr<NbdControl>> NbdControl::open() { return absent("the kernel's nbd door"); }
+
+std::string NbdControl::backend_of(int) { return ""; }
 
 }  // namespace replica
