@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What there is of this folder on a machine without libnl: each door says so.
+#include "netlink/drbd_status.hpp"
 #include "netlink/link_monitor.hpp"
 #include "netlink/nbd_device.hpp"
 
@@ -21,5 +22,13 @@ Result<std::unique_ptr<LinkMonitor>> LinkMonitor::open() {
 Result<std::unique_ptr<NbdControl>> NbdControl::open() { return absent("the kernel's nbd door"); }
 
 std::string NbdControl::backend_of(int) { return ""; }
+
+Result<std::vector<DrbdResource>> read_drbd_status() {
+    return absent("the state of the kernel's DRBD");
+}
+
+bool add_drbd_message(std::span<const std::byte>, unsigned, std::vector<DrbdResource>&) {
+    return false;
+}
 
 }  // namespace replica

@@ -23,6 +23,8 @@
 #include "control/codec.hpp"
 #include "control/protocol.hpp"
 #include "control/text.hpp"
+#include "netlink/drbd_status.hpp"
+#include "tools/replicactl_drbd.hpp"
 #include "tools/replicactl_text.hpp"
 #include "tools/standard_streams.hpp"
 
@@ -405,6 +407,19 @@ void events(const Arguments& arguments) {
     }
 }
 
+// Not of the node, but of this machine's kernel.
+void drbd_status(const Arguments& arguments) {
+    const auto resources = read_drbd_status();
+    if (!resources) throw Refused(resources.error());
+    const Json list = replicactl::drbd_status_json(resources.value());
+    if (arguments.json) return print_json(list);
+    if (resources.value().empty()) return print("# the kernel's DRBD has no resource\n");
+    replicactl::StatusStyle style;
+    style.volumes = true;
+    style.statistics = arguments.statistics;
+    print(replicactl::status_text(list, style));
+}
+
 class CommandLine {
   public:
     CommandLine() {
@@ -621,6 +636,8 @@ class CommandLine {
         sub->add_flag("--now", arguments_.now, "only what there is");
         add_for_resource("stats", "latency of each part of a write", stats);
         add_for_resource("show", "the configuration of a resource", show);
+        sub = add("drbd-status", "resources of the kernel's own DRBD on this machine", drbd_status);
+        sub->add_flag("-s,--statistics", arguments_.statistics, "counters");
         add("list", "names of the resources", list);
         add("version", "versions of this program and of the node", version);
     }

@@ -68,7 +68,9 @@ std::string peer_device_text(const Json& device, const StatusStyle& style) {
     const auto replication = text_at(device, "replication-state");
     const bool usual = replication == "Established" || replication == "Off" || replication.empty();
     std::string line = "   ";
-    if (style.verbose) line += fmt::format(" volume:{}", number_at(device, "volume"));
+    if (style.verbose || style.volumes) {
+        line += fmt::format(" volume:{}", number_at(device, "volume"));
+    }
     if (!usual || style.verbose) line += fmt::format(" replication:{}", replication);
     line += fmt::format(" peer-disk:{}", text_at(device, "peer-disk-state"));
     const auto paused = text_at(device, "resync-suspended");
@@ -108,7 +110,9 @@ std::string connection_text(const Json& connection, const StatusStyle& style) {
 
 std::string device_text(const Json& device, const StatusStyle& style) {
     std::string text = " ";
-    if (style.verbose) text += fmt::format(" volume:{}", number_at(device, "volume"));
+    if (style.verbose || style.volumes) {
+        text += fmt::format(" volume:{}", number_at(device, "volume"));
+    }
     text += fmt::format(" disk:{}", text_at(device, "disk-state"));
     if (style.verbose) {
         text += fmt::format(" size:{} uuid:{}", format_size(number_at(device, "size-bytes")),

@@ -33,7 +33,7 @@ LAYERS = {
     "control/": ("engine/base/", "engine/node", "engine/frontend/volume.hpp"),
     "include/": (),
     "libreplica/": ("include/", "control/", "engine/base/", "engine/node", "engine/frontend/"),
-    "tools/replicactl": ("include/", "control/", "libreplica/", "engine/base/"),
+    "tools/replicactl": ("include/", "control/", "libreplica/", "netlink/", "engine/base/"),
     "tools/": ("include/", "control/", "libreplica/", "netlink/", "engine/"),
     "examples/": ("include/",),
     "bench/": ("include/", "control/", "libreplica/", "engine/", "netlink/"),

@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// See replicactl_drbd.hpp.
+#include "tools/replicactl_drbd.hpp"
+
+#include <fmt/format.h>
+
+namespace replica::replicactl {
+
+using control::Json;
+
+namespace {
+
+Json peer_device_json(const DrbdPeerDevice& device) {
+    return {{"volume", device.volume},
+            {"replication-state", device.replication},
+            {"peer-disk-state", device.disk},
+            {"resync-suspended", device.resync_suspended ? "yes" : "no"},
+            {"received", device.received_bytes / 1024},
+            {"sent", device.sent_bytes / 1024},
+            {"out-of-sync", device.out_of_sync_bytes / 1024},
+            {"out-of-sync-bytes", device.out_of_sync_bytes},
+            {"pending", device.pending},
+            {"unacked", device.unacked}};
+}
+
+Json connection_json(const DrbdConnection& connection) {
+    Json devices = Json::array();
+    for (const DrbdPeerDevice& device : connection.devices)
+        devices.push_back(peer_device_json(device));
+    // 8.4 knows no names.
+    const std::string name = connection.name.empty() ? connection.peer : connection.name;
+    Json json = {{"name", name},
+                 {"connection-state", connection.state},
+                 {"peer-role", connection.role},
+                 {"peer_devices", std::move(devices)}};
+    if (connection.peer_node_id >= 0) json["peer-node-id"] = connection.peer_node_id;
+    if (!connection.local.empty()) json["local-address"] = connection.local;
+    if (!connection.peer.empty()) json["peer-address"] = connection.peer;
+    return json;
+}
+
+Json device_json(const DrbdDevice& device) {
+    Json json = {{"volume", device.volume},
+                 {"minor", device.minor},
+                 {"disk-state", device.disk},
+                 {"size", device.size_bytes / 1024},
+                 {"size-bytes", device.size_bytes},
+                 {"read", device.read_bytes / 1024},
+                 {"written", device.written_bytes / 1024},
+                 {"al-writes", device.al_writes},
+                 {"bm-writes", device.bm_writes},
+                 {"current-uuid", fmt::format("{:016X}", device.current_uuid)},
+                 {"doors", {fmt::format("/dev/drbd{}", device.minor)}}};
+    if (!device.backing.empty()) json["backing-dev"] = device.backing;
+    return json;
+}
+
+}  // namespace
+
+Json drbd_status_json(const std::vector<DrbdResource>& resources) {
+    Json list = Json::array();
+    for (const DrbdResource& resource : resources) {
+        Json devices = Json::array(), connections = Json::array();
+        for (const DrbdDevice& device : resource.devices)
+            devices.push_back(device_json(device));
+        for (const DrbdConnection& connection : resource.connections)
+            connections.push_back(connection_json(connection));
+        list.push_back({{"name", resource.name},
+                        {"role", resource.role},
+                        {"suspended", resource.suspended},
+                        {"up", true},
+                        {"devices", std::move(devices)},
+                        {"connections", std::move(connections)}});
+    }
+    return list;
+}
+
+}  // namespace replica::replicactl
