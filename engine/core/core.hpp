@@ -139,6 +139,7 @@ class Core {
     // result: 0, or a positive errno. zeroes: a resync read found nothing but zeroes.
     void on_io(Instant now, IoTag tag, int result, bool zeroes = false);
     void on_command(Instant now, const Command& command);
+    void on_disk_removed(Instant now);  // the backing disk is gone from the machine
     void on_tick(Instant now);
     void on_options(Instant now, const ResourceOptions& options);
     // How much the shell has queued for a peer's bulk stream; a long exchange of bitmaps waits for

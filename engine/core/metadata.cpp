@@ -572,6 +572,12 @@ void Core::local_io_failed(int error, const char* what) {
                                    : "an I/O on the backing disk failed");
 }
 
+void Core::on_disk_removed(Instant now) {
+    now_ = now;
+    local_disk_failed("the backing disk was removed from the machine");
+    end_step();
+}
+
 // The disk is not believed any more. Nothing is written to it from here on; the I/O that is in the
 // kernel returns first, then it is Diskless.
 void Core::local_disk_failed(const char* why) {

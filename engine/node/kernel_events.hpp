@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernel tells of its own accord, heard on a reactor: the state of the network. Where it
-// can not be heard everything works without, only later: by pings and timeouts.
+// What the kernel tells of its own accord, heard on a reactor: the state of the network, and disks
+// that go. Where it can not be heard everything works without, only later: by pings, timeouts and
+// I/O that fails.
 #pragma once
 
 #include <functional>
@@ -9,6 +10,7 @@
 
 #include "engine/io/reactor.hpp"
 #include "netlink/link_monitor.hpp"
+#include "netlink/uevents.hpp"
 
 namespace replica {
 
@@ -22,16 +24,22 @@ class KernelEvents {
     KernelEvents& operator=(const KernelEvents&) = delete;
 
     LinkMonitor* links() const { return links_.get(); }  // nullptr: there is none
+    DiskMonitor* disks() const { return disks_.get(); }  // nullptr: there is none
 
   private:
+    void open_links();
+    void open_disks();
     void hear_links(std::int32_t result);
-    void deaf_to_links(const Error& why);
+    void hear_disks(std::int32_t result);
+    void deaf(const char* effect, const Error& why);
 
     Reactor& reactor_;
     Log log_;
     std::unique_ptr<LinkMonitor> links_;
     Op links_poll_;
     Timer links_look_;  // routes changed, and perhaps many
+    std::unique_ptr<DiskMonitor> disks_;
+    Op disks_poll_;
 };
 
 }  // namespace replica

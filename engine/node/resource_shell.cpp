@@ -3,6 +3,7 @@
 #include "engine/node/resource_shell.hpp"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <syslog.h>
 #include <unistd.h>
 
@@ -411,6 +412,7 @@ void ResourceShell::attach(OpenDisk disk, Done done) {
         log(LOG_WARNING, warning);
     attach_done_ = std::move(done);
     disk_noted_ = disk_->info.cache_suspect;
+    watch_disks();
     step([&](Core& core) { core.on_attach(now(), std::move(disk_->info)); });
 }
 
@@ -421,7 +423,37 @@ void ResourceShell::maybe_attached() {
     done(Error{Errc::io, 0, config_.name + ": attaching failed: " + core_->why()});
 }
 
-// The core has let go of the disk, after a detach or a failure: others may have it.
+void ResourceShell::watch_disks() {
+    DiskMonitor* const monitor = thread_.kernel_events().disks();
+    if (monitor == nullptr) return;
+    const BlockFile* const files[] = {disk_->data.get(), disk_->external.get()};
+    for (std::size_t i = 0; i < disk_watches_.size(); ++i) {
+        DiskWatch& watch = disk_watches_[i];
+        watch.context = this;
+        watch.callback = [](DiskWatch& told, DiskChange change) {
+            auto& shell = *static_cast<ResourceShell*>(told.context);
+            const bool data = &told == &shell.disk_watches_[0];
+            shell.on_disk_change(data ? *shell.disk_->data : *shell.disk_->external, change);
+        };
+        struct stat status;
+        if (files[i] == nullptr || !files[i]->is_block_device()) continue;
+        if (::fstat(files[i]->fd(), &status) == 0) monitor->start(watch, status.st_rdev);
+    }
+}
+
+void ResourceShell::on_disk_change(const BlockFile& file, DiskChange change) {
+    switch (change) {
+        case DiskChange::removed:
+            log(LOG_ERR, file.path() + " was removed from this machine");
+            step([&](Core& core) { core.on_disk_removed(now()); });
+            return run_completions();
+        case DiskChange::resized:
+            return log(LOG_NOTICE, file.path() + " has another size now; the volume keeps its own");
+        case DiskChange::read_only:
+            return log(LOG_ERR, file.path() + " can no longer be written to");
+    }
+}
+
 // A disk that failed may have lost what its cache held: a process that is started anew in this boot
 // has to know. It need not survive more than that, so nothing is flushed.
 void ResourceShell::note_failed_disk() {
@@ -440,9 +472,13 @@ void ResourceShell::note_failed_disk() {
     ::close(fd);
 }
 
+// The core has let go of the disk, after a detach or a failure: others may have it.
 void ResourceShell::close_dead_disk() {
     if (!disk_ || core_->disk() != DiskState::diskless) return;
     if (!data_->idle() || !metadata_->idle()) return;
+    for (DiskWatch& watch : disk_watches_) {
+        if (watch.monitor != nullptr) watch.monitor->stop(watch);
+    }
     data_.reset();
     metadata_.reset();
     disk_.reset();

@@ -209,6 +209,8 @@ class ResourceShell final : public Volume, private LinkOwner {
     void on_tick();
     void set_tick();
     Status load_superblock(OpenDisk& disk);
+    void watch_disks();
+    void on_disk_change(const BlockFile& file, DiskChange change);
     void close_dead_disk();
     void maybe_attached();
     void note_failed_disk();
@@ -271,6 +273,8 @@ class ResourceShell final : public Volume, private LinkOwner {
     std::unique_ptr<OpenDisk> disk_;
     std::unique_ptr<BackingDisk> data_;
     std::unique_ptr<MetadataStore> metadata_;
+    // Of the disk and of an external metadata device, while they are attached.
+    std::array<DiskWatch, 2> disk_watches_;
     Done attach_done_;
     bool disk_noted_ = false;  // the note of a failed disk is in the state directory
     std::vector<Done> detach_done_;
