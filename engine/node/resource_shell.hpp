@@ -68,7 +68,7 @@ class ResourceShell final : public Volume, private LinkOwner {
     bool disk_open() const { return disk_ != nullptr; }
     bool primary() const { return core_->role() == Role::primary; }
     bool serves() const { return core_->serves(); }  // Primary, and on record as that
-    int peer_id(const std::string& name) const;  // -1: no such peer
+    int peer_id(const std::string& name) const;      // -1: no such peer
 
     // Refuses new requests, fails those that wait, closes the doors. done: when they are closed.
     void stop_doors(Done done);

@@ -188,7 +188,7 @@ class World {
         bool forced = false;  // its pending promotion is a forced one
         std::uint32_t promote_token = 0;
         std::uint32_t down_token = 0;
-        bool suspect = false;  // Core::cache_suspect(), kept over a restart
+        bool suspect = false;           // Core::cache_suspect(), kept over a restart
         std::uint64_t first_write = 0;  // that could be its own, since it is primary
         Uuid parent = 0;                // its generation when it was told to be primary
         bool broke = false;             // its disk had errors in this run

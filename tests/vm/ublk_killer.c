@@ -41,8 +41,8 @@ static void command_of(const struct io_uring* ring, char text[8]) {
 int io_uring_submit_and_wait_timeout(struct io_uring* ring, struct io_uring_cqe** cqe,
                                      unsigned wait, struct __kernel_timespec* timeout,
                                      sigset_t* mask) {
-    static int (*real)(struct io_uring*, struct io_uring_cqe**, unsigned,
-                       struct __kernel_timespec*, sigset_t*);
+    static int (*real)(struct io_uring*, struct io_uring_cqe**, unsigned, struct __kernel_timespec*,
+                       sigset_t*);
     if (real == NULL) *(void**)&real = dlsym(RTLD_NEXT, "io_uring_submit_and_wait_timeout");
     char command[8];
     command_of(ring, command);
