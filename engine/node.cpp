@@ -654,8 +654,8 @@ Status LocalNode::unexport(const std::string& name, const std::string& door, boo
     const bool ublk = door.empty() || door.starts_with("ublk");
     if (resource->up || !ublk) return close_doors(resource, door, force);
     // Of a resource that can not be brought up a device may wait all the same.
-    resource->ublk->keep_trying(false);
     const Status closed = resource->ublk->close_left(force);
+    if (closed) resource->ublk->keep_trying(false);
     if (!closed && closed.error().code == Errc::not_found) return is_down(name);
     return closed;
 }

@@ -3,6 +3,7 @@
 // life: UBLK_KILL=NUMBER:before, :during or :after, where NUMBER is that of a control command (hex,
 // as in ublk_abi.hpp), or UBLK_KILL=map:after, when the requests of a device were mapped. `during`
 // is with the command handed to the kernel, and its answer not waited for.
+// Before both there is a pause, so that all requests of a device were asked for when it goes on.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <liburing.h>
@@ -46,8 +47,10 @@ int io_uring_submit_and_wait_timeout(struct io_uring* ring, struct io_uring_cqe*
     if (real == NULL) *(void**)&real = dlsym(RTLD_NEXT, "io_uring_submit_and_wait_timeout");
     char command[8];
     command_of(ring, command);
-    if (wanted(command, "before")) die();
-    if (wanted(command, "during")) {
+    const int before = wanted(command, "before"), during = wanted(command, "during");
+    if (before || during) usleep(500000);  // what other threads were asked to do is done
+    if (before) die();
+    if (during) {
         io_uring_submit(ring);
         die();
     }

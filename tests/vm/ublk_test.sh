@@ -3,18 +3,19 @@
 # The ublk door in a guest: two nodes, each on a disk of its own, the primary's volume as a block
 # device with a file system on it; its daemon killed under load and at each step of a device's life,
 # and started again.
-#   tests/vm/ublk_test.sh BIN_DIR [--full]      on the host: boots the guest and runs itself there
-# --full: 20 kills with ext4 and 20 with XFS instead of 2, and every step.
+#   tests/vm/ublk_test.sh BIN_DIR [--full [KILLS]]   on the host: boots the guest and runs itself there
+# --full: 20 kills (or KILLS) with ext4 and as many with XFS instead of 2, and every step.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=scripts/cluster.sh
 . "$here/../../scripts/cluster.sh"
 
-bin=${1:?usage: ublk_test.sh BIN_DIR [--full]}
+bin=${1:?usage: ublk_test.sh BIN_DIR [--full [KILLS]]}
 full=${2:-}
+kills=${3:-20}
 if [ -z "${VM_GUEST:-}" ]; then
     exec "$here/run.sh" --cache "$bin/vm" --timeout $((${#full} > 0 ? 3000 : 800)) --disk 400M \
-        --disk 400M --disk 64M "$here/$(basename "$0")" "$bin" "$full"
+        --disk 400M --disk 64M "$here/$(basename "$0")" "$bin" "$full" "$kills"
 fi
 killer=$bin/tests/vm/libublk_killer.so
 
@@ -209,6 +210,31 @@ stopped() {
     mount $name /mnt/volume
     no_errors
     seen "stopped under a mount and under an open descriptor, and adopted"
+}
+
+# Somebody else has the disk when the daemon starts again: it is tried until it can be attached.
+busy_disk() {
+    cluster_crash alpha
+    rm -f "$CLUSTER_DIR/taken"
+    python3 - "$CLUSTER_DIR/taken" <<'PYTHON' &
+import os, sys, time
+while True:
+    try:
+        fd = os.open("/dev/vda", os.O_RDWR | os.O_EXCL)
+        break
+    except OSError:
+        time.sleep(0.02)
+open(sys.argv[1], "w").close()
+time.sleep(8)
+PYTHON
+    wait_for 10 "the disk is taken" test -e "$CLUSTER_DIR/taken"
+    cluster_start alpha
+    [ "$(status_field alpha $resource '.devices[0]."disk-state"')" = Diskless ] ||
+        cluster_fail "a disk that somebody else has is attached"
+    refuses alpha 4 unexport $resource  # it is mounted, though the resource is down
+    wait_for 60 "the device is adopted" adopted
+    no_errors
+    seen "a disk that was in use: tried again, and adopted"
 }
 
 # While it waits for a peer: no other door, no demote, and a signal changes nothing.
@@ -408,7 +434,7 @@ xfs() {
     up_again
     mkfs.xfs -q -f $name
     mount $name /mnt/volume
-    killed xfs 20
+    killed xfs "$kills"
     umount /mnt/volume
     xfs_repair -n $name >/dev/null 2>&1 || cluster_fail "xfs_repair finds damage"
     ctl alpha wait $resource --until synced --timeout 60
@@ -425,8 +451,9 @@ the_device
 foreign
 raw
 mounted
-if [ -z "$full" ]; then killed ext4 2; else killed ext4 20; fi
+if [ -z "$full" ]; then killed ext4 2; else killed ext4 "$kills"; fi
 stopped
+busy_disk
 waits
 the_end
 [ -z "$full" ] || xfs
