@@ -3,7 +3,7 @@
 # The ublk door in a guest: two nodes, each on a disk of its own, the primary's volume as a block
 # device with a file system on it; its daemon killed under load and at each step of a device's life,
 # and started again.
-#   tests/vm/ublk_test.sh BIN_DIR [--full [KILLS]]   on the host: boots the guest and runs itself there
+#   tests/vm/ublk_test.sh BIN_DIR [--full [KILLS]]   on the host: boots the guest, runs itself there
 # --full: 20 kills (or KILLS) with ext4 and as many with XFS instead of 2, and every step.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
