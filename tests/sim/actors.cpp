@@ -468,8 +468,19 @@ void World::operators() {
 // --- Faults
 // -----------------------------------------------------------------------------------------------
 
+// The kernel says that there is a way to the peer: it may be true, or mean nothing.
+void World::path_found(int n, int peer) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    if (!node.up || node.paused_until > now_ || n == peer) return;
+    ++stats_.of(Fault::path_found);
+    trace(n, "hears of a way to n%d", peer);
+    node.core->on_path_found(Instant{now_}, static_cast<NodeId>(peer));
+    perform(n);
+}
+
 void World::network_fault(int n) {
     const int m = static_cast<int>(random_.below(nodes_.size()));
+    if (random_.below(10) == 0) return path_found(n, m);
     const std::uint64_t kind = random_.below(4);
     if (kind < 2) {
         if (!swarm_.partition || m == n) return;
@@ -480,6 +491,8 @@ void World::network_fault(int n) {
         return at(random_.below(swarm_.half_open ? 6 * ns_per_s : 400 * ns_per_ms), [this, n, m] {
             set_cut(n, m, false);
             trace(n, "joined with n%d", m);
+            if (random_.below(2) == 0) path_found(n, m);
+            if (random_.below(2) == 0) path_found(m, n);
         });
     }
     if (connections_.empty()) return;
@@ -515,6 +528,15 @@ void World::disk_fault(int n) {
     node.disk_broken = true;
     node.broke = true;
     trace(n, "disk breaks");
+    if (random_.below(2) == 0) {
+        at(random_.below(5 * ns_per_ms), [this, n, incarnation = node.incarnation] {
+            Node& pulled = nodes_[static_cast<std::size_t>(n)];
+            if (!pulled.up || pulled.incarnation != incarnation || !pulled.disk_broken) return;
+            ++stats_.of(Fault::disk_removed);
+            pulled.core->on_disk_removed(Instant{now_});
+            perform(n);
+        });
+    }
     at(random_.below(4 * ns_per_s), [this, n] {
         Node& mended = nodes_[static_cast<std::size_t>(n)];
         mended.disk_broken = false;

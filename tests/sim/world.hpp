@@ -46,6 +46,7 @@ enum class Fault : std::uint8_t {
     metadata_error,
     stall_disk,
     broken_disk,
+    disk_removed,
     reset,
     stall_stream,
     partition,
@@ -53,6 +54,7 @@ enum class Fault : std::uint8_t {
     slow_link,
     cut_message,
     bit_flip,
+    path_found,
     damage_found,
     kill,
     power_cut,
@@ -217,6 +219,7 @@ class World {
     void change_options(int n);
     void disk_fault(int n);
     void network_fault(int n);
+    void path_found(int n, int peer);
     void lose_cache(int n);
     void start_later(int n, std::uint64_t delay);
     void crash_later(int n, std::uint64_t delay, bool power);
