@@ -368,7 +368,10 @@ void status(const Arguments& arguments) {
         throw Refused("--until needs the name of a resource");
     }
     const auto client = reach(arguments);
-    const replicactl::StatusStyle style{arguments.verbose, arguments.statistics, arguments.watch};
+    replicactl::StatusStyle style;
+    style.verbose = arguments.verbose;
+    style.statistics = arguments.statistics;
+    style.progress = arguments.watch;
     Screen screen;
     if (!arguments.json && arguments.resource.empty()) warn_of_problems(*client);
     for (bool last = !arguments.watch;; last = pause_until(*client, arguments)) {

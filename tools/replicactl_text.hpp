@@ -11,8 +11,8 @@
 namespace replica::replicactl {
 
 struct StatusStyle {
-    bool volumes = false;     // which volume, also without verbose
     bool verbose = false;     // every field of state, also those that have their usual value
+    bool volumes = false;     // which volume, also without verbose
     bool statistics = false;  // counters
     bool progress = false;    // a bar with rate and time left below a running resync
     unsigned bar_columns = 30;

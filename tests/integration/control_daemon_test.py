@@ -452,6 +452,9 @@ def test_bash_completion():
         assert offered("prom") == ["promote"]
         assert offered("promote", "") == ["r0"]
         assert offered("promote", "r0", "--f") == ["--force"]
+        assert "node-id:" in alpha.ctl("status", "r0", "--verbose").stdout
+        assert "volume:" not in alpha.ctl("status", "r0").stdout
+        assert "received:" in alpha.ctl("status", "r0", "--statistics").stdout
         assert offered("connect", "r0", "") == ["beta"]
         assert offered("wait", "r0", "--until", "s") == ["synced"]
         assert offered("--control", alpha.socket, "up", "") == ["r0"]
