@@ -92,7 +92,7 @@ fstrim /mnt/volume
 no_errors
 seen "verified raw and through a mounted file system"
 
-attach watch 60 >"$CLUSTER_DIR/dead" &
+attach watch 600 >"$CLUSTER_DIR/dead" &
 watcher=$!
 until grep -q watching "$CLUSTER_DIR/dead"; do sleep 0.1; done
 for round in $(seq "$rounds"); do
