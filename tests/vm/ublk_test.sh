@@ -308,8 +308,16 @@ killed_adopting() {
     start_to_die map:after by-itself
     has_died map:after
     cluster_start alpha
-    wait_for 60 "the device is given up" sh -c '[ ! -e /dev/ublkc0 ]'
-    grep -q 'is given up' "$CLUSTER_DIR/alpha/log" || cluster_fail "the log does not say why"
+    # Linux 6.12 hands such a device on, or not: it depends on how far its end had come.
+    given_up() { [ ! -e /dev/ublkc0 ]; }
+    settled() { given_up || adopted; }
+    wait_for 60 "the device is given up or adopted" settled
+    if given_up; then
+        grep -q 'is given up' "$CLUSTER_DIR/alpha/log" || cluster_fail "the log does not say why"
+    else
+        no_errors
+        ctl alpha unexport $resource
+    fi
     wait_for 10 "the record is gone" test ! -e "$record"
     ctl alpha demote $resource
     seen "killed at each step of an adoption"
