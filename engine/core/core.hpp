@@ -294,6 +294,8 @@ class Core {
 
         Role role = Role::unknown;
         bool agreed = false;  // Primary by the promotion that this node agreed to, so far
+        // Its word about the in-sync set is the truth.
+        bool leads() const { return role == Role::primary && !agreed; }
         DiskState disk = DiskState::unknown;
         ReplicationState repl = ReplicationState::off;
         std::uint64_t stable_seq = 0;  // writes up to this one are stable on the peer

@@ -163,7 +163,7 @@ void Core::on_in_sync(NodeId id, const Message& m) {
     const Peer& sender = peers_[id];
     const NodeMask members{m.nodes};
     if (!members.has(config_.node_id) || !disk_usable() || role_ == Role::primary) return;
-    const bool leads = sender.role == Role::primary;
+    const bool leads = sender.leads();
     if (leads && (!in_sync().has(config_.node_id) || disk_ != DiskState::up_to_date)) return;
     if (!leads && (sees_primary() || !equal(sender) || disk_ < DiskState::outdated ||
                    bitmap_->count(static_cast<unsigned>(sender.slot)) > 0)) {

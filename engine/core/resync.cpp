@@ -441,7 +441,7 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     const NodeMask members{g.in_sync};
     // Only a primary knows that the other members hold what it holds; among secondaries each pair
     // has to look at itself after a crash.
-    const bool source_leads = peer.role == Role::primary;
+    const bool source_leads = peer.leads();
     for_peers([&](Peer& other, NodeId other_id) {
         PeerMetadata& md = sb_.peers[other_id];
         if (other_id == id || (members.has(other_id) && source_leads)) {
