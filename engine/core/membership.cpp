@@ -120,6 +120,7 @@ void Core::on_generation(NodeId id, const Message& m, const GenerationPayload& g
     sb_.extension.primary_node = g.primary_node;
     peers_[id].received.current_uuid = g.current_uuid;
     persist();
+    barrier_version_ = sb_version_;  // its name is not given out before it is on the disk
     touch();
     on_durable(OnDurable::What::generation_ack, id, g.current_uuid);
 }
