@@ -346,6 +346,12 @@ Status Core::prepare_attach(const Superblock& superblock) {
                      "still in the kernel; detach it and wait"};
     }
     if (role_ == Role::primary) {
+        // Else it may be the last good disk, or the next best, and would be called Inconsistent.
+        if (!has_good_data() || in_sync().has(config_.node_id)) {
+            return state_error(
+                "the resource is Primary, and no connected peer has its data to bring the disk up "
+                "to date: connect one, or demote the resource, then attach the disk");
+        }
         const bool same_size = superblock.effective_size_sectors == volume_bytes_ / sector_bytes ||
                                uuid_identity(superblock.current_uuid) == uuid_just_created;
         const std::array<std::uint8_t, 16> unset{};

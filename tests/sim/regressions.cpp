@@ -801,6 +801,36 @@ void newer_than_the_source(const Options& options) {
     s.finish();
 }
 
+// The last good disk fails for a moment. Attached under its Primary it would be called
+// Inconsistent, and lose against the older data of the peer that comes back.
+void last_disk_of_a_primary(const Options& options) {
+    Scenario s(options, {});
+    s.kill(1);
+    s.until("b is left behind", [&] { return !s.core(0).in_sync().has(1); });
+    s.acknowledged(s.write(0, 3, 1, true));
+    s.fail_io(0, IoOrigin::request);
+    const auto seen = s.read(0, 9);
+    s.until("the disk is given up",
+            [&] { return s.answered(seen) && s.core(0).disk() == DiskState::diskless; });
+    s.mend_io();
+    s.attach(0);
+    s.run_ms(500);
+    s.expect(s.core(0).disk() == DiskState::diskless, "the attach is refused");
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
+    s.attach(0);
+    s.until("its data is as good as before",
+            [&] { return s.core(0).disk() == DiskState::up_to_date; });
+    s.start(1);
+    s.until("b takes it", [&] {
+        return s.connected(0, 1) && s.core(0).in_sync().has(1) &&
+               s.core(1).disk() == DiskState::up_to_date;
+    });
+    s.run_ms(500);
+    s.promote(1);
+    s.acknowledged(s.read(1, 3));
+    s.finish();
+}
+
 // The peer that it takes from is lost in the middle: without a good copy there is nothing to read,
 // and when the peer is back it goes on.
 void source_of_a_primary_is_lost(const Options& options) {
@@ -886,6 +916,8 @@ constexpr Regression table[] = {
      new_disk_of_a_primary},
     {"newer-than-the-source", "a resync's older block landed on a Primary's own write",
      newer_than_the_source},
+    {"last-disk-of-a-primary", "the last good disk was called Inconsistent",
+     last_disk_of_a_primary},
     {"source-of-a-primary-is-lost", "the only good copy goes while a Primary takes from it",
      source_of_a_primary_is_lost},
     {"read-waits-for-the-write", "a value that was read vanished at a failover",
