@@ -6,10 +6,8 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <liburing.h>
-#include <spawn.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -19,6 +17,7 @@
 #include <cstring>
 
 #include "engine/base/text.hpp"
+#include "engine/io/process.hpp"
 
 namespace replica {
 namespace {
@@ -29,22 +28,6 @@ constexpr const char* devices_path = "/sys/class/ublk-char";
 // that was given up may take to notice.
 constexpr long long command_timeout_s = 60, cancel_timeout_s = 5;
 constexpr std::uint64_t command_mark = 1, cancel_mark = 2;
-
-// What loads a module is modprobe's business: aliases, options, dependencies.
-void load_module() {
-    char program[] = "modprobe", quiet[] = "-q", name[] = "ublk_drv";
-    char path[] = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
-    char* const arguments[] = {program, quiet, name, nullptr};
-    char* const environment[] = {path, nullptr};
-    for (const char* file : {"/sbin/modprobe", "/usr/sbin/modprobe"}) {
-        pid_t child = 0;
-        if (::posix_spawn(&child, file, nullptr, nullptr, arguments, environment) != 0) continue;
-        int status = 0;
-        while (::waitpid(child, &status, 0) < 0 && errno == EINTR)
-            continue;
-        return;
-    }
-}
 
 Error open_error(int os_errno) {
     if (os_errno == EACCES || os_errno == EPERM) {
@@ -94,7 +77,7 @@ class KernelControl final : public UblkControl {
 Status KernelControl::open_device() {
     fd_ = ::open(control_path, O_RDWR | O_CLOEXEC);
     if (fd_ < 0 && errno == ENOENT) {
-        load_module();
+        load_module("ublk_drv");
         fd_ = ::open(control_path, O_RDWR | O_CLOEXEC);
     }
     if (fd_ < 0) return open_error(errno);

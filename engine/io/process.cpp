@@ -5,11 +5,13 @@
 
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <spawn.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -124,6 +126,22 @@ std::uint64_t random_u64() {
     while (value == 0)
         fill_random(std::as_writable_bytes(std::span(&value, 1)));
     return value;
+}
+
+void load_module(const std::string& name) {
+    char program[] = "modprobe", quiet[] = "-q";
+    char path[] = "PATH=/usr/sbin:/usr/bin:/sbin:/bin";
+    std::string module = name;
+    char* const arguments[] = {program, quiet, module.data(), nullptr};
+    char* const environment[] = {path, nullptr};
+    for (const char* file : {"/sbin/modprobe", "/usr/sbin/modprobe"}) {
+        pid_t child = 0;
+        if (::posix_spawn(&child, file, nullptr, nullptr, arguments, environment) != 0) continue;
+        int status = 0;
+        while (::waitpid(child, &status, 0) < 0 && errno == EINTR)
+            continue;
+        return;
+    }
 }
 
 }  // namespace replica

@@ -31,4 +31,8 @@ Result<std::array<std::byte, 16>> read_boot_id();
 void fill_random(std::span<std::byte> bytes);
 std::uint64_t random_u64();  // never 0
 
+// By modprobe, whose business aliases, options and dependencies are. Whether it is there now is for
+// the caller to see: there may be no modprobe, no right to, or no such module. Blocks.
+void load_module(const std::string& name);
+
 }  // namespace replica
