@@ -61,13 +61,6 @@ bool NbdClient::open(const std::string& socket_path, const std::string& export_n
     return handshake(export_name);
 }
 
-int NbdClient::release() {
-    const timeval no_limit{};
-    ::setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &no_limit, sizeof no_limit);
-    ::setsockopt(fd_, SOL_SOCKET, SO_SNDTIMEO, &no_limit, sizeof no_limit);
-    return std::exchange(fd_, -1);
-}
-
 bool NbdClient::handshake(const std::string& export_name) {
     std::array<std::byte, 18> greeting;
     if (!receive_all(greeting)) return fail("no greeting");
@@ -104,7 +97,6 @@ bool NbdClient::receive_option_replies() {
         if (type == reply_info && length >= 12 &&
             load_be<std::uint16_t>(data.data()) == info_export) {
             size_bytes_ = load_be<std::uint64_t>(data.data() + 2);
-            transmission_flags_ = load_be<std::uint16_t>(data.data() + 10);
         } else if (type != reply_info) {
             return fail("the export was refused: " +
                         std::string(reinterpret_cast<const char*>(data.data()), data.size()));

@@ -27,11 +27,7 @@ class NbdClient {
     // Connects and opens the export. False: why() says why.
     bool open(const std::string& socket_path, const std::string& export_name);
 
-    // Gives the open connection away, for the kernel's client: the caller owns the socket.
-    int release();
-
     std::uint64_t size_bytes() const { return size_bytes_; }
-    std::uint16_t transmission_flags() const { return transmission_flags_; }
     const std::string& why() const { return why_; }
 
     // Sends a request. False: the connection is lost.
@@ -55,7 +51,6 @@ class NbdClient {
     unsigned wait_seconds_max_;
     int fd_ = -1;
     std::uint64_t size_bytes_ = 0;
-    std::uint16_t transmission_flags_ = 0;
     std::string why_;
 };
 

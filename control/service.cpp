@@ -629,7 +629,13 @@ Json Service::resource_export(Params& params, const Caller&) {
     demand(check_door(door));
     params.finish();
     ensure_known(*find(name));
-    if (door == "ublk") return {{"door", demand(node_.export_ublk(name))}};
+    for (const DeviceKind kind : all_device_kinds) {
+        if (door != name_of(kind)) continue;
+        const BlockDoor opened = demand(node_.export_device(name, kind));
+        return {{"door", opened.door},
+                {"size-bytes", opened.size_bytes},
+                {"device", fmt::format("{}:{}", opened.major, opened.minor)}};
+    }
     demand(node_.export_nbd(name, door));
     return {{"door", door}};
 }

@@ -116,8 +116,9 @@ Status check_door(std::string_view door) {
     if (door.starts_with("unix:")) return check_path("NBD socket", door.substr(5));
     if (door.starts_with("tcp:")) return check_address("NBD address", door.substr(4), true);
     if (door == "ublk" || door.starts_with("ublk:/dev/ublkb")) return ok_status();
-    return invalid(fmt::format("export door {} is refused: write ublk, unix:PATH or tcp:HOST:PORT",
-                               quoted(door)));
+    if (door == "nbd" || door.starts_with("nbd:/dev/nbd")) return ok_status();
+    return invalid(fmt::format(
+        "export door {} is refused: write ublk, nbd, unix:PATH or tcp:HOST:PORT", quoted(door)));
 }
 
 Result<std::uint64_t> parse_size(std::string_view text) {

@@ -25,9 +25,9 @@
 #include "engine/node/accepted_socket.hpp"
 #include "engine/node/acceptor.hpp"
 #include "engine/node/check_config.hpp"
+#include "engine/node/kernel_doors.hpp"
 #include "engine/node/resource_shell.hpp"
 #include "engine/node/submissions.hpp"
-#include "engine/node/ublk_export.hpp"
 
 namespace replica {
 namespace {
@@ -52,7 +52,7 @@ struct Resource {
     bool up = false;                       // under `changing`: there is a shell
     std::unique_ptr<ResourceShell> shell;  // made under `changing`; used on the reactor's thread
     Submissions submissions;
-    std::unique_ptr<UblkExport> ublk;  // under `changing`
+    std::unique_ptr<KernelDoors> devices;  // under `changing`
 };
 using ResourcePtr = std::shared_ptr<Resource>;
 
@@ -99,7 +99,8 @@ class LocalNode final : public Node {
     Status new_current_uuid(const std::string& name, bool clear_bitmap) override;
 
     Status export_nbd(const std::string& name, const std::string& door) override;
-    Result<std::string> export_ublk(const std::string& name) override;
+    Result<BlockDoor> export_device(const std::string& name, DeviceKind kind) override;
+    Result<BlockDoor> block_door(const std::string& name, DeviceKind kind) override;
     Status unexport(const std::string& name, const std::string& door, bool force) override;
 
     std::vector<std::string> resources() override;
@@ -202,10 +203,10 @@ LocalNode::~LocalNode() {
     bool stuck = false;
     for (auto& [name, resource] : resources_) {
         const std::lock_guard changing(resource->changing);
-        resource->ublk->leave();
+        resource->devices->leave();
         // Whether a block device is in use can not be known for sure; the next node goes on with
         // it. To stop it is for who says unexport or down.
-        const bool left = resource->ublk->is_open();
+        const bool left = resource->devices->is_open({});
         const Status down = left ? ok_status() : take_down(*resource);
         if (left)
             options_.log(LOG_NOTICE, name + " and its block device are left to the next start");
@@ -299,16 +300,16 @@ Status LocalNode::know(const ResourceConfig& config) {
     {
         const std::lock_guard lock(mutex_);
         resource->thread = &least_loaded();
-        resource->ublk = std::make_unique<UblkExport>(
-            UblkExport::Resource{*resource->thread, resource->shell, resource->changing,
-                                 [this, known = resource.get()] {
-                                     return run(*known, {.kind = CommandKind::promote}, "",
-                                                adoption_timeout);
-                                 },
-                                 [this, known = resource.get()] {
-                                     return known->up ? known->ublk->look() : bring_up(*known);
-                                 }},
-            UblkDeviceOptions{options_.state_dir, config.name, options_.log});
+        Resource* const known = resource.get();
+        resource->devices = std::make_unique<KernelDoors>(
+            DeviceExport::Resource{
+                *resource->thread, resource->shell, resource->changing,
+                [this, known] {
+                    return run(*known, {.kind = CommandKind::promote}, "", adoption_timeout);
+                },
+                [this, known] { return known->up ? known->devices->look() : bring_up(*known); },
+                nullptr},
+            options_.state_dir, config.name, options_.log);
         if (!resources_.emplace(config.name, resource).second) {
             return Error{Errc::exists, 0, "resource " + config.name + " exists already"};
         }
@@ -381,9 +382,9 @@ Status LocalNode::remove_resource(const std::string& name) {
         const std::lock_guard changing(resource->changing);
         if (resource->up) return Error{Errc::state, 0, name + " is up: bring it down first"};
         // A device that waits for it, perhaps; nobody would know whose it is.
-        const Status closed = resource->ublk->close_left(false);
+        const Status closed = resource->devices->close_left({}, false);
         if (!closed && closed.error().code != Errc::not_found) return closed;
-        resource->ublk->keep_trying(false);
+        resource->devices->keep_trying(false);
         resource->removed = true;
         const std::lock_guard lock(mutex_);
         resources_.erase(name);
@@ -467,7 +468,7 @@ Status LocalNode::up(const std::string& name) {
     if (resource->removed) return Error{Errc::not_found, 0, name + " was just removed"};
     const Status up = bring_up(*resource);
     // A file system may hang on a device that waits for this resource.
-    if (!up) resource->ublk->keep_trying(resource->ublk->may_be_left());
+    if (!up) resource->devices->keep_trying(true);
     return up;
 }
 
@@ -484,10 +485,10 @@ Status LocalNode::bring_up(Resource& resource) {
         TRY(const bool open, ask(resource, [](ResourceShell& shell) { return shell.disk_open(); }));
         if (!open) TRY_STATUS(attach_again(resource));
     }
-    const Status looked = resource.ublk->look();
+    const Status looked = resource.devices->look();
     if (!looked) {
         options_.log(LOG_ERR, resource.config.name + ": " + looked.error().message);
-        resource.ublk->keep_trying(true);
+        resource.devices->keep_looking();
     }
     return connect_all(resource);
 }
@@ -500,10 +501,10 @@ Status LocalNode::attach(const std::string& name) {
     const Status attached = fresh ? attach_fresh(*resource) : attach_again(*resource);
     if (!attached && fresh) static_cast<void>(take_down(*resource));
     TRY_STATUS(attached);
-    const Status looked = resource->ublk->look();
+    const Status looked = resource->devices->look();
     if (!looked) {
         options_.log(LOG_ERR, name + ": " + looked.error().message);
-        resource->ublk->keep_trying(true);
+        resource->devices->keep_looking();
     }
     return ok_status();
 }
@@ -512,7 +513,7 @@ Status LocalNode::down(const std::string& name) {
     TRY(const ResourcePtr resource, find(name));
     const std::lock_guard changing(resource->changing);
     TRY_STATUS(take_down(*resource));
-    resource->ublk->keep_trying(false);
+    resource->devices->keep_trying(false);
     return ok_status();
 }
 
@@ -526,7 +527,7 @@ Status LocalNode::take_down(Resource& resource) {
             },
             timeout);
     };
-    TRY_STATUS(resource.ublk->close(false));
+    TRY_STATUS(resource.devices->close({}, false));
     TRY_STATUS(each(&ResourceShell::stop_doors, command_timeout));
     TRY(const bool primary, ask(resource, [](ResourceShell& shell) { return shell.primary(); }));
     Command command;
@@ -602,7 +603,7 @@ Status LocalNode::promote(const std::string& name, bool force) {
     {
         const std::lock_guard changing(resource->changing);
         if (!resource->up) return is_down(name);
-        TRY_STATUS(resource->ublk->before_promotion(force));
+        TRY_STATUS(resource->devices->before_promotion(force));
     }
     return call(name, {.kind = CommandKind::promote, .force = force});
 }
@@ -641,33 +642,50 @@ Status LocalNode::export_nbd(const std::string& name, const std::string& door) {
     return exported;
 }
 
-Result<std::string> LocalNode::export_ublk(const std::string& name) {
+Result<BlockDoor> LocalNode::export_device(const std::string& name, DeviceKind kind) {
     TRY(const ResourcePtr resource, find(name));
     const std::lock_guard changing(resource->changing);
     if (!resource->up) return is_down(name);
-    return resource->ublk->open();
+    TRY_STATUS(resource->devices->open(kind));
+    return resource->devices->facts(kind);
+}
+
+Result<BlockDoor> LocalNode::block_door(const std::string& name, DeviceKind kind) {
+    TRY(const ResourcePtr resource, find(name));
+    const std::lock_guard changing(resource->changing);
+    return resource->devices->facts(kind);
+}
+
+// The kind of block device that a door's name speaks of.
+KernelDoors::Kind kind_of(const std::string& door) {
+    for (const DeviceKind kind : all_device_kinds) {
+        const std::string name = name_of(kind);
+        if (door == name || door.starts_with(name + ":/dev/")) return kind;
+    }
+    return {};
 }
 
 Status LocalNode::unexport(const std::string& name, const std::string& door, bool force) {
     TRY(const ResourcePtr resource, find(name));
     const std::lock_guard changing(resource->changing);
-    const bool ublk = door.empty() || door.starts_with("ublk");
-    if (resource->up || !ublk) return close_doors(resource, door, force);
+    const auto kind = kind_of(door);
+    if (resource->up || (!kind && !door.empty())) return close_doors(resource, door, force);
     // Of a resource that can not be brought up a device may wait all the same.
-    const Status closed = resource->ublk->close_left(force);
-    if (closed) resource->ublk->keep_trying(false);
+    const Status closed = resource->devices->close_left(kind, force);
+    if (closed) resource->devices->keep_trying(false);
     if (!closed && closed.error().code == Errc::not_found) return is_down(name);
     return closed;
 }
 
 Status LocalNode::close_doors(const ResourcePtr& resource, const std::string& door, bool force) {
     if (!resource->up) return is_down(resource->config.name);
-    const bool ublk = door.starts_with("ublk");
-    if (ublk && !resource->ublk->is_open()) {
-        return Error{Errc::not_found, 0, resource->config.name + " has no ublk device"};
+    const auto kind = kind_of(door);
+    if (kind && !resource->devices->is_open(kind)) {
+        return Error{Errc::not_found, 0,
+                     resource->config.name + " has no device of " + name_of(*kind)};
     }
-    if (ublk || door.empty()) TRY_STATUS(resource->ublk->close(force));
-    if (ublk) return ok_status();
+    if (kind || door.empty()) TRY_STATUS(resource->devices->close(kind, force));
+    if (kind) return ok_status();
     return resource->thread->call_async(
         [resource, door](ResourceShell::Done done) {
             if (!resource->shell) return done(is_down(resource->config.name));
@@ -737,7 +755,7 @@ Error io_error(const std::string& name, int error) {
 void start(Resource& resource, Submission& submission) {
     LocalDoor* const door = resource.shell ? resource.shell->local_door() : nullptr;
     const bool reads = submission.call.kind == IoKind::read;
-    const bool may = door != nullptr && (reads || !resource.shell->ublk_is_waiting());
+    const bool may = door != nullptr && (reads || !resource.shell->any_device_waits());
     if (may) return door->submit(submission.call);
     submission.call.done(submission.call, door != nullptr ? EBUSY : ESHUTDOWN);
 }

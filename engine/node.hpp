@@ -18,6 +18,7 @@
 #include "engine/base/result.hpp"
 #include "engine/base/units.hpp"
 #include "engine/core/policy.hpp"
+#include "engine/frontend/device_kind.hpp"
 #include "engine/frontend/volume.hpp"
 
 namespace replica {
@@ -82,8 +83,17 @@ struct ResourceStatus {
     std::uint64_t al_used = 0;  // extents active now
     std::string current_uuid;   // 16 hex digits
     std::uint64_t generation_seq = 0;
-    std::vector<std::string> doors;  // "unix:PATH", "tcp:HOST:PORT", "ublk:/dev/ublkbN"
+    std::vector<std::string> doors;  // "unix:PATH", "tcp:HOST:PORT", "ublk:/dev/ublkbN"...
     std::vector<PeerStatus> peers;
+};
+
+// A block device that is open.
+struct BlockDoor {
+    DeviceKind kind = DeviceKind::ublk;
+    std::string door;  // as the status has it: "nbd:/dev/nbd3"
+    std::string path;  // "/dev/nbd3"
+    std::uint64_t size_bytes = 0;
+    std::uint32_t major = 0, minor = 0;
 };
 
 struct Event {
@@ -162,14 +172,16 @@ class Node {
 
     // door: "unix:PATH" or "tcp:HOST:PORT". Errors: state (not primary), exists, io.
     virtual Status export_nbd(const std::string& name, const std::string& door) = 0;
-    // A block device, also at /dev/replica/by-res/NAME; returns its door, "ublk:/dev/ublkbN". It
-    // outlives this process if that ends while it is in use: the next node with this state
-    // directory goes on with it. Errors: state (not primary), exists, unsupported (no ublk here,
-    // and why), permission, io.
-    virtual Result<std::string> export_ublk(const std::string& name) = 0;
-    // "": all doors; "ublk": the block device, also one that an earlier node left and that waits,
-    // even for a resource that is down. Errors: busy (it is in use). By force it is stopped under
-    // its users, and what waits in it fails.
+    // A block device, also at /dev/replica/by-res/NAME, which is that of the one that was opened
+    // last: one of each kind may be open. It outlives this process if that ends while it is in use:
+    // the next node with this state directory goes on with it. Errors: state (not primary), exists,
+    // unsupported (the kernel has none of this kind, and why), permission, busy, io.
+    virtual Result<BlockDoor> export_device(const std::string& name, DeviceKind kind) = 0;
+    // Errors: not_found (it is not open), state, io.
+    virtual Result<BlockDoor> block_door(const std::string& name, DeviceKind kind) = 0;
+    // "": all doors; "ublk", "nbd": the block device of this kind, also one that an earlier node
+    // left and that waits, even for a resource that is down. Errors: busy (it is in use). By force
+    // it is stopped under its users, and what waits in it fails.
     virtual Status unexport(const std::string& name, const std::string& door,
                             bool force = false) = 0;
 

@@ -21,7 +21,7 @@ Result<std::unique_ptr<LinkMonitor>> LinkMonitor::open() {
 
 Result<std::unique_ptr<NbdControl>> NbdControl::open() { return absent("the kernel's nbd door"); }
 
-std::string NbdControl::backend_of(int) { return ""; }
+int nbd_device_of(const std::string&) { return -1; }
 
 Result<std::vector<DrbdResource>> read_drbd_status() {
     return absent("the state of the kernel's DRBD");

@@ -2,13 +2,14 @@
 // See nbd_device.hpp.
 #include "netlink/nbd_device.hpp"
 
+#include <dirent.h>
 #include <linux/nbd-netlink.h>
 #include <netlink/attr.h>
 #include <netlink/errno.h>
 #include <netlink/genl/ctrl.h>
 #include <netlink/genl/genl.h>
 
-#include <algorithm>
+#include <cstdio>
 #include <fstream>
 #include <utility>
 
@@ -21,7 +22,6 @@ namespace {
 // The UAPI header has no names for these.
 constexpr std::uint64_t client_destroy_on_disconnect = 1;
 constexpr std::uint64_t client_disconnect_on_close = 2;
-constexpr int receive_buffer_bytes = 1 << 18;
 
 // Attributes of a request that is being put together. One that does not fit fails the whole.
 class Request {
@@ -99,12 +99,11 @@ int take_states(nl_msg* message, void* context) {
     return NL_OK;
 }
 
-int take_dead_link(nl_msg* message, void* context) {
-    if (genlmsg_hdr(nlmsg_hdr(message))->cmd != NBD_CMD_LINK_DEAD) return NL_OK;
-    int index = -1;
-    take_index(message, &index);
-    if (index >= 0) static_cast<std::vector<int>*>(context)->push_back(index);
-    return NL_OK;
+std::string backend_in_sysfs(int index) {
+    std::ifstream file(text_of("/sys/block/nbd%d/backend", index));
+    std::string backend;
+    std::getline(file, backend);
+    return backend;
 }
 
 class GenericNbdControl final : public NbdControl {
@@ -116,36 +115,24 @@ class GenericNbdControl final : public NbdControl {
                        std::span<const int> sockets) override;
     Status disconnect(int index) override;
     Result<std::vector<NbdDeviceState>> status() override;
-    int fd() const override { return nl_socket_get_fd(events_.get()); }
-    Result<std::vector<int>> read_dead_links() override;
+    std::string backend_of(int index) override { return backend_in_sysfs(index); }
 
   private:
     Status ask(const Request& request, const char* what, nl_recvmsg_msg_cb_t each, void* context);
 
-    NlSocket questions_, events_;
+    NlSocket socket_;
     int family_ = 0;
 };
 
 Status GenericNbdControl::begin() {
-    questions_.reset(nl_socket_alloc());
-    events_.reset(nl_socket_alloc());
-    if (!questions_ || !events_) return Error{Errc::limit, 0, "no memory for a netlink socket"};
-    int result = genl_connect(questions_.get());
-    if (result == 0) result = genl_connect(events_.get());
+    socket_.reset(nl_socket_alloc());
+    if (!socket_) return Error{Errc::limit, 0, "no memory for a netlink socket"};
+    const int result = genl_connect(socket_.get());
     if (result < 0) return nl_error("asking for the kernel's nbd", result);
-    family_ = genl_ctrl_resolve(questions_.get(), NBD_GENL_FAMILY_NAME);
-    if (family_ < 0) {
-        return Error{Errc::unsupported, 0,
-                     "the kernel has no nbd driver, or it can not be loaded: modprobe nbd"};
-    }
-    const int group =
-        genl_ctrl_resolve_grp(questions_.get(), NBD_GENL_FAMILY_NAME, NBD_GENL_MCAST_GROUP_NAME);
-    result = group < 0 ? group : nl_socket_add_membership(events_.get(), group);
-    if (result == 0) result = nl_socket_set_nonblocking(events_.get());
-    if (result < 0) return nl_error("hearing of the kernel's nbd", result);
-    nl_socket_disable_seq_check(events_.get());
-    nl_socket_set_buffer_size(events_.get(), receive_buffer_bytes, 0);
-    return ok_status();
+    family_ = genl_ctrl_resolve(socket_.get(), NBD_GENL_FAMILY_NAME);
+    if (family_ >= 0) return ok_status();
+    return Error{Errc::unsupported, 0,
+                 "the kernel has no nbd driver, or it can not be loaded: modprobe nbd"};
 }
 
 Status GenericNbdControl::ask(const Request& request, const char* what, nl_recvmsg_msg_cb_t each,
@@ -153,7 +140,7 @@ Status GenericNbdControl::ask(const Request& request, const char* what, nl_recvm
     if (request.get() == nullptr) {
         return Error{Errc::limit, 0, text_of("%s: the request is too long", what)};
     }
-    const int result = nl_ask(questions_.get(), request.get(), each, context);
+    const int result = nl_ask(socket_.get(), request.get(), each, context);
     if (result < 0) return nl_error(what, result);
     return ok_status();
 }
@@ -214,23 +201,6 @@ Result<std::vector<NbdDeviceState>> GenericNbdControl::status() {
     return states;
 }
 
-Result<std::vector<int>> GenericNbdControl::read_dead_links() {
-    std::vector<int> dead;
-    nl_socket_modify_cb(events_.get(), NL_CB_VALID, NL_CB_CUSTOM, take_dead_link, &dead);
-    bool lost = false;
-    int result = 0;
-    while (result >= 0 || result == -NLE_NOMEM) {
-        result = nl_recvmsgs_default(events_.get());
-        if (result == -NLE_NOMEM) lost = true;
-    }
-    if (result != -NLE_AGAIN) return nl_error("hearing of the kernel's nbd", result);
-    if (!lost) return dead;
-    TRY(const std::vector<NbdDeviceState> states, status());
-    for (const NbdDeviceState& state : states)
-        dead.push_back(state.index);
-    return dead;
-}
-
 }  // namespace
 
 Result<std::unique_ptr<NbdControl>> NbdControl::open() {
@@ -239,11 +209,16 @@ Result<std::unique_ptr<NbdControl>> NbdControl::open() {
     return std::unique_ptr<NbdControl>(std::move(control));
 }
 
-std::string NbdControl::backend_of(int index) {
-    std::ifstream file(text_of("/sys/block/nbd%d/backend", index));
-    std::string backend;
-    std::getline(file, backend);
-    return backend;
+int nbd_device_of(const std::string& backend) {
+    DIR* const devices = ::opendir("/sys/block");
+    int found = -1;
+    while (const dirent* entry = devices == nullptr || found >= 0 ? nullptr : ::readdir(devices)) {
+        int index = -1;
+        if (std::sscanf(entry->d_name, "nbd%d", &index) != 1) continue;
+        if (backend_in_sysfs(index) == backend) found = index;
+    }
+    if (devices != nullptr) ::closedir(devices);
+    return found;
 }
 
 }  // namespace replica

@@ -42,8 +42,8 @@ struct NbdDeviceState {
 };
 
 // One thread at a time. Every call blocks for as long as the kernel takes; it may wait for requests
-// on the device, so whoever serves them does it in another thread. All but status(), backend_of()
-// and the messages need CAP_SYS_ADMIN.
+// on the device, so whoever serves them does it in another thread. All but status() and
+// backend_of() need CAP_SYS_ADMIN.
 class NbdControl {
   public:
     // Loads the driver's module where that is allowed. Errors: unsupported (no driver; or built
@@ -66,13 +66,10 @@ class NbdControl {
     // All devices that there are. Errors: io.
     virtual Result<std::vector<NbdDeviceState>> status() = 0;
     // Who connected it; empty: nobody, or without a name.
-    static std::string backend_of(int index);
-
-    // Messages about sockets that the kernel gave up: an index for each, oldest first. fd() is
-    // readable when there are some; reading does not block. After a loss of messages every device
-    // is listed. Errors: io.
-    virtual int fd() const = 0;
-    virtual Result<std::vector<int>> read_dead_links() = 0;
+    virtual std::string backend_of(int index) = 0;
 };
+
+// For those who do not want the module loaded: the device that has this backend's name, -1: none.
+int nbd_device_of(const std::string& backend);
 
 }  // namespace replica

@@ -198,29 +198,34 @@ std::string absolute_door(const std::string& door) {
     return whole;
 }
 
+// `why`: why nothing better was opened; empty if it was asked for.
 void tell_door(const Arguments& arguments, Json result, const std::string& why) {
     const std::string door = result["door"];
-    const bool ublk = door.starts_with("ublk:");
+    const bool socket = door.starts_with("unix:");
     if (!why.empty()) result["why"] = why;
-    if (ublk) result["link"] = "/dev/replica/by-res/" + arguments.resource;
+    if (!socket) result["link"] = "/dev/replica/by-res/" + arguments.resource;
     if (arguments.json) return print_json(result);
-    if (ublk) return print(fmt::format("{}, also {}\n", door.substr(5), result["link"]));
-    print(fmt::format("{}, by NBD{}\n", door, why.empty() ? "" : ": " + why));
+    const std::string reason = why.empty() ? "" : ": " + why;
+    if (socket) return print(fmt::format("{}, a socket for NBD clients{}\n", door, reason));
+    print(fmt::format("{}, also {}{}\n", door.substr(door.find(':') + 1),
+                      result["link"].get<std::string>(), reason));
 }
 
-// A block device where there is ublk, else a socket beside the one of the node.
+// A block device where the kernel has ublk or nbd, else a socket beside the one of the node.
 void export_best(const Arguments& arguments) {
     const auto client = reach(arguments);
     Json params = named(arguments);
+    const std::string& asked = arguments.door_kind;
     std::string why;
-    if (arguments.door_kind != "nbd") {
-        params["door"] = "ublk";
+    for (const char* kind : {"ublk", "nbd"}) {
+        if (!asked.empty() && asked != kind) continue;
+        params["door"] = kind;
         auto result = client->call("resource.export", params);
-        if (result) return tell_door(arguments, result.value(), "");
+        if (result) return tell_door(arguments, result.value(), why);
         const Errc code = result.error().code;
         const bool missing = code == Errc::unsupported || code == Errc::permission;
-        if (!missing || arguments.door_kind == "ublk") throw Refused(result.error());
-        why = result.error().message;
+        if (!missing || asked == kind) throw Refused(result.error());
+        why += (why.empty() ? "" : "; ") + result.error().message;
     }
     const std::string control = absolute_path(arguments.control);
     params["door"] =
@@ -568,11 +573,12 @@ class CommandLine {
         auto* const nbd = sub->add_option("--nbd", arguments_.doors, "unix:PATH or tcp:HOST:PORT")
                               ->allow_extra_args(false);
         sub->add_option("--door", arguments_.door_kind,
-                        "ublk or nbd; default: ublk where the kernel has it")
-            ->check(CLI::IsMember({"ublk", "nbd"}))
+                        "ublk, nbd (/dev/nbdN) or socket; default: the first that there is")
+            ->check(CLI::IsMember({"ublk", "nbd", "socket"}))
             ->excludes(nbd);
         sub = add_for_resource("unexport", "close the doors", unexport_doors);
-        sub->add_option("--nbd,--door", arguments_.doors, "only this one; ublk is one, too")
+        sub->add_option("--nbd,--door", arguments_.doors,
+                        "only this one; ublk and nbd are some, too")
             ->allow_extra_args(false);
         sub->add_flag("--force", arguments_.force,
                       "a block device even if it is in use: its users get I/O errors");

@@ -77,7 +77,7 @@ NbdConnection::NbdConnection(Context& context)
 
 NbdConnection::~NbdConnection() { ASSERT(state_ == State::idle && !turn_.queued); }
 
-void NbdConnection::open(int fd, std::uint64_t client_number) {
+void NbdConnection::open(int fd, std::uint64_t client_number, bool shaken_hands) {
     ASSERT(state_ == State::idle && busy_slots_ == 0 && held_bytes_ == 0);
     state_ = State::open;
     fd_ = fd;
@@ -86,8 +86,12 @@ void NbdConnection::open(int fd, std::uint64_t client_number) {
     rx_begin_ = rx_end_ = 0;
     need_input_ = true;
     progress_ = context_.reactor.now();
-    session_.greet(handshake_out_);
-    context_.reactor.set_timer(timer_, progress_ + context_.options.handshake_timeout_ns);
+    if (shaken_hands) {
+        session_.skip_handshake();
+    } else {
+        session_.greet(handshake_out_);
+        context_.reactor.set_timer(timer_, progress_ + context_.options.handshake_timeout_ns);
+    }
     schedule();
 }
 

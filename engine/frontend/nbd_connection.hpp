@@ -36,6 +36,8 @@ struct NbdServerOptions {
     // A client that holds buffers, moves no byte for so long and keeps others waiting is dropped.
     std::uint64_t stall_timeout_ns = 30 * ns_per_s;
     std::function<void(int level, const std::string& line)> log;  // syslog levels; reactor thread
+    // The last client is gone, and nobody has asked for that by stop(). Reactor thread.
+    std::function<void()> deserted;
 };
 
 class NbdConnection {
@@ -59,8 +61,8 @@ class NbdConnection {
     NbdConnection(const NbdConnection&) = delete;
     NbdConnection& operator=(const NbdConnection&) = delete;
 
-    // Takes the socket over.
-    void open(int fd, std::uint64_t client_number);
+    // Takes the socket over. shaken_hands: it is in the transmission phase already.
+    void open(int fd, std::uint64_t client_number, bool shaken_hands = false);
     // Takes no more commands, answers those in flight, and closes.
     void finish();
     // Tries again to get a buffer.

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "engine/base/assert.hpp"
 
@@ -51,6 +52,7 @@ NbdServer::NbdServer(Reactor& reactor, Volume& volume, std::string export_name,
     };
     context_.on_ended = [](void* server) {
         auto& self = *static_cast<NbdServer*>(server);
+        self.left_ = true;
         self.context_.reactor.defer(self.turn_);
     };
     retry_timer_.context = turn_.context = this;
@@ -106,6 +108,12 @@ void NbdServer::on_listener_closed() {
     context_.reactor.defer(turn_);
 }
 
+void NbdServer::take(int fd) {
+    NbdConnection* const connection = free_connection();
+    ASSERT(connection != nullptr);
+    connection->open(fd, ++clients_seen_, true);
+}
+
 NbdConnection* NbdServer::free_connection() {
     for (auto& connection : connections_) {
         if (connection->idle()) return connection.get();
@@ -131,7 +139,13 @@ void NbdServer::on_turn() {
             connections_[(retry_first_ + i) % connections_.size()]->retry();
         }
     }
-    if (!stopped_ || listener_ || clients() > 0) return;
+    if (clients() > 0) return;
+    const bool left = std::exchange(left_, false);
+    if (!stopped_ && left && context_.options.deserted) {
+        retry_timer_.clear();  // the server may go after this
+        context_.options.deserted();
+    }
+    if (!stopped_ || listener_) return;
     door_.clear();
     retry_timer_.clear();
     // The server may be destroyed inside.

@@ -35,6 +35,9 @@ class NbdServer final : private ListenerOwner {
     // chooses. Does not block. Errors: invalid (the door), busy (somebody listens there), exists (a
     // file that is no socket), permission, not_found (no such address or directory), limit, io.
     Status start(const std::string& door);
+    // Serves a connected socket that is in the transmission phase, in place of start(); the server
+    // has it from now on.
+    void take(int fd);
     // Closes the door: no new clients, no new commands; what is in flight is answered. `done` is
     // called later, once, from the reactor, when nothing of it is left; the server may be destroyed
     // then, from inside too. Requests that the engine holds back hold this up, so whoever takes the
@@ -61,6 +64,7 @@ class NbdServer final : private ListenerOwner {
     Timer retry_timer_;  // looks for buffers while a connection is starved
     Deferred turn_;
     bool released_ = false;
+    bool left_ = false;            // a client
     std::size_t retry_first_ = 0;  // who is asked first, in turn
     std::uint64_t clients_seen_ = 0;
     std::function<void()> stopped_;  // set while stopping

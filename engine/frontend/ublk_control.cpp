@@ -7,7 +7,6 @@
 #include <fcntl.h>
 #include <liburing.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -55,9 +54,6 @@ class KernelControl final : public UblkControl {
     Result<std::vector<std::uint32_t>> devices() override { return ublk_devices(); }
     int open_channel(std::uint32_t dev_id) override;
     int map_channel(int fd, std::size_t bytes, const ublk::IoDescriptor*& shown) override;
-    int claim(std::uint32_t dev_id) override;
-    std::string user_of(std::uint32_t dev_id) override;
-    int set_io_timeout(std::uint32_t dev_id, unsigned milliseconds) override;
 
   private:
     // With the memory that a command refers to: one that never ends keeps both.
@@ -174,60 +170,6 @@ int KernelControl::map_channel(int fd, std::size_t bytes, const ublk::IoDescript
     if (memory == MAP_FAILED) return -errno;
     shown = static_cast<const ublk::IoDescriptor*>(memory);
     return 0;
-}
-
-int KernelControl::claim(std::uint32_t dev_id) {
-    const int fd = ::open(text_of("/dev/ublkb%u", dev_id).c_str(), O_RDONLY | O_EXCL | O_CLOEXEC);
-    return fd < 0 ? -errno : fd;
-}
-
-int KernelControl::set_io_timeout(std::uint32_t dev_id, unsigned milliseconds) {
-    const std::string text = std::to_string(milliseconds);
-    const int fd = ::open(text_of("/sys/block/ublkb%u/queue/io_timeout", dev_id).c_str(),
-                          O_WRONLY | O_CLOEXEC);
-    if (fd < 0) return -errno;
-    const bool good = ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
-    const int error = errno;
-    ::close(fd);
-    return good ? 0 : -error;
-}
-
-bool has_open(const std::string& process, dev_t device) {
-    const std::string path = "/proc/" + process + "/fd";
-    DIR* const descriptors = ::opendir(path.c_str());
-    if (descriptors == nullptr) return false;  // it ended, or is not ours to look at
-    bool found = false;
-    while (const dirent* entry = found ? nullptr : ::readdir(descriptors)) {
-        struct stat at {};
-        found = ::fstatat(::dirfd(descriptors), entry->d_name, &at, 0) == 0 &&
-                S_ISBLK(at.st_mode) && at.st_rdev == device;
-    }
-    ::closedir(descriptors);
-    return found;
-}
-
-std::string KernelControl::user_of(std::uint32_t dev_id) {
-    struct stat device {};
-    if (::stat(text_of("/dev/ublkb%u", dev_id).c_str(), &device) != 0) return "";
-    DIR* const processes = ::opendir("/proc");
-    if (processes == nullptr) return "";
-    const std::string self = std::to_string(::getpid());
-    std::string user;
-    while (const dirent* entry = user.empty() ? ::readdir(processes) : nullptr) {
-        const std::string process = entry->d_name;
-        if (process.find_first_not_of("0123456789") != std::string::npos || process == self ||
-            !has_open(process, device.st_rdev)) {
-            continue;
-        }
-        char name[64] = {};
-        const int fd = ::open(("/proc/" + process + "/comm").c_str(), O_RDONLY | O_CLOEXEC);
-        const ssize_t length = fd < 0 ? -1 : ::read(fd, name, sizeof name - 1);
-        if (fd >= 0) ::close(fd);
-        if (length > 0) name[length - 1] = '\0';
-        user = text_of("%s (pid %s)", name, process.c_str());
-    }
-    ::closedir(processes);
-    return user;
 }
 
 }  // namespace

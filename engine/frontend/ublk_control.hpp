@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// All that a ublk device asks of the machine: commands to /dev/ublk-control (add, start, recover,
-// stop, delete), the character device, and who uses the block device. Each call blocks until the
-// kernel has answered. So none may be made on the thread that serves a device: starting and
-// stopping wait for requests that this thread has to answer.
+// What a ublk device asks of its driver: commands to /dev/ublk-control (add, start, recover, stop,
+// delete), and the character device. Each call blocks until the kernel has answered. So none may be
+// made on the thread that serves a device: starting and stopping wait for requests that this thread
+// has to answer.
 //
 // What is virtual is what a test replaces, to try a death at every step without such a kernel.
 #pragma once
@@ -52,12 +52,6 @@ class UblkControl {
     // requests. Each gives -errno in place of what was asked for: a descriptor, or `shown`, set.
     virtual int open_channel(std::uint32_t dev_id) = 0;
     virtual int map_channel(int fd, std::size_t bytes, const ublk::IoDescriptor*& shown) = 0;
-    // A descriptor of the block device that nobody else can mount meanwhile, or -errno.
-    virtual int claim(std::uint32_t dev_id) = 0;
-    // Who has the block device open without a claim, as far as /proc shows it: "qemu (pid 7)".
-    virtual std::string user_of(std::uint32_t dev_id) = 0;
-    // How often the driver looks whether its server is gone. 0, or -errno.
-    virtual int set_io_timeout(std::uint32_t dev_id, unsigned milliseconds) = 0;
 
   protected:
     UblkControl() = default;

@@ -138,6 +138,11 @@ UblkChannel::~UblkChannel() {
     if (fd_ >= 0) ::close(fd_);
 }
 
+std::unique_ptr<KernelQueue> UblkService::serve(const Server& server) {
+    return std::make_unique<UblkQueue>(server.reactor, server.volume, std::move(channel_),
+                                       server.log);
+}
+
 // ---- the queue ----------------------------------------------------------------------------------
 
 const SplitHooks UblkQueue::hooks_ = {
@@ -155,7 +160,7 @@ const SplitHooks UblkQueue::hooks_ = {
 };
 
 UblkQueue::UblkQueue(Reactor& reactor, Volume& volume, std::unique_ptr<UblkChannel> channel,
-                     LogFunction log)
+                     DeviceLog log)
     : reactor_(reactor),
       volume_(volume),
       channel_(std::move(channel)),

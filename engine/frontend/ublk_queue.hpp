@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "engine/base/result.hpp"
+#include "engine/frontend/kernel_device.hpp"
 #include "engine/frontend/splitter.hpp"
 #include "engine/frontend/ublk_abi.hpp"
 #include "engine/frontend/ublk_control.hpp"
@@ -60,25 +61,31 @@ class UblkChannel {
     std::byte* buffers_ = nullptr;
 };
 
-// Reactor thread only.
-class UblkQueue {
+// A channel on its way to the reactor.
+class UblkService final : public KernelChannel {
   public:
-    using LogFunction = std::function<void(int level, const std::string& line)>;
+    explicit UblkService(std::unique_ptr<UblkChannel> channel) : channel_(std::move(channel)) {}
+    const UblkChannel& channel() const { return *channel_; }
+    std::unique_ptr<KernelQueue> serve(const Server& server) override;
 
+  private:
+    std::unique_ptr<UblkChannel> channel_;
+};
+
+// Reactor thread only.
+class UblkQueue final : public KernelQueue {
+  public:
     // Asks the kernel for requests at once, without the right that would make it look for a
     // partition table while the device is started (ublk_queue.cpp): until started() was called.
     UblkQueue(Reactor& reactor, Volume& volume, std::unique_ptr<UblkChannel> channel,
-              LogFunction log);
-    ~UblkQueue();  // only when ended
+              DeviceLog log);
+    ~UblkQueue() override;  // only when ended
     UblkQueue(const UblkQueue&) = delete;
     UblkQueue& operator=(const UblkQueue&) = delete;
 
-    void started();  // or not: the command that starts the device has ended
-
-    // Each `done` is called once, later, when the kernel has let go of every tag, which it does
-    // when the device is stopped; the queue may be destroyed in it.
-    void when_ended(std::function<void()> done);
-    std::uint32_t in_flight() const { return splitter_.requests(); }
+    void started() override;
+    void when_ended(std::function<void()> done) override;
+    bool lost() const override { return false; }  // the kernel ends it only when it is stopped
 
   private:
     struct Tag {
@@ -100,7 +107,7 @@ class UblkQueue {
     Reactor& reactor_;
     Volume& volume_;
     std::unique_ptr<UblkChannel> channel_;
-    LogFunction log_;
+    DeviceLog log_;
     Splitter splitter_;
     std::vector<Tag> tags_;
     std::uint32_t armed_ = 0;  // tags that the kernel has, or that we answer
@@ -109,7 +116,7 @@ class UblkQueue {
     bool starting_ = false;
 };
 
-// The errno that says to the block layer what became of a request (docs/ublk.md, "Errors").
+// The errno that says to the block layer what became of a request (docs/doors.md, "Errors").
 int ublk_errno(int error);
 
 }  // namespace replica

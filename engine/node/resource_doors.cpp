@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A resource's doors: NBD servers that come and go, a ublk device, and the in-process one.
+// A resource's doors: NBD servers that come and go, block devices, and the in-process one.
 #include <algorithm>
 #include <utility>
 
@@ -23,8 +23,10 @@ Status ResourceShell::may_serve() const {
 // What waits was written before anything that comes by another door, and would be repeated after.
 Status ResourceShell::may_export() const {
     TRY_STATUS(may_serve());
-    if (ublk_noted_ == 0) return ok_status();
-    return Error{Errc::busy, 0, ublk_why_};
+    for (const Device& device : devices_) {
+        if (device.noted != 0) return Error{Errc::busy, 0, device.why};
+    }
+    return ok_status();
 }
 
 Status ResourceShell::export_nbd(const std::string& name) {
@@ -70,52 +72,70 @@ void ResourceShell::unexport(const std::string& name, Done done) {
     reactor_.defer(turn_);
 }
 
-// ---- ublk ---------------------------------------------------------------------------------------
+// ---- block devices ------------------------------------------------------------------------------
 
-Status ResourceShell::open_ublk(std::unique_ptr<UblkChannel> channel, const std::string& door) {
+Status ResourceShell::open_device(DeviceKind kind, KernelChannel& channel, const std::string& door,
+                                  std::function<void()> on_lost) {
     TRY_STATUS(may_serve());
-    ASSERT(!ublk_);
-    ublk_ = std::make_unique<UblkQueue>(
-        reactor_, *this, std::move(channel),
-        [this](int level, const std::string& line) { log(level, line); });
-    ublk_door_ = door;
-    publish("door", "create", "", door);
+    Device& device = this->device(kind);
+    ASSERT(!device.queue || device.lost());
+    const bool again = device.queue != nullptr;
+    device.queue = channel.serve({reactor_, *this,
+                                  [this](int level, const std::string& line) { log(level, line); },
+                                  std::move(on_lost)});
+    device.door = door;
+    if (!again) publish("door", "create", "", door);
     return ok_status();
 }
 
-void ResourceShell::ublk_started() {
-    if (ublk_) ublk_->started();
+void ResourceShell::device_started(DeviceKind kind) {
+    if (device(kind).queue) device(kind).queue->started();
 }
 
-void ResourceShell::wait_ublk_ended(Done done) {
-    if (!ublk_) return done(ok_status());
-    ublk_->when_ended([this, done = std::move(done)] {
-        if (ublk_) publish("door", "destroy", "", ublk_door_);
-        ublk_.reset();
+void ResourceShell::wait_device_ended(DeviceKind kind, Done done) {
+    Device& device = this->device(kind);
+    if (!device.queue) return done(ok_status());
+    device.queue->when_ended([this, &device, done = std::move(done)] {
+        if (device.queue) publish("door", "destroy", "", device.door);
+        device.queue.reset();
         reactor_.defer(turn_);
         done(ok_status());
     });
 }
 
-void ResourceShell::ublk_waits(std::uint64_t noted, const std::string& why) {
-    const bool begins = ublk_noted_ == 0;
-    ublk_noted_ = noted;
-    if (why != ublk_why_) publish("door", "change", "", noted != 0 ? why : "waits no more");
-    ublk_why_ = why;
+bool ResourceShell::any_device() const {
+    return std::any_of(devices_.begin(), devices_.end(),
+                       [](const Device& device) { return device.queue != nullptr; });
+}
+
+bool ResourceShell::any_device_waits() const {
+    return std::any_of(devices_.begin(), devices_.end(),
+                       [](const Device& device) { return device.noted != 0; });
+}
+
+void ResourceShell::device_waits(DeviceKind kind, std::uint64_t noted, const std::string& why) {
+    Device& device = this->device(kind);
+    const bool begins = device.noted == 0;
+    device.noted = noted;
+    if (why != device.why) publish("door", "change", "", noted != 0 ? why : "waits no more");
+    device.why = why;
     if (noted == 0) return;
     // Nobody is promoted before it was looked for; so a Primary has no past that could be judged.
-    if (begins) lineage_ = Lineage::stale;
+    if (begins) device.lineage = Lineage::stale;
     watch_lineage();
 }
 
 void ResourceShell::watch_lineage() {
-    if (core_->role() == Role::primary) return;
+    if (!any_device_waits() || core_->role() == Role::primary) return;
     bool received = false;
     for (NodeId id = 0; id < nodes_max; ++id) {
         received = received || (peers_[id] && core_->view(id).received_bytes > 0);
     }
-    lineage_ = judge_lineage(ublk_noted_, core_->superblock(), received,
-                             core_->disk() == DiskState::up_to_date);
+    for (Device& device : devices_) {
+        if (device.noted == 0) continue;
+        device.lineage = judge_lineage(device.noted, core_->superblock(), received,
+                                       core_->disk() == DiskState::up_to_date);
+    }
 }
 
 // The one before, while the present one is not yet on every disk that it names.
@@ -126,9 +146,9 @@ std::uint64_t ResourceShell::generation() const {
     return uuid_identity(recorded ? superblock.current_uuid : superblock.extension.parent_uuid);
 }
 
-void ResourceShell::tell_generation(std::function<void()> changed) {
-    generation_told_ = generation();
-    generation_changed_ = std::move(changed);
+void ResourceShell::tell_generation(DeviceKind kind, std::function<void()> changed) {
+    device(kind).generation_told = generation();
+    device(kind).generation_changed = std::move(changed);
 }
 
 // ---- all ----------------------------------------------------------------------------------------
@@ -164,9 +184,10 @@ void ResourceShell::stop_doors(Done done) {
 }
 
 void ResourceShell::maybe_doors_stopped() {
-    if (generation_changed_ && generation() != generation_told_) {
-        generation_told_ = generation();
-        generation_changed_();
+    for (Device& device : devices_) {
+        if (!device.generation_changed || device.generation_told == generation()) continue;
+        device.generation_told = generation();
+        device.generation_changed();
     }
     // Whoever lost its role serves nobody.
     if (!primary()) {

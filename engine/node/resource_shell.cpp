@@ -499,7 +499,7 @@ void ResourceShell::wait_quiet(Done done) {
 }
 
 void ResourceShell::maybe_quiet() {
-    if (!quiet_done_ || disk_ || !accepted_.empty() || !doors_.empty() || ublk_) return;
+    if (!quiet_done_ || disk_ || !accepted_.empty() || !doors_.empty() || any_device()) return;
     for (const auto& state : peers_) {
         if (state && !state->link->quiet()) return;
     }
@@ -511,7 +511,7 @@ void ResourceShell::maybe_quiet() {
 }
 
 bool ResourceShell::removable() const {
-    if (disk_ || !accepted_.empty() || !doors_.empty() || ublk_ || turn_.queued ||
+    if (disk_ || !accepted_.empty() || !doors_.empty() || any_device() || turn_.queued ||
         queue_ != nullptr || !completions_.empty()) {
         return false;
     }

@@ -20,17 +20,17 @@
 #include <vector>
 
 #include "engine/core/core.hpp"
+#include "engine/frontend/kernel_device.hpp"
 #include "engine/frontend/local_door.hpp"
 #include "engine/frontend/nbd_server.hpp"
-#include "engine/frontend/ublk_queue.hpp"
 #include "engine/frontend/volume.hpp"
 #include "engine/node.hpp"
 #include "engine/node/backing_disk.hpp"
+#include "engine/node/device_lineage.hpp"
 #include "engine/node/event_hub.hpp"
 #include "engine/node/metadata_store.hpp"
 #include "engine/node/peer_link.hpp"
 #include "engine/node/reactor_thread.hpp"
-#include "engine/node/ublk_lineage.hpp"
 
 namespace replica {
 
@@ -81,24 +81,27 @@ class ResourceShell final : public Volume, private LinkOwner {
     void unexport(const std::string& door, Done done);  // "": all
     // Errors: busy (somebody uses one).
     Status doors_unused() const;
-    // Errors: state (not primary, no size, going down); busy (a ublk device waits).
+    // Errors: state (not primary, no size, going down); busy (a block device waits).
     Status may_export() const;
-    // The queue of a ublk device, whose life is UblkExport's business. Errors: those of
-    // may_export(), but for busy.
-    Status open_ublk(std::unique_ptr<UblkChannel> channel, const std::string& door);
-    void ublk_started();  // or not: the kernel has answered
-    bool has_ublk() const { return ublk_ != nullptr; }
-    void wait_ublk_ended(Done done);  // when the kernel has let go of it, at once if there is none
+    // The queue of a block device, whose life is DeviceExport's business. on_lost: called on this
+    // thread when the kernel does not reach it any more. Errors: those of may_export(), but for
+    // busy.
+    Status open_device(DeviceKind kind, KernelChannel& channel, const std::string& door,
+                       std::function<void()> on_lost);
+    void device_started(DeviceKind kind);  // or not: the kernel has answered
+    bool has_device(DeviceKind kind) const { return device(kind).queue && !device(kind).lost(); }
+    // When the kernel has let go of it, at once if there is none.
+    void wait_device_ended(DeviceKind kind, Done done);
     // A device of an earlier daemon waits, and why; it was served last in the generation `noted`.
     // What waits in it goes before all else: no other door opens. 0: none waits (any more).
-    void ublk_waits(std::uint64_t noted, const std::string& why);
-    bool ublk_is_waiting() const { return ublk_noted_ != 0; }
+    void device_waits(DeviceKind kind, std::uint64_t noted, const std::string& why);
+    bool any_device_waits() const;
     // Whether it may go on. While this node is Primary: as it was just before the promotion.
-    Lineage lineage() const { return lineage_; }
+    Lineage lineage(DeviceKind kind) const { return device(kind).lineage; }
     // Of the data as it is on record here; `changed` is called on this thread when it is another
     // one.
     std::uint64_t generation() const;
-    void tell_generation(std::function<void()> changed);
+    void tell_generation(DeviceKind kind, std::function<void()> changed);
     // For callers of this process; nullptr: the resource goes down.
     LocalDoor* local_door() { return refusing_ ? nullptr : local_door_.get(); }
 
@@ -163,6 +166,18 @@ class ResourceShell final : public Volume, private LinkOwner {
         std::unique_ptr<NbdServer> server;
         std::string name;
         bool stopping = false;
+    };
+    // A block device of the kernel: served, or waiting to be.
+    struct Device {
+        std::unique_ptr<KernelQueue> queue;
+        std::string door;
+        std::uint64_t noted = 0;  // 0: it does not wait
+        std::string why;
+        Lineage lineage = Lineage::stale;
+        std::uint64_t generation_told = 0;
+        std::function<void()> generation_changed;
+
+        bool lost() const { return queue->lost(); }
     };
     struct Waiting {
         std::uint32_t token;
@@ -250,6 +265,9 @@ class ResourceShell final : public Volume, private LinkOwner {
     void maybe_doors_stopped();
     Status may_serve() const;
     void watch_lineage();
+    Device& device(DeviceKind kind) { return devices_[static_cast<std::size_t>(kind)]; }
+    const Device& device(DeviceKind kind) const { return devices_[static_cast<std::size_t>(kind)]; }
+    bool any_device() const;
 
     // resource_status.cpp
     void publish(const char* kind, const char* action, const std::string& peer,
@@ -312,13 +330,7 @@ class ResourceShell final : public Volume, private LinkOwner {
 
     std::list<Accepted> accepted_;
     std::list<Door> doors_;
-    std::unique_ptr<UblkQueue> ublk_;
-    std::string ublk_door_;
-    std::uint64_t ublk_noted_ = 0;
-    std::string ublk_why_;
-    Lineage lineage_ = Lineage::stale;
-    std::uint64_t generation_told_ = 0;
-    std::function<void()> generation_changed_;
+    std::array<Device, device_kinds> devices_;
     std::unique_ptr<LocalDoor> local_door_;
     bool local_stopped_ = false;
     Done doors_done_;
@@ -340,7 +352,7 @@ void ResourceShell::step(F&& input) {
     input(*core_);
     perform_effects();
     in_step_ = false;
-    if (ublk_noted_ != 0) watch_lineage();
+    watch_lineage();
     reactor_.defer(turn_);
 }
 

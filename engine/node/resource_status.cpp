@@ -127,7 +127,10 @@ PeerStatus ResourceShell::status_of(NodeId id, const PeerState& state) const {
 std::string ResourceShell::why() const {
     if (core_->why()[0] != '\0') return core_->why();
     if (core_->suspended()) return "writes wait until the new generation is recorded";
-    return ublk_why_;
+    for (const Device& device : devices_) {
+        if (!device.why.empty()) return device.why;
+    }
+    return "";
 }
 
 ResourceStatus ResourceShell::status() const {
@@ -153,7 +156,9 @@ ResourceStatus ResourceShell::status() const {
     for (const Door& door : doors_) {
         if (!door.stopping) status.doors.push_back(door.server->door());
     }
-    if (ublk_) status.doors.push_back(ublk_door_);
+    for (const Device& device : devices_) {
+        if (device.queue) status.doors.push_back(device.door);
+    }
     for (NodeId id = 0; id < nodes_max; ++id) {
         if (peers_[id]) status.peers.push_back(status_of(id, *peers_[id]));
     }

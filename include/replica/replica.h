@@ -226,9 +226,10 @@ REPLICA_API int replica_resume_sync(replica_node* node, const char* name, const 
  * replicas that were just created and can be proven equal. Errors: NOT_FOUND, STATE. */
 REPLICA_API int replica_new_current_uuid(replica_node* node, const char* name, bool clear_bitmap);
 
-/* Opens a door: "unix:PATH" or "tcp:HOST:PORT" for an NBD export, "ublk" for a block device, which
- * is then also at /dev/replica/by-res/NAME. Errors: STATE (not Primary), EXISTS, IO, and for ublk
- * UNSUPPORTED (this kernel has none), PERMISSION. */
+/* Opens a door: "unix:PATH" or "tcp:HOST:PORT" for an NBD export, "ublk" or "nbd" for a block
+ * device by this driver of the kernel, which is then also at /dev/replica/by-res/NAME. Errors:
+ * STATE (not Primary), EXISTS, IO, and for a block device UNSUPPORTED (this kernel has none),
+ * PERMISSION. */
 REPLICA_API int replica_export(replica_node* node, const char* name, const char* door);
 
 /* Closes one door, as it was opened, or all of them for NULL. Errors: NOT_FOUND, BUSY (the block

@@ -118,11 +118,15 @@ class FakeNode final : public Node {
     Status export_nbd(const std::string& name, const std::string& door) override {
         return act("export " + name + " " + door, name, [&](auto& s) { s.doors.push_back(door); });
     }
-    Result<std::string> export_ublk(const std::string& name) override {
-        const std::string door = "ublk:/dev/ublkb0";
-        TRY_STATUS(
-            act("export " + name + " ublk", name, [&](auto& s) { s.doors.push_back(door); }));
+    Result<BlockDoor> export_device(const std::string& name, DeviceKind kind) override {
+        BlockDoor door{kind, "", std::string("/dev/") + name_of(kind) + "0", 1 << 20, 43, 7};
+        door.door = name_of(kind) + (":" + door.path);
+        TRY_STATUS(act("export " + name + " " + name_of(kind), name,
+                       [&](auto& s) { s.doors.push_back(door.door); }));
         return door;
+    }
+    Result<BlockDoor> block_door(const std::string& name, DeviceKind kind) override {
+        return Error{Errc::not_found, 0, name + " has no " + name_of(kind)};
     }
     Status unexport(const std::string& name, const std::string& door, bool force) override {
         return act("unexport " + name + " " + door + (force ? " force" : ""), name,

@@ -50,6 +50,7 @@ struct World {
         options.resource = "r0";
         options.log = [](int, const std::string&) {};
         options.names = directory + "/names/by-res";
+        options.nodes = std::make_shared<FakeNodes>(kernel);
         options.control = [this]() -> Result<std::unique_ptr<UblkControl>> {
             return std::unique_ptr<UblkControl>(new FakeControl(kernel));
         };
@@ -57,7 +58,7 @@ struct World {
         return options;
     }
     FakeDevice& ours() { return kernel.devices[0]; }
-    UblkRecordFile record() { return {directory, "r0"}; }
+    DeviceRecordFile record() { return {directory, DeviceKind::ublk, "r0"}; }
     // A server that lives until `life` ends or it dies at a step. Returns the exit status.
     int serve(int die_at, const std::function<int()>& life) {
         kernel.die_at = die_at;
@@ -81,7 +82,7 @@ VolumeInfo volume() {
     return info;
 }
 
-bool go_live(World& world, UblkDevice& device) {
+bool go_live(World& world, KernelDevice& device) {
     const auto channel = device.open_channel(volume());
     if (!channel) return false;
     world.kernel.fetch_all(0);
@@ -109,7 +110,7 @@ int next_life(World& world) {
     auto found = UblkDevice::find(world.options());
     if (!found) return 1;
     if (!found.value()) return 10;
-    UblkDevice& device = *found.value();
+    KernelDevice& device = *found.value();
     if (device.generation() == 0) return 2;
     for (int attempt = 0; attempt < 100; ++attempt) {
         const auto channel = device.open_channel(volume());
@@ -255,7 +256,7 @@ TEST_CASE("a device that does not fit is left alone, as it was") {
     REQUIRE(world.serve(-1, [&] { return first_life(world); }) == 0);
     VolumeInfo now = volume();
     FakeDevice& device = world.ours();
-    SECTION("another size") { now.size_bytes += 4096; }
+    SECTION("a smaller volume") { now.size_bytes -= 4096; }
     SECTION("a disk of larger blocks") { now.logical_block_bytes = 4096; }
     SECTION("requests larger than its buffers") {
         device.params.basic.max_sectors = device.info.io_bytes_max / sector_bytes + 8;
@@ -283,15 +284,16 @@ TEST_CASE("a device of other sizes is served in its sizes") {
     REQUIRE(found.value() != nullptr);
     const auto channel = found.value()->open_channel(volume());
     REQUIRE(channel);
-    CHECK(channel.value()->depth() == 32);
-    CHECK(channel.value()->io_bytes() == 64U << 10);
+    const auto& service = static_cast<const UblkService&>(*channel.value());
+    CHECK(service.channel().depth() == 32);
+    CHECK(service.channel().io_bytes() == 64U << 10);
 }
 
 TEST_CASE("nothing is stopped under its users, and what goes wrong late stops nobody") {
     World world;
     auto made = UblkDevice::create(world.options(), volume(), generation);
     REQUIRE(made);
-    UblkDevice& device = *made.value();
+    KernelDevice& device = *made.value();
     SECTION("mounted, or open without a claim") {
         REQUIRE(go_live(world, device));
         for (bool* use : {&world.kernel.held, &world.kernel.in_proc}) {

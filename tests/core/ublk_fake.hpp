@@ -11,11 +11,13 @@
 
 #include <array>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "engine/frontend/block_nodes.hpp"
 #include "engine/frontend/ublk_control.hpp"
 #include "tests/catch.hpp"
 
@@ -68,6 +70,33 @@ struct FakeKernel {
     }
 };
 
+// The block devices of that kernel.
+class FakeNodes final : public BlockNodes {
+  public:
+    explicit FakeNodes(FakeKernel& kernel) : kernel_(kernel) {}
+    int claim(const std::string& name) override {
+        kernel_.step();
+        if (at(name).info.state == ublk::DeviceState::dead) return -ENXIO;
+        return kernel_.held ? -EBUSY : ::memfd_create("claimed", MFD_CLOEXEC);
+    }
+    std::string user_of(const std::string&) override { return kernel_.in_proc ? "dd (pid 7)" : ""; }
+    int set_io_timeout(const std::string&, unsigned) override {
+        kernel_.step();
+        return kernel_.used_attribute_fails ? -EACCES : 0;
+    }
+    Result<BlockFacts> facts(const std::string& name) override {
+        const FakeDevice& device = at(name);
+        return BlockFacts{device.params.basic.dev_sectors * 512,
+                          1U << device.params.basic.logical_shift, 259, device.info.dev_id};
+    }
+
+  private:
+    FakeDevice& at(const std::string& name) {
+        return kernel_.devices[static_cast<std::size_t>(std::atoi(name.c_str() + 5))];
+    }
+    FakeKernel& kernel_;
+};
+
 class FakeControl final : public UblkControl {
   public:
     explicit FakeControl(FakeKernel& kernel) : kernel_(kernel) {}
@@ -99,16 +128,6 @@ class FakeControl final : public UblkControl {
         shown = static_cast<const ublk::IoDescriptor*>(memory);
         kernel_.step();
         return 0;
-    }
-    int claim(std::uint32_t dev_id) override {
-        kernel_.step();
-        if (kernel_.devices[dev_id].info.state == ublk::DeviceState::dead) return -ENXIO;
-        return kernel_.held ? -EBUSY : ::memfd_create("claimed", MFD_CLOEXEC);
-    }
-    std::string user_of(std::uint32_t) override { return kernel_.in_proc ? "dd (pid 7)" : ""; }
-    int set_io_timeout(std::uint32_t, unsigned) override {
-        kernel_.step();
-        return kernel_.used_attribute_fails ? -EACCES : 0;
     }
 
   protected:

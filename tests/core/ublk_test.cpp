@@ -9,7 +9,7 @@
 
 #include "engine/frontend/ublk_control.hpp"
 #include "engine/frontend/ublk_queue.hpp"
-#include "engine/node/ublk_lineage.hpp"
+#include "engine/node/device_lineage.hpp"
 #include "tests/catch.hpp"
 
 using namespace replica;

@@ -1,127 +1,153 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The kernel's NBD client in a guest, driven by netlink/nbd_device: a node's volume as /dev/nbdN
-# with a file system on it, whose daemon is killed under load and started again.
-#   tests/vm/nbd_test.sh BIN_DIR [ROUNDS]      on the host: boots the guest and runs itself there
+# The door of the kernel's nbd in a guest: two nodes, each on a disk of its own, the primary's
+# volume as /dev/nbd0 with a file system on it; its daemon killed under load and started again.
+#   tests/vm/nbd_test.sh BIN_DIR [--full [KILLS]]   on the host: boots the guest, runs itself there
+# --full: 20 kills (or KILLS) with ext4 and as many with XFS instead of 2.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+
+bin=${1:?usage: nbd_test.sh BIN_DIR [--full [KILLS]]}
+full=${2:-}
+kills=${3:-20}
+[ -n "$full" ] || kills=2
+if [ -z "${VM_GUEST:-}" ]; then
+    exec "$here/run.sh" --cache "$bin/vm" --timeout $((${#full} > 0 ? 3000 : 800)) --disk 400M \
+        --disk 400M "$here/$(basename "$0")" "$bin" "$full" "$kills"
+fi
 # shellcheck source=scripts/cluster.sh
 . "$here/../../scripts/cluster.sh"
+resource=r0 name=/dev/replica/by-res/r0
+size=$(((${#full} > 0 ? 320 : 96) << 20))
+door=nbd device=/dev/nbd0
+# shellcheck source=tests/vm/doors.sh
+. "$here/doors.sh"
 
-bin=${1:?usage: nbd_test.sh BIN_DIR [ROUNDS]}
-rounds=${2:-3}
-if [ -z "${VM_GUEST:-}" ]; then
-    exec "$here/run.sh" --cache "$bin/vm" --timeout 800 "$here/$(basename "$0")" "$bin" "$rounds"
-fi
-
-resource=r0
-size=$((128 << 20))
-backend=replica:$resource/0
-seen() { printf '%4d s  ok %s\n' "$SECONDS" "$*"; }
-finish() {
-    local code=$?
-    trap - EXIT
-    if [ $code != 0 ]; then
-        cluster_logs 40
-        dmesg | tail -n 30
-    fi
-    exit $code  # the guest ends, and everything with it
-}
-trap finish EXIT
-
-attach() { timeout 60 "$bin/tests/vm/nbd_attach" "$@"; }
-fails() {  # fails STATUS COMMAND...: with this exit status
-    local status=0 expected=$1
-    shift
-    attach "$@" 2>"$CLUSTER_DIR/error" || status=$?
-    [ "$status" = "$expected" ] || cluster_fail "$* ended with $status, not with $expected: $(
-        cat "$CLUSTER_DIR/error")"
-}
-no_errors() {
-    if dmesg | grep -E 'I/O error|EXT4-fs error|Aborting journal|blk_update_request|BUG|Oops'; then
-        cluster_fail "the kernel has seen errors"
-    fi
+# What there is, and why nothing better, is said.
+chosen() {
+    local said loader
+    echo 'install ublk_drv /bin/false' >/etc/modprobe.d/without_ublk.conf
+    loader=$(</proc/sys/kernel/modprobe)
+    echo /bin/false >/proc/sys/kernel/modprobe  # to ask for the driver would load it
+    said=$(ctl alpha export $resource)
+    [[ $said == unix:*"the kernel has no ublk"*"no nbd driver"* ]] ||
+        cluster_fail "export says: $said"
+    ctl alpha unexport $resource
+    refuses alpha 7 export $resource --door nbd
+    grep -q 'modprobe nbd' "$CLUSTER_DIR/refusal" || cluster_fail "it does not say what is missing"
+    echo "$loader" >/proc/sys/kernel/modprobe
+    modprobe nbd nbds_max=0
+    said=$(ctl alpha export $resource)
+    [[ $said == "$device, also $name: the kernel has no ublk"* ]] ||
+        cluster_fail "export says: $said"
+    refuses alpha 3 export $resource --door nbd
+    rm /etc/modprobe.d/without_ublk.conf
+    [ "$(readlink -f $name)" = $device ] || cluster_fail "$name is not $device"
+    seen "a socket without drivers, $device without ublk, and the reasons said"
 }
 
-# The door is at the same place after a restart; the device gets a new connection to it.
-serve() {
-    cluster_start alpha
-    ctl alpha up $resource
-    cluster_primary alpha $resource
-}
-
-cluster_begin "$bin" rootless
-loader=$(</proc/sys/kernel/modprobe)
-echo /bin/false >/proc/sys/kernel/modprobe  # to ask for the driver would load it
-fails 17 status
-grep -q 'modprobe nbd' "$CLUSTER_DIR/error" || cluster_fail "it does not say what is missing"
-echo "$loader" >/proc/sys/kernel/modprobe
-modprobe nbd nbds_max=0
-truncate -s 160M "$CLUSTER_DIR/alpha/disk"
-cluster_start alpha
-ctl alpha create $resource --node-id 0 --disk "$CLUSTER_DIR/alpha/disk" --size $size
-ctl alpha up $resource
-ctl alpha promote $resource --force
-cluster_primary alpha $resource
-
-index=$(attach connect "$(door_of alpha)" $resource $backend)
-device=/dev/nbd$index
-[ "$(blockdev --getsize64 "$device")" = $size ] || cluster_fail "the size is another one"
-[ "$(attach status)" = "$index connected $backend" ] || cluster_fail "the status: $(attach status)"
-queue=/sys/block/nbd$index/queue
-[ "$(<"$queue/write_cache")" = "write back" ] || cluster_fail "the cache's flag did not arrive"
-[ "$(<"$queue/fua")" = 1 ] || cluster_fail "FUA did not arrive"
-[ "$(<"$queue/discard_max_bytes")" != 0 ] || cluster_fail "discard did not arrive"
-fails 14 connect "$(door_of alpha)" $resource $backend "$index"
-fails 11 reconfigure "$(door_of alpha)" $resource somebody-else "$index"
-fails 11 disconnect 77
-seen "$device is connected, and what is wrong is refused with the reason"
-
-echo 1000 >"$queue/io_timeout"  # how soon what was sent to a dead server is sent again
-fio --name=raw --filename="$device" --direct=1 --rw=randwrite --bsrange=512-256k --ba=512 \
-    --iodepth=16 --ioengine=io_uring --size=24M --verify=crc32c --verify_fatal=1 --fsync=64 \
-    --verify_state_save=0 --minimal >/dev/null
-mkfs.ext4 -q "$device"
-mkdir -p /mnt/volume
-mount "$device" /mnt/volume
-fio --name=fs --directory=/mnt/volume --rw=randrw --bs=4k-64k --iodepth=8 --size=12M \
-    --ioengine=io_uring --verify=crc32c --verify_fatal=1 --verify_state_save=0 --fsync=32 \
-    --minimal >/dev/null
-rm /mnt/volume/fs*
-fstrim /mnt/volume
-no_errors
-seen "verified raw and through a mounted file system"
-
-attach watch 600 >"$CLUSTER_DIR/dead" &
-watcher=$!
-until grep -q watching "$CLUSTER_DIR/dead"; do sleep 0.1; done
-for round in $(seq "$rounds"); do
-    fio --name=load --directory=/mnt/volume --rw=randwrite --bs=4k-64k --iodepth=16 \
-        --direct=$((round % 2)) --size=12M --loops=20 --ioengine=io_uring --verify=crc32c \
-        --verify_fatal=1 --verify_state_save=0 --fsync=64 --time_based --runtime=6 --minimal \
-        >"$CLUSTER_DIR/fio" 2>&1 &
-    load=$!
-    sleep $((1 + RANDOM % 2)).$((RANDOM % 10))
-    cluster_crash alpha
-    serve
-    attach reconfigure "$(door_of alpha)" $resource $backend "$index"
-    wait "$load" || cluster_fail "the load saw an error: $(tail -n 5 "$CLUSTER_DIR/fio")"
+the_device() {
+    local parameter value token
+    refuses beta 8 export $resource --door nbd
+    [ "$(blockdev --getsize64 $name)" = $size ] || cluster_fail "the size is another one"
+    adopted || cluster_fail "the status does not show the door"
+    while read -r parameter value; do
+        [ "$(<"/sys/block/nbd0/queue/$parameter")" = "$value" ] ||
+            cluster_fail "$parameter is $(<"/sys/block/nbd0/queue/$parameter"), not $value"
+    done <<'PARAMETERS'
+logical_block_size 512
+write_cache write back
+fua 1
+io_timeout 1000
+PARAMETERS
+    [ "$(<"/sys/block/nbd0/queue/discard_max_bytes")" != 0 ] || cluster_fail "no discard"
+    token=$(sed -n 's/^token //p' "$(record_of)")
+    [ "$(</sys/block/nbd0/backend)" = "replica:$resource:$token" ] ||
+        cluster_fail "the device does not have the token on record"
+    fio --name=raw --filename=$name --direct=1 --rw=randwrite --bsrange=512-1M --ba=512 \
+        --iodepth=16 --ioengine=io_uring --size=24M --verify=crc32c --verify_fatal=1 \
+        --fsync=64 --verify_state_save=0 --minimal >/dev/null
+    blkdiscard --offset 1M --length 5M $name
+    blkdiscard --zeroout --offset 8M --length 16M $name
+    cmp --bytes=$((5 << 20)) --ignore-initial=$((1 << 20)):0 $name /dev/zero ||
+        cluster_fail "a discarded range does not read as zeroes"
     no_errors
-    [ "$(grep -cx "$index" "$CLUSTER_DIR/dead")" -ge "$round" ] ||
-        cluster_fail "the kernel did not tell of the dead connection"
-    seen "killed and reconfigured, round $round: no error above"
-done
-kill $watcher
+    seen "a block device with the volume's parameters, verified raw"
+}
 
-umount /mnt/volume
-e2fsck -fn "$device" >/dev/null 2>&1 || cluster_fail "the file system is damaged"
-attach disconnect "$index"
-for _ in $(seq 50); do
-    [ "$(attach status)" != "$index free " ] || break
-    sleep 0.1
-done
-[ "$(attach status)" = "$index free " ] || cluster_fail "still: $(attach status)"
-ctl alpha unexport $resource
-ctl alpha down $resource
-e2fsck -fn "$CLUSTER_DIR/alpha/disk" >/dev/null 2>&1 || cluster_fail "the disk has something else"
-seen "file system clean, device free"
+mounted() {
+    mkfs.ext4 -q $name
+    mkdir -p /mnt/volume
+    mount $name /mnt/volume
+    refuses alpha 4 unexport $resource
+    refuses alpha 4 demote $resource
+    refuses alpha 4 down $resource
+    stopped
+    waits
+    umount /mnt/volume
+}
+
+# The socket breaks while the daemon lives: the device gets another one.
+broken() {
+    dd if=/dev/urandom of=$name bs=64k count=200 oflag=direct status=none &
+    local load=$!
+    sleep 0.3
+    python3 - "${PID[alpha]}" <<'PYTHON'
+import ctypes, os, socket, sys
+call = ctypes.CDLL(None, use_errno=True).syscall
+process = call(434, int(sys.argv[1]), 0)  # pidfd_open
+broken = 0
+for name in os.listdir(f"/proc/{sys.argv[1]}/fd"):
+    if not os.readlink(f"/proc/{sys.argv[1]}/fd/{name}").startswith("socket:"):
+        continue
+    end = socket.socket(fileno=call(438, process, int(name), 0))  # pidfd_getfd
+    unnamed = end.family == socket.AF_UNIX and end.type == socket.SOCK_STREAM
+    if unnamed and not end.getsockname() and not end.getpeername():
+        end.shutdown(socket.SHUT_RDWR)
+        broken += 1
+sys.exit(broken != 1)
+PYTHON
+    wait $load || cluster_fail "an error above when the socket broke"
+    grep -q 'had lost its connection, and is served again' "$CLUSTER_DIR/alpha/log" ||
+        cluster_fail "the log does not tell of the lost connection"
+    no_errors
+    seen "a broken socket: another one, and no error above"
+}
+
+# Both kinds at once: the name is that of the last one, and one daemon after the other has both.
+both() {
+    ctl alpha export $resource --door ublk >/dev/null
+    [ "$(readlink -f $name)" = /dev/ublkb0 ] || cluster_fail "the name has not moved to ublk"
+    cluster_crash alpha
+    dd if=/dev/urandom of=$device bs=4k count=1 oflag=direct status=none &
+    local one=$!
+    dd if=/dev/urandom of=/dev/ublkb0 bs=4k seek=1 count=1 oflag=direct status=none &
+    local other=$!
+    sleep 0.5
+    cluster_start alpha
+    both_adopted() { has_door ublk:/dev/ublkb0 && has_door $door:$device; }
+    wait_for 60 "both devices are adopted" both_adopted
+    wait $one || cluster_fail "an error on $device"
+    wait $other || cluster_fail "an error on /dev/ublkb0"
+    cmp --bytes=8192 $device /dev/ublkb0 || cluster_fail "two doors show two volumes"
+    exec 9<$device
+    refuses alpha 4 unexport $resource  # and closes none of them
+    both_adopted || cluster_fail "a refused unexport has closed a device"
+    exec 9<&-
+    ctl alpha unexport $resource --door ublk
+    [ "$(readlink -f $name)" = $device ] || cluster_fail "the name has not moved back"
+    no_errors
+    seen "both kinds open at once, adopted by the next daemon, one closed"
+}
+
+mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null || true
+bring_up
+chosen
+the_device
+mounted
+broken
+both
+file_system ext4 "$kills"
+file_system xfs "$kills"
+compare_replicas
+fenced

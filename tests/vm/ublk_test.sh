@@ -7,8 +7,6 @@
 # --full: 20 kills (or KILLS) with ext4 and as many with XFS instead of 2, and every step.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-# shellcheck source=scripts/cluster.sh
-. "$here/../../scripts/cluster.sh"
 
 bin=${1:?usage: ublk_test.sh BIN_DIR [--full [KILLS]]}
 full=${2:-}
@@ -17,65 +15,15 @@ if [ -z "${VM_GUEST:-}" ]; then
     exec "$here/run.sh" --cache "$bin/vm" --timeout $((${#full} > 0 ? 3000 : 800)) --disk 400M \
         --disk 400M --disk 64M "$here/$(basename "$0")" "$bin" "$full" "$kills"
 fi
+# shellcheck source=scripts/cluster.sh
+. "$here/../../scripts/cluster.sh"
 killer=$bin/tests/vm/libublk_killer.so
-
 resource=r0
 size=$(((${#full} > 0 ? 320 : 64) << 20))
 name=/dev/replica/by-res/$resource
-record=
-seen() { printf '%4d s  ok %s\n' "$SECONDS" "$*"; }
-disk_of() { [ "$1" = alpha ] && echo /dev/vda || echo /dev/vdb; }
-finish() {
-    local code=$?
-    trap - EXIT
-    if [ $code != 0 ]; then
-        cluster_logs 40
-        dmesg | tail -n 30
-    fi
-    exit $code  # the guest ends, and everything with it
-}
-trap finish EXIT
-
-# Nothing in the kernel's log says that a request failed, of whatever kind the error is.
-no_errors() {
-    local signs='error, dev ublkb|EXT4-fs error|XFS .*(error|[Cc]orrupt|[Ss]hut)|Aborting'
-    if dmesg | grep -E "$signs|BUG|Oops|WARNING|blocked for more"; then
-        cluster_fail "the kernel has seen errors"
-    fi
-}
-
-wait_for() {  # wait_for SECONDS WHAT COMMAND...
-    local end=$((SECONDS + $1)) what=$2
-    shift 2
-    until "$@" >/dev/null 2>&1; do
-        [ "$SECONDS" -lt "$end" ] || cluster_fail "not in time: $what"
-        sleep 0.1
-    done
-}
-
-bring_up() {
-    local node
-    cluster_begin "$bin" rootless
-    record=$CLUSTER_DIR/alpha/state/ublk/$resource
-    for node in "${NODES[@]}"; do
-        cluster_start "$node"
-        ctl "$node" create $resource --node-id "${NODE_ID[$node]}" --disk "$(disk_of "$node")" \
-            --size $size --peer "$(peer_argument "$(peer_of "$node")")"
-        ctl "$node" up $resource
-    done
-    ctl alpha wait $resource --until connected --timeout 60
-    ctl alpha new-current-uuid $resource --clear-bitmap || ctl alpha promote $resource --force
-    ctl alpha promote $resource
-    ctl alpha wait $resource --until synced --timeout 100
-    seen "two nodes, synced"
-}
-
-refuses() {  # refuses NODE EXIT-STATUS COMMAND...
-    local status=0 node=$1 expected=$2
-    shift 2
-    ctl "$node" "$@" 2>/dev/null || status=$?
-    [ "$status" = "$expected" ] || cluster_fail "$* ended with $status, not with $expected"
-}
+door=ublk device=/dev/ublkb0
+# shellcheck source=tests/vm/doors.sh
+. "$here/doors.sh"
 
 the_device() {
     local said parameter value
@@ -105,7 +53,7 @@ fua 1
 io_timeout 2000
 PARAMETERS
     generation=$(status_field alpha $resource '.devices[0]."current-uuid"')
-    grep -qi "^generation ${generation%?}" "$record" ||
+    grep -qi "^generation ${generation%?}" "$(record_of)" ||
         cluster_fail "the generation is not on record"
     refuses alpha 3 export $resource --door ublk
     seen "a block device with the volume's parameters"
@@ -145,73 +93,6 @@ mounted() {
     seen "a mounted file system"
 }
 
-adopted() {
-    [ "$(status_field alpha $resource '.devices[0].doors[0]')" = ublk:/dev/ublkb0 ]
-}
-
-# Requests that were handed out, or wait, when nobody serves them.
-# They keep the tag of the scheduler, if there is one.
-waiting_requests() {
-    local tags=/sys/kernel/debug/block/ublkb0/hctx0/tags
-    grep -q '^busy=' ${tags%tags}sched_tags 2>/dev/null && tags=${tags%tags}sched_tags
-    sed -n 's/^busy=//p' "$tags" | head -n 1
-}
-writes_begun() { awk '{print $5}' /sys/block/ublkb0/stat; }
-
-killed() {  # killed FILE-SYSTEM ROUNDS
-    local round load held begun most=0 least=9999
-    for round in $(seq "$2"); do
-        # Verifies as it goes, so that it does however it ends.
-        fio --name=load --directory=/mnt/volume --rw=randwrite --bs=4k-64k --iodepth=160 \
-            --direct=$((round % 2)) --size=16M --loops=4 --ioengine=io_uring --verify=crc32c \
-            --verify_backlog=64 --verify_fatal=1 --verify_state_save=0 --fsync=128 \
-            --output-format=json >"$CLUSTER_DIR/fio" 2>&1 &
-        load=$!
-        begun=$(writes_begun)
-        wait_for 30 "the load writes" sh -c \
-            "[ \$(awk '{print \$5}' /sys/block/ublkb0/stat) -gt $((begun + 50)) ]"
-        sleep 0.$((RANDOM % 10))
-        cluster_crash alpha
-        sleep 0.$((2 + RANDOM % 8))
-        held=$(waiting_requests)
-        [ "$held" -le "$most" ] || most=$held
-        [ "$held" -ge "$least" ] || least=$held
-        cluster_start alpha
-        wait_for 60 "the device is adopted" adopted
-        wait "$load" || cluster_fail "the load saw an error: $(tail -n 5 "$CLUSTER_DIR/fio")"
-        verified=$(sed -n '/^{/,$p' "$CLUSTER_DIR/fio" | jq '.jobs[0].read.total_ios')
-        [ "$verified" -gt 0 ] || cluster_fail "the load has verified nothing"
-        no_errors
-        echo "     round $round: $held requests waited, $verified reads verified"
-    done
-    [ "$most" -gt 0 ] || cluster_fail "no kill found a request on its way"
-    seen "$1: killed and adopted $2 times, $least to $most requests waiting: no error above"
-}
-
-# A daemon that is told to stop leaves the device to the next one, whoever uses it; and so does a
-# second command that comes while it waits.
-stopped() {
-    cluster_stop alpha
-    cluster_start alpha
-    wait_for 60 "the device is adopted" adopted
-    timeout 60 dd if=/dev/zero of=/mnt/volume/after bs=4k count=1 conv=fsync status=none
-    umount /mnt/volume
-    exec 9<>$name  # no claim
-    printf x >&9
-    refuses alpha 4 unexport $resource
-    refuses alpha 4 demote $resource
-    refuses alpha 4 down $resource
-    cluster_stop alpha
-    cluster_start alpha
-    wait_for 60 "the device is adopted" adopted
-    printf x >&9
-    exec 9>&-
-    sync
-    mount $name /mnt/volume
-    no_errors
-    seen "stopped under a mount and under an open descriptor, and adopted"
-}
-
 # Somebody else has the disk when the daemon starts again: it is tried until it can be attached.
 busy_disk() {
     cluster_crash alpha
@@ -235,32 +116,6 @@ PYTHON
     wait_for 60 "the device is adopted" adopted
     no_errors
     seen "a disk that was in use: tried again, and adopted"
-}
-
-# While it waits for a peer: no other door, no demote, and a signal changes nothing.
-waits() {
-    local load
-    timeout 200 dd if=/dev/zero of=/mnt/volume/waits bs=1M count=8 oflag=direct status=none &
-    load=$!
-    sleep 0.3
-    cluster_crash alpha
-    cluster_crash beta  # without it nobody knows that alpha's data is the newest
-    cluster_start alpha
-    wait_for 30 "the status says that the device waits" sh -c \
-        "'$bin/tools/replicactl' --control '$(control_socket alpha)' status $resource --json |
-            grep -q 'earlier daemon waits'"
-    refuses alpha 4 demote $resource
-    refuses alpha 4 unexport $resource
-    refuses alpha 8 export $resource --nbd "unix:$(door_of alpha)"
-    cluster_stop alpha
-    cluster_start alpha
-    kill -0 $load || cluster_fail "what waits has ended"
-    cluster_start beta
-    wait_for 60 "the device is adopted" adopted
-    wait $load || cluster_fail "what waited saw an error"
-    ctl alpha wait $resource --until synced --timeout 60
-    no_errors
-    seen "waited for a peer, and went on"
 }
 
 # replicad with the killer of tests/vm/ublk_killer.c.
@@ -318,7 +173,7 @@ killed_adopting() {
         no_errors
         ctl alpha unexport $resource
     fi
-    wait_for 10 "the record is gone" test ! -e "$record"
+    wait_for 10 "the record is gone" test ! -e "$(record_of)"
     ctl alpha demote $resource
     seen "killed at each step of an adoption"
 }
@@ -339,14 +194,14 @@ killed_making() {
         case $point in 07* | 14*) ctl alpha unexport $resource 2>/dev/null || true ;; esac
         has_died "$point"
         cluster_start alpha
-        if [ -e /dev/ublkb0 ] || [ -e "$record" ]; then
-            wait_for 60 "after $point it is adopted, or gone" sh -c "[ ! -e $record ] || \
+        if [ -e /dev/ublkb0 ] || [ -e "$(record_of)" ]; then
+            wait_for 60 "after $point it is adopted, or gone" sh -c "[ ! -e $(record_of) ] || \
                 '$bin/tools/replicactl' --control '$(control_socket alpha)' status $resource \
                 --json | grep -q ublk:/dev/ublkb0"
         fi
         ctl alpha unexport $resource >/dev/null
         [ -z "$(compgen -G "/dev/ublk[bc]0")" ] || cluster_fail "a device is left after $point"
-        [ ! -e "$record" ] || cluster_fail "a record is left after $point"
+        [ ! -e "$(record_of)" ] || cluster_fail "a record is left after $point"
         ctl alpha demote $resource
         echo "     killed at $point"
     done
@@ -381,76 +236,13 @@ the_end() {
     ctl alpha unexport $resource
     [ -z "$(compgen -G "/dev/ublk[bc]0")" ] || cluster_fail "the device is still there"
     [ ! -L $name ] || cluster_fail "its name is still there"
-    [ ! -e "$record" ] || cluster_fail "its record is still there"
+    [ ! -e "$(record_of)" ] || cluster_fail "its record is still there"
     ctl alpha export $resource --door ublk >/dev/null
     ctl alpha down $resource
     [ ! -e /dev/ublkc0 ] || cluster_fail "down leaves the device"
     ctl beta down $resource
     cmp --bytes=$size /dev/vda /dev/vdb || cluster_fail "the replicas differ"
     seen "file system clean, devices gone, replicas equal"
-}
-
-# While the primary's daemon is dead another node writes: what waits must not overwrite that.
-fenced() {
-    local node load
-    for node in "${NODES[@]}"; do
-        ctl "$node" up $resource
-    done
-    ctl alpha wait $resource --until synced --timeout 60
-    ctl alpha promote $resource
-    ctl alpha export $resource --door ublk >/dev/null
-    while :; do  # until it fails
-        fio --name=old --filename=$name --direct=1 --rw=write --bs=64k --iodepth=16 \
-            --ioengine=io_uring --size=$size --buffer_pattern=0x61 >/dev/null 2>&1 || break
-    done &
-    load=$!
-    sleep 3
-    cluster_crash alpha
-    cluster_loss_seen beta $resource
-    cluster_primary beta $resource
-    dd if=/dev/zero bs=1M count=$((size >> 20)) status=none | tr '\0' b >"$CLUSTER_DIR/b"
-    nbdcopy "$CLUSTER_DIR/b" "$(uri_of beta $resource)"
-    ctl beta unexport $resource
-    ctl beta demote $resource
-    cluster_start alpha
-    wait_for 60 "the device is given up" sh -c '[ ! -e /dev/ublkb0 ]'
-    wait $load || cluster_fail "the load did not end by itself"
-    grep -q 'another node has written since' "$CLUSTER_DIR/alpha/log" ||
-        cluster_fail "the log does not say why"
-    ctl alpha wait $resource --until synced --timeout 60
-    for node in "${NODES[@]}"; do
-        ctl "$node" down $resource
-        cmp --bytes=$size "$(disk_of "$node")" "$CLUSTER_DIR/b" ||
-            cluster_fail "$node has old data again"
-    done
-    dmesg --clear  # of errors that were meant to be
-    seen "given up where another node had written"
-}
-
-# As it was before: both up, alpha with the device.
-up_again() {
-    local node
-    for node in "${NODES[@]}"; do
-        ctl "$node" up $resource
-    done
-    ctl alpha wait $resource --until synced --timeout 100
-    ctl alpha promote $resource
-    ctl alpha export $resource --door ublk >/dev/null
-}
-
-xfs() {
-    up_again
-    mkfs.xfs -q -f $name
-    mount $name /mnt/volume
-    killed xfs "$kills"
-    umount /mnt/volume
-    xfs_repair -n $name >/dev/null 2>&1 || cluster_fail "xfs_repair finds damage"
-    ctl alpha wait $resource --until synced --timeout 60
-    for node in "${NODES[@]}"; do
-        ctl "$node" down $resource
-    done
-    cmp --bytes=$size /dev/vda /dev/vdb || cluster_fail "the replicas differ"
-    seen "XFS clean, replicas equal"
 }
 
 mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null || true
@@ -464,7 +256,11 @@ stopped
 busy_disk
 waits
 the_end
-[ -z "$full" ] || xfs
+if [ -n "$full" ]; then
+    up_again
+    file_system xfs "$kills"
+    compare_replicas
+fi
 fenced
 up_again
 killed_adopting

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// See ublk_record.hpp.
-#include "engine/frontend/ublk_record.hpp"
+// See device_record.hpp.
+#include "engine/frontend/device_record.hpp"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -19,7 +19,7 @@ namespace {
 
 constexpr std::uint64_t magic = 0x5270;  // "Rp", in the highest 16 bits of a token
 constexpr const char* format =
-    "replica ublk device 1\ntoken %016" PRIx64 "\ngeneration %016" PRIX64 "\n";
+    "replica %s device 1\ntoken %016" PRIx64 "\ngeneration %016" PRIX64 "\n";
 
 Error file_error(const std::string& path, const char* what) {
     return {Errc::io, errno,
@@ -51,20 +51,23 @@ bool sync_directory(const std::string& path) {
 
 }  // namespace
 
-std::uint64_t new_ublk_token() { return magic << 48 | random_u64() >> 16; }
+std::uint64_t new_device_token() { return magic << 48 | random_u64() >> 16; }
 
-UblkRecordFile::UblkRecordFile(const std::string& state_dir, const std::string& resource)
-    : directory_(state_dir + "/ublk"), path_(directory_ + "/" + resource) {}
+DeviceRecordFile::DeviceRecordFile(const std::string& state_dir, DeviceKind kind,
+                                   const std::string& resource)
+    : kind_(kind),
+      directory_(state_dir + "/" + name_of(kind)),
+      path_(directory_ + "/" + resource) {}
 
-bool UblkRecordFile::exists() const {
+bool DeviceRecordFile::exists() const {
     return ::access(path_.c_str(), F_OK) == 0 || errno != ENOENT;
 }
 
-Result<std::optional<UblkRecord>> UblkRecordFile::load() const {
+Result<std::optional<DeviceRecord>> DeviceRecordFile::load() const {
     char text[256] = {};
     const int fd = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
     if (fd < 0) {
-        if (errno == ENOENT) return std::optional<UblkRecord>();
+        if (errno == ENOENT) return std::optional<DeviceRecord>();
         return file_error(path_, "read");
     }
     const ssize_t length = ::read(fd, text, sizeof text - 1);
@@ -72,32 +75,32 @@ Result<std::optional<UblkRecord>> UblkRecordFile::load() const {
     ::close(fd);
     errno = error;
     if (length < 0) return file_error(path_, "read");
-    UblkRecord record;
+    DeviceRecord record;
     const int taken =
-        std::sscanf(text, "replica ublk device 1\ntoken %16" SCNx64 "\ngeneration %16" SCNx64,
+        std::sscanf(text, "replica %*s device 1\ntoken %16" SCNx64 "\ngeneration %16" SCNx64,
                     &record.token, &record.generation);
-    if (taken != 2 || text_of(format, record.token, record.generation) != text) {
+    if (taken != 2 || text_of(format, name_of(kind_), record.token, record.generation) != text) {
         return Error{Errc::corrupt, 0,
-                     path_ +
-                         " is not the record of a ublk device: see which device waits (ls "
-                         "/sys/block), end it, and remove the file"};
+                     text_of("%s is not the record of a device of %s: see which device waits (ls "
+                             "/sys/block), end it, and remove the file",
+                             path_.c_str(), name_of(kind_))};
     }
-    return std::optional<UblkRecord>(record);
+    return std::optional<DeviceRecord>(record);
 }
 
-Status UblkRecordFile::save(const UblkRecord& record) const {
+Status DeviceRecordFile::save(const DeviceRecord& record) const {
     if (::mkdir(directory_.c_str(), 0700) != 0 && errno != EEXIST) {
         return file_error(directory_, "made");
     }
     const std::string next = path_ + ".new";
-    if (!write_stable(next, text_of(format, record.token, record.generation)) ||
+    if (!write_stable(next, text_of(format, name_of(kind_), record.token, record.generation)) ||
         ::rename(next.c_str(), path_.c_str()) != 0 || !sync_directory(directory_)) {
         return file_error(path_, "written");
     }
     return ok_status();
 }
 
-Status UblkRecordFile::remove() const {
+Status DeviceRecordFile::remove() const {
     if (::unlink(path_.c_str()) == 0 || errno == ENOENT) return ok_status();
     return file_error(path_, "removed");
 }

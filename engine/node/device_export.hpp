@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The ublk door of one resource: opens and closes its device, and goes on with the device that an
-// earlier daemon left behind under a mounted file system.
+// A resource's block device of one kind: opened, closed, kept on record, and gone on with where an
+// earlier daemon left it behind under a mounted file system. What kind it is shows in nothing here.
 //
 // Threads: every member blocks, is called with the resource's `changing` held, and not on its
 // reactor. A thread of its own, the keeper, does what has to wait: it adopts a device when that may
@@ -17,13 +17,13 @@
 #include <thread>
 
 #include "engine/base/result.hpp"
-#include "engine/frontend/ublk_device.hpp"
+#include "engine/frontend/kernel_device.hpp"
 #include "engine/node/reactor_thread.hpp"
 #include "engine/node/resource_shell.hpp"
 
 namespace replica {
 
-class UblkExport {
+class DeviceExport {
   public:
     struct Resource {
         ReactorThread& thread;
@@ -31,22 +31,27 @@ class UblkExport {
         std::mutex& changing;
         std::function<Status()> promote;   // without force; soon back, and may then go on
         std::function<Status()> bring_up;  // what was not possible before, and then look()
+        std::function<void()> closed;      // a device is gone
     };
 
-    UblkExport(const Resource& resource, UblkDeviceOptions options);
-    ~UblkExport();  // leaves a device that is live or waits to the next daemon
-    UblkExport(const UblkExport&) = delete;
-    UblkExport& operator=(const UblkExport&) = delete;
+    DeviceExport(const Resource& resource, const KernelDeviceOptions& options, DeviceMaker maker);
+    ~DeviceExport();  // leaves a device that is live or waits to the next daemon
+    DeviceExport(const DeviceExport&) = delete;
+    DeviceExport& operator=(const DeviceExport&) = delete;
 
-    // Returns "ublk:/dev/ublkbN". Errors: those of ResourceShell::may_export() and of UblkDevice;
-    // exists, busy (a device waits to be adopted).
-    Result<std::string> open();
+    // Errors: those of ResourceShell::may_export() and of the device; exists, busy (a device waits
+    // to be adopted).
+    Status open();
     // Errors: busy (in use). By force it is stopped all the same, and what waits in it fails.
     Status close(bool force);
+    Status check_unused();
     // Of a resource that is down: stops and deletes the device that was left. Errors: not_found,
     // and as close().
     Status close_left(bool force);
     bool is_open() const { return device_ != nullptr; }
+    bool is_live() const { return state_ == State::live; }
+    DeviceKind kind() const { return maker_.kind; }
+    KernelDevice* device() { return device_.get(); }  // nullptr: none is open
     // Nothing more is adopted; what there is stays for the next daemon.
     void leave();
 
@@ -78,9 +83,7 @@ class UblkExport {
     auto ask(F&& f) {
         return resource_.thread.call([&] { return f(*resource_.shell); });
     }
-    void log(int level, const std::string& line) const {
-        options_.log(level, options_.resource + ": " + line);
-    }
+    void log(int level, const std::string& line) const { log_(level, name_ + ": " + line); }
     void say(int level, const std::string& text);
     Status serve();
     Status dismiss(bool force);
@@ -90,11 +93,15 @@ class UblkExport {
     void keep();
     Milliseconds turn();
     Milliseconds adopt();
+    Milliseconds serve_again();
     Milliseconds note();
 
     Resource resource_;
-    UblkDeviceOptions options_;
-    std::unique_ptr<UblkDevice> device_;
+    const std::string name_;  // of the resource
+    const DeviceLog log_;
+    const DeviceRecordFile record_;
+    const DeviceMaker maker_;
+    std::unique_ptr<KernelDevice> device_;
     State state_ = State::none;
     bool wanted_ = false;  // keep_trying()
     std::string trouble_;  // said once

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// See ublk_export.hpp.
-#include "engine/node/ublk_export.hpp"
+// See device_export.hpp.
+#include "engine/node/device_export.hpp"
 
 #include <syslog.h>
 
@@ -15,18 +15,22 @@ constexpr std::chrono::seconds end_timeout{120};
 
 }  // namespace
 
-UblkExport::UblkExport(const Resource& resource, UblkDeviceOptions options)
-    : resource_(resource), options_(std::move(options)) {}
+DeviceExport::DeviceExport(const Resource& resource, const KernelDeviceOptions& options,
+                           DeviceMaker maker)
+    : resource_(resource),
+      name_(options.resource),
+      log_(options.log),
+      record_(options.state_dir, maker.kind, options.resource),
+      maker_(std::move(maker)) {}
 
-UblkExport::~UblkExport() { leave(); }
+DeviceExport::~DeviceExport() { leave(); }
 
 // ---- by command ---------------------------------------------------------------------------------
 
-Result<std::string> UblkExport::open() {
+Status DeviceExport::open() {
     TRY_STATUS(look());
     if (device_ && state_ == State::live) {
-        return Error{Errc::exists, 0,
-                     options_.resource + " is exported at " + device_->path() + " already"};
+        return Error{Errc::exists, 0, name_ + " is exported at " + device_->path() + " already"};
     }
     if (device_) {
         return Error{Errc::busy, 0,
@@ -42,12 +46,12 @@ Result<std::string> UblkExport::open() {
     const View view = ask([](ResourceShell& shell) {
         return View{shell.info(), shell.generation()};
     });
-    TRY(device_, UblkDevice::create(options_, view.info, view.generation));
+    TRY(device_, maker_.create(view.info, view.generation));
     state_ = State::ending;  // unless all goes well
     const Status served = serve();
     if (served) {
         go_live();
-        return device_->door();
+        return ok_status();
     }
     const Status dismissed = dismiss(true);
     if (!dismissed) log(LOG_ERR, dismissed.error().message);
@@ -55,80 +59,83 @@ Result<std::string> UblkExport::open() {
 }
 
 // From the opening of the channel on, this process is the one that answers.
-Status UblkExport::serve() {
+Status DeviceExport::serve() {
     const VolumeInfo info = ask([](ResourceShell& shell) { return shell.info(); });
     TRY(auto channel, device_->open_channel(info));
-    const std::string door = device_->door();
-    TRY_STATUS(
-        ask([&](ResourceShell& shell) { return shell.open_ublk(std::move(channel), door); }));
+    TRY_STATUS(ask([&](ResourceShell& shell) {
+        return shell.open_device(kind(), *channel, device_->door(), [this] { wake(); });
+    }));
     const Status started = device_->start();
-    ask([](ResourceShell& shell) {
-        shell.ublk_started();
+    ask([this](ResourceShell& shell) {
+        shell.device_started(kind());
         return true;
     });
     return started;
 }
 
-void UblkExport::go_live() {
+void DeviceExport::go_live() {
     state_ = State::live;
     trouble_.clear();
     ask([this](ResourceShell& shell) {
-        shell.ublk_waits(0, "");
-        shell.tell_generation([this] { wake(); });
+        shell.device_waits(kind(), 0, "");
+        shell.tell_generation(kind(), [this] { wake(); });
         return true;
     });
     wake();
 }
 
-Status UblkExport::dismiss(bool force) {
+Status DeviceExport::dismiss(bool force) {
     TRY_STATUS(device_->stop(force));
     state_ = State::ending;
     wake();  // for the case that what follows fails
     TRY_STATUS(resource_.thread.call_async(
         [this](ResourceShell::Done done) {
-            resource_.shell->tell_generation(nullptr);
-            resource_.shell->wait_ublk_ended(std::move(done));
+            resource_.shell->tell_generation(kind(), nullptr);
+            resource_.shell->wait_device_ended(kind(), std::move(done));
         },
         end_timeout));
     TRY_STATUS(device_->remove());
     device_.reset();
     state_ = State::none;
     trouble_.clear();
-    ask([](ResourceShell& shell) {
-        shell.ublk_waits(0, "");
+    ask([this](ResourceShell& shell) {
+        shell.device_waits(kind(), 0, "");
         return true;
     });
+    resource_.closed();
     return ok_status();
 }
 
-Status UblkExport::close(bool force) {
+Status DeviceExport::close(bool force) {
     if (!device_) return ok_status();
     return dismiss(force || state_ == State::ending);
 }
 
-Status UblkExport::close_left(bool force) {
+Status DeviceExport::check_unused() { return device_ ? device_->check_unused() : ok_status(); }
+
+Status DeviceExport::close_left(bool force) {
     ASSERT(!device_);
-    TRY(auto left, UblkDevice::find(options_));
-    if (!left) return Error{Errc::not_found, 0, options_.resource + " has no ublk device"};
+    TRY(auto left, maker_.find());
+    if (!left) {
+        return Error{Errc::not_found, 0, name_ + " has no device of " + name_of(kind())};
+    }
     TRY_STATUS(left->stop(force));
     return left->remove();
 }
 
 // ---- what an earlier daemon left ----------------------------------------------------------------
 
-bool UblkExport::may_be_left() const {
-    return UblkRecordFile(options_.state_dir, options_.resource).exists();
-}
+bool DeviceExport::may_be_left() const { return record_.exists(); }
 
-void UblkExport::keep_trying(bool wanted) {
+void DeviceExport::keep_trying(bool wanted) {
     if (wanted_ == wanted) return;
     wanted_ = wanted;
     if (wanted) wake();
 }
 
-Status UblkExport::look() {
+Status DeviceExport::look() {
     if (device_) return ok_status();
-    TRY(device_, UblkDevice::find(options_));
+    TRY(device_, maker_.find());
     wanted_ = false;
     if (!device_) return ok_status();
     state_ = State::waiting;
@@ -138,10 +145,10 @@ Status UblkExport::look() {
     return ok_status();
 }
 
-Status UblkExport::before_promotion(bool force) {
+Status DeviceExport::before_promotion(bool force) {
     TRY_STATUS(look());
     if (state_ != State::waiting) return ok_status();
-    const Lineage lineage = ask([](ResourceShell& shell) { return shell.lineage(); });
+    const Lineage lineage = ask([this](ResourceShell& shell) { return shell.lineage(kind()); });
     if (lineage == Lineage::good) return ok_status();
     if (lineage == Lineage::stale) return give_up("another node has written since");
     if (force) return give_up("this node is promoted by force, without the data of its users");
@@ -151,31 +158,31 @@ Status UblkExport::before_promotion(bool force) {
                      "seen: connect the peer that has it"};
 }
 
-Status UblkExport::give_up(const std::string& why) {
+Status DeviceExport::give_up(const std::string& why) {
     const std::string path = device_->path();
     log(LOG_CRIT, path + " is given up, and what waits in it fails: " + why);
     return dismiss(true);
 }
 
 // Why the device waits: for the log and the status, once until it is something else.
-void UblkExport::say(int level, const std::string& text) {
+void DeviceExport::say(int level, const std::string& text) {
     if (text == trouble_) return;
     trouble_ = text;
     const std::string line = device_->path() + " of an earlier daemon waits: " + text;
     log(level, line);
     ask([&](ResourceShell& shell) {
-        shell.ublk_waits(device_->generation(), line);
+        shell.device_waits(kind(), device_->generation(), line);
         return true;
     });
 }
 
-milliseconds UblkExport::adopt() {
+milliseconds DeviceExport::adopt() {
     struct View {
         Lineage lineage;
         bool primary, serves;
     };
-    const View view = ask([](ResourceShell& shell) {
-        return View{shell.lineage(), shell.primary(), shell.serves()};
+    const View view = ask([this](ResourceShell& shell) {
+        return View{shell.lineage(kind()), shell.primary(), shell.serves()};
     });
     const bool missing = view.lineage == Lineage::behind;
     if (view.lineage == Lineage::stale || (view.primary && missing)) {
@@ -209,7 +216,7 @@ milliseconds UblkExport::adopt() {
         return later;
     }
     say(error.code == Errc::busy ? LOG_NOTICE : LOG_ERR, error.message);
-    if (!ask([](ResourceShell& shell) { return shell.has_ublk(); })) {
+    if (!ask([this](ResourceShell& shell) { return shell.has_device(kind()); })) {
         return error.code == Errc::busy ? somebody_else : later;
     }
     // Half of a hand-over can not be repeated.
@@ -218,8 +225,21 @@ milliseconds UblkExport::adopt() {
     return later;
 }
 
+// Its driver waits for another server while this process goes on: a socket broke. What was asked
+// for by the old one has ended, and nobody else can have written meanwhile.
+milliseconds DeviceExport::serve_again() {
+    const Status served = serve();
+    if (served) {
+        log(LOG_WARNING, device_->path() + " had lost its connection, and is served again");
+        return milliseconds(0);
+    }
+    if (trouble_ != served.error().message) log(LOG_ERR, served.error().message);
+    trouble_ = served.error().message;
+    return later;
+}
+
 // An older record is the safe direction: the disk then has to descend from it.
-milliseconds UblkExport::note() {
+milliseconds DeviceExport::note() {
     const std::uint64_t now = ask([](ResourceShell& shell) { return shell.generation(); });
     const Status noted = device_->note_generation(now);
     if (noted) {
@@ -233,14 +253,14 @@ milliseconds UblkExport::note() {
 
 // ---- the keeper ---------------------------------------------------------------------------------
 
-void UblkExport::wake() {
+void DeviceExport::wake() {
     const std::lock_guard lock(keeper_mutex_);
     woken_ = true;
     if (!keeper_.joinable() && !stop_) keeper_ = std::thread([this] { keep(); });
     keeper_wakes_.notify_one();
 }
 
-void UblkExport::leave() {
+void DeviceExport::leave() {
     {
         const std::lock_guard lock(keeper_mutex_);
         stop_ = true;
@@ -249,7 +269,7 @@ void UblkExport::leave() {
     if (keeper_.joinable()) keeper_.join();
 }
 
-void UblkExport::keep() {
+void DeviceExport::keep() {
     milliseconds pause = idle;
     std::unique_lock lock(keeper_mutex_);
     for (;;) {
@@ -266,7 +286,7 @@ void UblkExport::keep() {
     }
 }
 
-milliseconds UblkExport::turn() {
+milliseconds DeviceExport::turn() {
     switch (state_) {
         case State::none: {
             if (!wanted_) return idle;
@@ -279,8 +299,11 @@ milliseconds UblkExport::turn() {
         }
         case State::waiting:
             return adopt();
-        case State::live:
-            return note();
+        case State::live: {
+            const bool served =
+                ask([this](ResourceShell& shell) { return shell.has_device(kind()); });
+            return served ? note() : serve_again();
+        }
         case State::ending: {
             const Status dismissed = dismiss(true);
             if (dismissed || dismissed.error().message == trouble_) return later;

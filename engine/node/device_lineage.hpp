@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// Whether what waits in a ublk device may be repeated: writes that an earlier daemon was asked for
+// Whether what waits in a block device may be repeated: writes that an earlier daemon was asked for
 // and did not acknowledge. Repeated over what another node has written since, they would bring old
 // data back; repeated on data that has lost what came before them, they would tear a file system.
 //
 // The rule needs no memory of what happened in between, because the disk tells: every generation
 // names the node that was Primary in it last, and whoever follows another Primary records that
 // before the first write of it arrives. The name becomes this node's again only by a promotion
-// here; and before that, a device that may not go on is given up (UblkExport::before_promotion).
+// here; and before that, a device that may not go on is given up (DeviceExport::before_promotion).
 #pragma once
 
 #include <algorithm>

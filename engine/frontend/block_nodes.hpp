@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// Block devices as this machine shows them in /dev, /sys and /proc: who uses one, how large it is,
+// and settings of its queue. A device is named without its directory: "ublkb0", "nbd3".
+//
+// What is virtual is what a test replaces, on machines without such devices.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "engine/base/result.hpp"
+
+namespace replica {
+
+struct BlockFacts {
+    std::uint64_t size_bytes = 0;
+    std::uint32_t logical_block_bytes = 0;
+    std::uint32_t major = 0, minor = 0;
+};
+
+// Any thread but one that serves the device.
+class BlockNodes {
+  public:
+    static std::shared_ptr<BlockNodes> of_this_machine();
+    virtual ~BlockNodes() = default;
+
+    // A descriptor of the device that nobody else can mount meanwhile, or -errno. -ETIMEDOUT: it
+    // does not open, as nobody answers what is read while it does.
+    virtual int claim(const std::string& name) = 0;
+    // Who has it open without a claim, as far as /proc shows it: "qemu (pid 7)"; empty: nobody.
+    virtual std::string user_of(const std::string& name) = 0;
+    // How often its driver looks at requests that take long. 0, or -errno.
+    virtual int set_io_timeout(const std::string& name, unsigned milliseconds) = 0;
+    // Errors: not_found (no such device), io.
+    virtual Result<BlockFacts> facts(const std::string& name) = 0;
+};
+
+}  // namespace replica

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// See kernel_doors.hpp.
+#include "engine/node/kernel_doors.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "engine/base/text.hpp"
+#include "engine/frontend/ublk_device.hpp"
+#include "engine/node/nbd_block_device.hpp"
+
+namespace replica {
+
+KernelDoors::KernelDoors(DeviceExport::Resource resource, const std::string& state_dir,
+                         const std::string& name, const DeviceLog& log) {
+    // A promotion for one device is one before which the others have to be looked at.
+    resource.promote = [this, promote = std::move(resource.promote)]() -> Status {
+        TRY_STATUS(before_promotion(false));
+        return promote();
+    };
+    resource.closed = [this] { name_what_is_left(); };
+    KernelDeviceOptions options{state_dir, name, log};
+    UblkDeviceOptions ublk;
+    NbdBlockDeviceOptions nbd;
+    static_cast<KernelDeviceOptions&>(ublk) = options;
+    static_cast<KernelDeviceOptions&>(nbd) = options;
+    for (DeviceMaker maker : {UblkDevice::maker(ublk), NbdBlockDevice::maker(nbd)}) {
+        auto& place = exports_[static_cast<std::size_t>(maker.kind)];
+        place = std::make_unique<DeviceExport>(resource, options, std::move(maker));
+    }
+}
+
+Status KernelDoors::close(Kind kind, bool force) {
+    const auto meant = [&](const auto& each) { return !kind || each->kind() == *kind; };
+    for (const auto& each : exports_) {
+        if (meant(each) && !force) TRY_STATUS(each->check_unused());
+    }
+    for (const auto& each : exports_) {
+        if (meant(each)) TRY_STATUS(each->close(force));
+    }
+    return ok_status();
+}
+
+Status KernelDoors::close_left(Kind kind, bool force) {
+    Status closed = Error{Errc::not_found, 0, "there is no block device"};
+    for (const auto& each : exports_) {
+        if (kind && each->kind() != *kind) continue;
+        Status one = each->close_left(force);
+        if (!one && one.error().code != Errc::not_found) return one;
+        if (one) closed = std::move(one);
+    }
+    return closed;
+}
+
+bool KernelDoors::is_open(Kind kind) const {
+    return std::any_of(exports_.begin(), exports_.end(), [kind](const auto& each) {
+        return (!kind || each->kind() == *kind) && each->is_open();
+    });
+}
+
+Result<BlockDoor> KernelDoors::facts(DeviceKind kind) {
+    KernelDevice* const device = of(kind).device();
+    if (device == nullptr) {
+        return Error{Errc::not_found, 0, text_of("there is no device of %s", name_of(kind))};
+    }
+    TRY(const BlockFacts facts, device->facts());
+    return BlockDoor{kind,        device->door(), device->path(), facts.size_bytes,
+                     facts.major, facts.minor};
+}
+
+void KernelDoors::leave() {
+    for (const auto& each : exports_)
+        each->leave();
+}
+
+Status KernelDoors::look() {
+    Status all = ok_status();
+    for (const auto& each : exports_) {
+        Status looked = each->look();
+        if (!looked && all) all = std::move(looked);
+    }
+    return all;
+}
+
+bool KernelDoors::may_be_left() const {
+    return std::any_of(exports_.begin(), exports_.end(),
+                       [](const auto& each) { return each->may_be_left(); });
+}
+
+void KernelDoors::keep_trying(bool wanted) {
+    for (const auto& each : exports_)
+        each->keep_trying(wanted && each->may_be_left());
+}
+
+void KernelDoors::keep_looking() {
+    for (const auto& each : exports_) {
+        if (!each->is_open()) each->keep_trying(each->may_be_left());
+    }
+}
+
+Status KernelDoors::before_promotion(bool force) {
+    for (const auto& each : exports_)
+        TRY_STATUS(each->before_promotion(force));
+    return ok_status();
+}
+
+void KernelDoors::name_what_is_left() {
+    for (const auto& each : exports_) {
+        if (each && each->is_live()) static_cast<void>(each->device()->link());
+    }
+}
+
+}  // namespace replica

@@ -1,0 +1,53 @@
+// SPDX-License-Identifier: Apache-2.0
+// The block devices of one resource: one of each kind at most, which may be open together. Which
+// one has the stable name is decided here: the one that went live last.
+//
+// Threads: as DeviceExport, which has the life of each.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "engine/base/result.hpp"
+#include "engine/node.hpp"
+#include "engine/node/device_export.hpp"
+
+namespace replica {
+
+class KernelDoors {
+  public:
+    using Kind = std::optional<DeviceKind>;  // nullopt: each
+
+    // resource.promote: told nothing of devices; what they demand is asked for here, before.
+    KernelDoors(DeviceExport::Resource resource, const std::string& state_dir,
+                const std::string& name, const DeviceLog& log);
+
+    // Errors: as DeviceExport::open().
+    Status open(DeviceKind kind) { return of(kind).open(); }
+    // None is closed if one is in use. Errors: as DeviceExport::close().
+    Status close(Kind kind, bool force);
+    // Of a resource that is down. Errors: not_found (there is none), and as close().
+    Status close_left(Kind kind, bool force);
+    bool is_open(Kind kind) const;
+    // Errors: not_found (it is not open), io.
+    Result<BlockDoor> facts(DeviceKind kind);
+
+    // As their namesakes in DeviceExport, for each kind.
+    void leave();
+    Status look();
+    bool may_be_left() const;
+    void keep_trying(bool wanted);
+    void keep_looking();  // keep_trying() where look() has failed
+    Status before_promotion(bool force);
+
+  private:
+    DeviceExport& of(DeviceKind kind) { return *exports_[static_cast<std::size_t>(kind)]; }
+    void name_what_is_left();
+
+    std::array<std::unique_ptr<DeviceExport>, device_kinds> exports_;
+};
+
+}  // namespace replica

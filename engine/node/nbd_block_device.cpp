@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+// See nbd_block_device.hpp.
+#include "engine/node/nbd_block_device.hpp"
+
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "engine/base/text.hpp"
+
+namespace replica {
+namespace {
+
+// What was sent to a dead server is sent again when the driver looks, which is so often.
+constexpr unsigned look_ms = 1000;
+// As good as for ever, and far from what overflows in the kernel.
+constexpr std::uint32_t dead_connection_s = 10U * 365 * 24 * 3600;
+// Of the socket, in each direction: the requests of some dozen milliseconds.
+constexpr int socket_bytes = 4 << 20;
+
+std::string backend_for(const KernelDeviceOptions& options, const DeviceRecord& record) {
+    return text_of("replica:%s:%016llx", options.resource.c_str(),
+                   static_cast<unsigned long long>(record.token));
+}
+
+struct SocketPair {
+    int ours = -1, kernels = -1;
+    SocketPair() = default;
+    SocketPair(const SocketPair&) = delete;
+    SocketPair& operator=(const SocketPair&) = delete;
+    ~SocketPair() {
+        if (ours >= 0) ::close(ours);
+        close_kernels();
+    }
+    void close_kernels() {
+        if (kernels >= 0) ::close(std::exchange(kernels, -1));
+    }
+    Status open() {
+        int ends[2];
+        if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
+            return Error{Errc::limit, errno, text_of("no socket pair: %s", std::strerror(errno))};
+        }
+        ours = ends[0];
+        kernels = ends[1];
+        for (const int end : ends) {
+            ::setsockopt(end, SOL_SOCKET, SO_SNDBUFFORCE, &socket_bytes, sizeof socket_bytes);
+        }
+        return ok_status();
+    }
+};
+
+}  // namespace
+
+NbdBlockDevice::NbdBlockDevice(const NbdBlockDeviceOptions& options,
+                               std::unique_ptr<NbdControl> control, const DeviceRecord& record)
+    : KernelDevice(DeviceKind::nbd, options, record),
+      control_(std::move(control)),
+      backend_(backend_for(options, record)) {}
+
+DeviceMaker NbdBlockDevice::maker(const NbdBlockDeviceOptions& options) {
+    return {DeviceKind::nbd,
+            [options](const VolumeInfo&, std::uint64_t generation) {
+                return create(options, generation);
+            },
+            [options] { return find(options); }};
+}
+
+void NbdBlockDevice::set_index(int index) {
+    index_ = index;
+    set_node("nbd" + std::to_string(index));
+}
+
+// On record first: whenever this process dies, the next one finds what there is.
+Result<std::unique_ptr<KernelDevice>> NbdBlockDevice::create(const NbdBlockDeviceOptions& options,
+                                                             std::uint64_t generation) {
+    TRY(auto control, options.control());
+    const DeviceRecord record{new_device_token(), generation};
+    TRY_STATUS(DeviceRecordFile(options.state_dir, DeviceKind::nbd, options.resource).save(record));
+    return std::unique_ptr<KernelDevice>(new NbdBlockDevice(options, std::move(control), record));
+}
+
+Result<std::unique_ptr<KernelDevice>> NbdBlockDevice::find(const NbdBlockDeviceOptions& options) {
+    std::unique_ptr<KernelDevice> found;
+    const DeviceRecordFile file(options.state_dir, DeviceKind::nbd, options.resource);
+    TRY(const auto record, file.load());
+    if (!record) return found;
+    auto control = options.control();
+    if (!control) {
+        const bool there = nbd_device_of(backend_for(options, *record)) >= 0;
+        if (there || control.error().code != Errc::unsupported) return control.error();
+        TRY_STATUS(file.remove());
+        return found;
+    }
+    std::unique_ptr<NbdBlockDevice> self(
+        new NbdBlockDevice(options, std::move(control).value(), *record));
+    TRY(const auto states, self->control_->status());
+    for (const NbdDeviceState& state : states) {
+        if (!state.connected || self->control_->backend_of(state.index) != self->backend_) continue;
+        self->set_index(state.index);
+        self->found_ = true;
+        found = std::move(self);
+        return found;
+    }
+    remove_device_name(options, "/dev/nbd*");
+    TRY_STATUS(file.remove());
+    return found;
+}
+
+Result<std::unique_ptr<KernelChannel>> NbdBlockDevice::open_channel(const VolumeInfo& info) {
+    if (found_) {
+        TRY(const BlockFacts facts, this->facts());
+        TRY_STATUS(check_fit(facts.size_bytes, facts.logical_block_bytes, info));
+    }
+    SocketPair pair;
+    TRY_STATUS(pair.open());
+    TRY_STATUS(index_ < 0 ? connect(pair.kernels, info) : reconnect(pair.kernels));
+    pair.close_kernels();
+    auto channel = std::make_unique<NbdChannel>(std::exchange(pair.ours, -1));
+    if (channel->hung_up()) {
+        return Error{Errc::busy, EBUSY,
+                     path() + " has another server, or the kernel has not yet seen its end"};
+    }
+    found_ = false;
+    return std::unique_ptr<KernelChannel>(std::move(channel));
+}
+
+Status NbdBlockDevice::connect(int socket, const VolumeInfo& info) {
+    NbdDeviceConfig config;
+    config.size_bytes = info.size_bytes;
+    config.block_bytes = info.logical_block_bytes;
+    config.transmission_flags = nbd_device_flags(info);
+    config.backend = backend_;
+    config.dead_connection_s = dead_connection_s;
+    TRY(const int index, control_->connect(config, {&socket, 1}));
+    set_index(index);
+    return ok_status();
+}
+
+Status NbdBlockDevice::reconnect(int socket) {
+    NbdDeviceChange change;
+    change.backend = backend_;
+    const Status changed = control_->reconfigure(index_, change, {&socket, 1});
+    const bool refused = !changed && (changed.error().code == Errc::invalid ||
+                                      changed.error().code == Errc::not_found);
+    if (!refused) return changed;
+    return Error{Errc::corrupt, 0, path() + " can not be taken over: somebody has disconnected it"};
+}
+
+unsigned NbdBlockDevice::io_timeout_ms() const { return look_ms; }
+
+Status NbdBlockDevice::end() {
+    if (!is_ours()) return ok_status();
+    const Status ended = control_->disconnect(index_);
+    if (!ended && ended.error().code == Errc::invalid) return ok_status();
+    return ended;
+}
+
+}  // namespace replica

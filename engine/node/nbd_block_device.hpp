@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// A block device by the kernel's own nbd (kernel_device.hpp): one socket pair, of which the kernel
+// has one end and an NbdQueue the other, in the transmission phase from the first byte. The kernel
+// keeps the token as the name of the device's backend. docs/netlink.md has what the driver does.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "engine/base/result.hpp"
+#include "engine/frontend/kernel_device.hpp"
+#include "engine/frontend/nbd_queue.hpp"
+#include "netlink/nbd_device.hpp"
+
+namespace replica {
+
+struct NbdBlockDeviceOptions : KernelDeviceOptions {
+    std::function<Result<std::unique_ptr<NbdControl>>()> control = &NbdControl::open;
+};
+
+class NbdBlockDevice final : public KernelDevice {
+  public:
+    static DeviceMaker maker(const NbdBlockDeviceOptions& options);
+    // As DeviceMaker says. The kernel is not asked for the device before open_channel(). Errors:
+    // those of NbdControl::open(), io.
+    static Result<std::unique_ptr<KernelDevice>> create(const NbdBlockDeviceOptions& options,
+                                                        std::uint64_t generation);
+    // As DeviceMaker says. Errors: those of NbdControl::open() and status(), and of
+    // DeviceRecordFile::load().
+    static Result<std::unique_ptr<KernelDevice>> find(const NbdBlockDeviceOptions& options);
+
+    // May be called again when the queue was lost. From then on the device is live.
+    Result<std::unique_ptr<KernelChannel>> open_channel(const VolumeInfo& info) override;
+
+  private:
+    NbdBlockDevice(const NbdBlockDeviceOptions& options, std::unique_ptr<NbdControl> control,
+                   const DeviceRecord& record);
+    Status begin() override { return ok_status(); }
+    Status end() override;
+    Status erase() override { return ok_status(); }
+    unsigned io_timeout_ms() const override;
+    void set_index(int index);
+    bool is_ours() { return index_ >= 0 && control_->backend_of(index_) == backend_; }
+    Status connect(int socket, const VolumeInfo& info);
+    Status reconnect(int socket);
+
+    std::unique_ptr<NbdControl> control_;
+    const std::string backend_;
+    int index_ = -1;      // N of /dev/nbdN
+    bool found_ = false;  // left by another process, and not live here yet
+};
+
+}  // namespace replica
