@@ -101,6 +101,7 @@ class LocalNode final : public Node {
     Status export_nbd(const std::string& name, const std::string& door) override;
     Result<BlockDoor> export_device(const std::string& name, DeviceKind kind) override;
     Result<BlockDoor> block_door(const std::string& name, DeviceKind kind) override;
+    Result<std::vector<std::string>> grow_doors(const std::string& name) override;
     Status unexport(const std::string& name, const std::string& door, bool force) override;
 
     std::vector<std::string> resources() override;
@@ -654,6 +655,18 @@ Result<BlockDoor> LocalNode::block_door(const std::string& name, DeviceKind kind
     TRY(const ResourcePtr resource, find(name));
     const std::lock_guard changing(resource->changing);
     return resource->devices->facts(kind);
+}
+
+Result<std::vector<std::string>> LocalNode::grow_doors(const std::string& name) {
+    TRY(const ResourcePtr resource, find(name));
+    const std::lock_guard changing(resource->changing);
+    TRY(auto remarks,
+        ask(*resource, [](ResourceShell& shell) { return shell.clients_of_old_size(); }));
+    TRY(const std::uint64_t size,
+        ask(*resource, [](ResourceShell& shell) { return shell.info().size_bytes; }));
+    for (std::string& remark : resource->devices->grow(size))
+        remarks.push_back(std::move(remark));
+    return remarks;
 }
 
 // The kind of block device that a door's name speaks of.

@@ -179,6 +179,9 @@ class Node {
     virtual Result<BlockDoor> export_device(const std::string& name, DeviceKind kind) = 0;
     // Errors: not_found (it is not open), state, io.
     virtual Result<BlockDoor> block_door(const std::string& name, DeviceKind kind) = 0;
+    // The volume has grown: what is open follows, where it can. Returns a sentence for each door
+    // that does not. Waits for requests under way. Errors: state (it is down).
+    virtual Result<std::vector<std::string>> grow_doors(const std::string& name) = 0;
     // "": all doors; "ublk", "nbd": the block device of this kind, also one that an earlier node
     // left and that waits, even for a resource that is down. Errors: busy (it is in use). By force
     // it is stopped under its users, and what waits in it fails.

@@ -90,6 +90,10 @@ class KernelDevice {
     // Gives it the stable name, which another device may have had.
     Status link();
 
+    // Of a live device whose volume has grown. Waits for requests under way. Errors: unsupported
+    // (this driver can not while it is live, and what helps), io.
+    virtual Status grow(std::uint64_t size_bytes) = 0;
+
     // Errors: busy (mounted, held by another exclusive user, or open in a process), io.
     Status check_unused();
     // Stops it; what waits fails if nobody serves it. The queue ends by that. What the page cache

@@ -64,12 +64,14 @@ inline constexpr std::uint32_t cmd_start_recovery = command(dir_both, sizeof(Con
 inline constexpr std::uint32_t cmd_end_recovery = command(dir_both, sizeof(ControlCommand), 0x11);
 inline constexpr std::uint32_t cmd_get_features = command(dir_read, sizeof(ControlCommand), 0x13);
 inline constexpr std::uint32_t cmd_del_dev_async = command(dir_read, sizeof(ControlCommand), 0x14);
+inline constexpr std::uint32_t cmd_update_size = command(dir_both, sizeof(ControlCommand), 0x15);
 static_assert(cmd_add_dev == 0xc0207504 && cmd_get_features == 0x80207513);
 
 // Features.
 inline constexpr std::uint64_t flag_user_recovery = 1U << 3;
 inline constexpr std::uint64_t flag_user_recovery_reissue = 1U << 4;
 inline constexpr std::uint64_t flag_ioctl_encode = 1U << 6;
+inline constexpr std::uint64_t flag_update_size = 1U << 10;
 
 // Parameters.
 inline constexpr std::uint32_t params_basic = 1, params_discard = 2;

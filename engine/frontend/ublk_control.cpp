@@ -16,6 +16,7 @@
 #include <cstring>
 
 #include "engine/base/text.hpp"
+#include "engine/base/units.hpp"
 #include "engine/io/process.hpp"
 
 namespace replica {
@@ -99,6 +100,7 @@ Status KernelControl::open_device() {
                              "outlive its daemon (features %#llx; Linux 6.5 or later has them)",
                              static_cast<unsigned long long>(features))};
     }
+    features_ = features;
     return ok_status();
 }
 
@@ -276,6 +278,16 @@ Status UblkControl::remove(std::uint32_t dev_id) {
 
 Status UblkControl::start_recovery(std::uint32_t dev_id) {
     return demand(ublk::cmd_start_recovery, about(dev_id), "taking it over");
+}
+
+Status UblkControl::update_size(std::uint32_t dev_id, std::uint64_t bytes) {
+    if ((features_ & ublk::flag_update_size) == 0) {
+        return Error{Errc::unsupported, 0,
+                     "this kernel's ublk can not change the size of a device (Linux 6.16 can)"};
+    }
+    ublk::ControlCommand arguments = about(dev_id);
+    arguments.data = bytes / sector_bytes;
+    return demand(ublk::cmd_update_size, arguments, "changing its size");
 }
 
 Status UblkControl::end_recovery(std::uint32_t dev_id) {

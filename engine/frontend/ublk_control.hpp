@@ -45,6 +45,8 @@ class UblkControl {
     // Errors: busy (the kernel has not yet noticed that the old server is gone).
     Status start_recovery(std::uint32_t dev_id);
     Status end_recovery(std::uint32_t dev_id);  // as start()
+    // Of a live device. Errors: also unsupported (not in this kernel).
+    Status update_size(std::uint32_t dev_id, std::uint64_t bytes);
 
     // Ids of the devices that there are, of whoever they may be. Errors: io.
     virtual Result<std::vector<std::uint32_t>> devices() = 0;
@@ -55,6 +57,7 @@ class UblkControl {
 
   protected:
     UblkControl() = default;
+    std::uint64_t features_ = 0;  // ublk::flag_*, as the kernel has told
     // The result or -errno; -ETIME: not in time. `memory`: what the kernel reads, then writes.
     virtual int run(std::uint32_t command, const ublk::ControlCommand& arguments,
                     std::span<std::byte> memory) = 0;

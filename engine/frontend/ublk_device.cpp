@@ -208,6 +208,14 @@ Status UblkDevice::begin() {
     return ok_status();
 }
 
+Status UblkDevice::grow(std::uint64_t size_bytes) {
+    const Status grown = control_->update_size(info_.dev_id, size_bytes);
+    if (grown || grown.error().code != Errc::unsupported) return grown;
+    return Error{Errc::unsupported, 0,
+                 path() + " stays as large as it was, as " + grown.error().message +
+                     ": unexport it and export it again"};
+}
+
 unsigned UblkDevice::io_timeout_ms() const { return dead_server_ms; }
 
 Status UblkDevice::end() {

@@ -36,6 +36,7 @@ class UblkDevice final : public KernelDevice {
     static Result<std::unique_ptr<KernelDevice>> find(const UblkDeviceOptions& options);
 
     Result<std::unique_ptr<KernelChannel>> open_channel(const VolumeInfo& info) override;
+    Status grow(std::uint64_t size_bytes) override;
 
   private:
     UblkDevice(const UblkDeviceOptions& options, std::unique_ptr<UblkControl> control,

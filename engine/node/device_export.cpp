@@ -6,6 +6,8 @@
 
 #include <utility>
 
+#include "engine/base/text.hpp"
+
 namespace replica {
 namespace {
 
@@ -82,6 +84,23 @@ void DeviceExport::go_live() {
         return true;
     });
     wake();
+}
+
+Status DeviceExport::grow(std::uint64_t size_bytes) {
+    if (state_ != State::live) return ok_status();
+    TRY_STATUS(device_->grow(size_bytes));
+    log(LOG_NOTICE, text_of("%s has %llu bytes now", device_->path().c_str(),
+                            static_cast<unsigned long long>(size_bytes)));
+    return ok_status();
+}
+
+// An adopted device may have missed that its volume grew.
+void DeviceExport::catch_up() {
+    const auto facts = device_->facts();
+    const std::uint64_t size = ask([](ResourceShell& shell) { return shell.info().size_bytes; });
+    if (!facts || facts.value().size_bytes >= size) return;
+    const Status grown = grow(size);
+    if (!grown) log(LOG_WARNING, grown.error().message);
 }
 
 Status DeviceExport::dismiss(bool force) {
@@ -207,6 +226,7 @@ milliseconds DeviceExport::adopt() {
     if (served) {
         log(LOG_NOTICE, device_->path() + " of an earlier daemon is adopted, and goes on");
         go_live();
+        catch_up();
         return milliseconds(0);
     }
     const Error& error = served.error();

@@ -48,6 +48,8 @@ class DeviceExport {
     // Of a resource that is down: stops and deletes the device that was left. Errors: not_found,
     // and as close().
     Status close_left(bool force);
+    // If it is live. Errors: those of KernelDevice::grow().
+    Status grow(std::uint64_t size_bytes);
     bool is_open() const { return device_ != nullptr; }
     bool is_live() const { return state_ == State::live; }
     DeviceKind kind() const { return maker_.kind; }
@@ -89,6 +91,7 @@ class DeviceExport {
     Status dismiss(bool force);
     Status give_up(const std::string& why);
     void go_live();
+    void catch_up();
     void wake();
     void keep();
     Milliseconds turn();

@@ -68,6 +68,15 @@ Result<BlockDoor> KernelDoors::facts(DeviceKind kind) {
                      facts.major, facts.minor};
 }
 
+std::vector<std::string> KernelDoors::grow(std::uint64_t size_bytes) {
+    std::vector<std::string> remarks;
+    for (const auto& each : exports_) {
+        const Status grown = each->grow(size_bytes);
+        if (!grown) remarks.push_back(grown.error().message);
+    }
+    return remarks;
+}
+
 void KernelDoors::leave() {
     for (const auto& each : exports_)
         each->leave();

@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "engine/base/result.hpp"
 #include "engine/node.hpp"
@@ -32,6 +33,8 @@ class KernelDoors {
     // Of a resource that is down. Errors: not_found (there is none), and as close().
     Status close_left(Kind kind, bool force);
     bool is_open(Kind kind) const;
+    // The volume has grown: the devices follow. Returns a sentence for each that does not.
+    std::vector<std::string> grow(std::uint64_t size_bytes);
     // Errors: not_found (it is not open), io.
     Result<BlockDoor> facts(DeviceKind kind);
 

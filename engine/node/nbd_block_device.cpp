@@ -149,6 +149,13 @@ Status NbdBlockDevice::reconnect(int socket) {
     return Error{Errc::corrupt, 0, path() + " can not be taken over: somebody has disconnected it"};
 }
 
+Status NbdBlockDevice::grow(std::uint64_t size_bytes) {
+    NbdDeviceChange change;
+    change.backend = backend_;
+    change.size_bytes = size_bytes;
+    return control_->reconfigure(index_, change, {});
+}
+
 unsigned NbdBlockDevice::io_timeout_ms() const { return look_ms; }
 
 Status NbdBlockDevice::end() {

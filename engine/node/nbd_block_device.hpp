@@ -32,6 +32,7 @@ class NbdBlockDevice final : public KernelDevice {
 
     // May be called again when the queue was lost. From then on the device is live.
     Result<std::unique_ptr<KernelChannel>> open_channel(const VolumeInfo& info) override;
+    Status grow(std::uint64_t size_bytes) override;
 
   private:
     NbdBlockDevice(const NbdBlockDeviceOptions& options, std::unique_ptr<NbdControl> control,

@@ -168,6 +168,17 @@ Status ResourceShell::doors_unused() const {
     return ok_status();
 }
 
+std::vector<std::string> ResourceShell::clients_of_old_size() const {
+    std::vector<std::string> remarks;
+    for (const Door& door : doors_) {
+        if (door.stopping || door.server->clients() == 0) continue;
+        remarks.push_back(std::to_string(door.server->clients()) + " NBD client(s) at " +
+                          door.server->door() +
+                          " see the new size when they connect again, as NBD tells it only then");
+    }
+    return remarks;
+}
+
 void ResourceShell::stop_doors(Done done) {
     refusing_ = true;
     pump();

@@ -81,6 +81,8 @@ class ResourceShell final : public Volume, private LinkOwner {
     void unexport(const std::string& door, Done done);  // "": all
     // Errors: busy (somebody uses one).
     Status doors_unused() const;
+    // Which NBD clients learn a new size of the volume only later, a sentence for each door.
+    std::vector<std::string> clients_of_old_size() const;
     // Errors: state (not primary, no size, going down); busy (a block device waits).
     Status may_export() const;
     // The queue of a block device, whose life is DeviceExport's business. on_lost: called on this

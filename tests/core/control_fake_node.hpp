@@ -128,6 +128,10 @@ class FakeNode final : public Node {
     Result<BlockDoor> block_door(const std::string& name, DeviceKind kind) override {
         return Error{Errc::not_found, 0, name + " has no " + name_of(kind)};
     }
+    Result<std::vector<std::string>> grow_doors(const std::string& name) override {
+        TRY_STATUS(record("grow-doors " + name));
+        return std::vector<std::string>();
+    }
     Status unexport(const std::string& name, const std::string& door, bool force) override {
         return act("unexport " + name + " " + door + (force ? " force" : ""), name,
                    [](auto& s) { s.doors.clear(); });

@@ -397,6 +397,18 @@ TEST_CASE("nbd: nothing is stopped under its users") {
     check_nothing_left(world);
 }
 
+TEST_CASE("nbd: a live device grows, and is not served anew for that") {
+    World world;
+    auto made = NbdBlockDevice::create(world.options(), generation);
+    REQUIRE(made);
+    const auto channel = made.value()->open_channel(volume());
+    REQUIRE(channel);
+    REQUIRE(made.value()->start());
+    CHECK(made.value()->grow(volume().size_bytes + (4U << 20)));
+    CHECK(made.value()->facts().value().size_bytes == volume().size_bytes + (4U << 20));
+    CHECK(world.ours().alive);
+}
+
 TEST_CASE("nbd: a kernel without it is told in a sentence") {
     const auto control = NbdControl::open();
     if (control) {

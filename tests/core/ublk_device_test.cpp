@@ -318,3 +318,19 @@ TEST_CASE("nothing is stopped under its users, and what goes wrong late stops no
         CHECK(world.ours().info.state == ublk::DeviceState::live);
     }
 }
+
+TEST_CASE("a live device grows where the kernel can, and else says so") {
+    World world;
+    const bool can = GENERATE(false, true);
+    world.kernel.features = can ? ublk::flag_update_size : 0;
+    auto made = UblkDevice::create(world.options(), volume(), generation);
+    REQUIRE(made);
+    REQUIRE(go_live(world, *made.value()));
+    const std::uint64_t next = volume().size_bytes + (4U << 20);
+    const Status grown = made.value()->grow(next);
+    CHECK(static_cast<bool>(grown) == can);
+    CHECK(made.value()->facts().value().size_bytes == (can ? next : volume().size_bytes));
+    if (can) return;
+    CHECK(grown.error().code == Errc::unsupported);
+    CHECK(grown.error().message.find("6.16") != std::string::npos);
+}

@@ -42,6 +42,7 @@ struct FakeKernel {
     bool in_proc = false;    // somebody has it open
     bool stay_open = false;  // the next server that dies half-way leaves its channel open
     bool used_attribute_fails = false;
+    std::uint64_t features = 0;
 
     void step() {
         if (steps++ == die_at) ::_exit(died);
@@ -99,7 +100,7 @@ class FakeNodes final : public BlockNodes {
 
 class FakeControl final : public UblkControl {
   public:
-    explicit FakeControl(FakeKernel& kernel) : kernel_(kernel) {}
+    explicit FakeControl(FakeKernel& kernel) : kernel_(kernel) { features_ = kernel.features; }
 
     Result<std::vector<std::uint32_t>> devices() override {
         std::vector<std::uint32_t> ids;
@@ -187,6 +188,9 @@ class FakeControl final : public UblkControl {
                 if (!device->ready || info.state != quiesced) return -EBUSY;
                 info.state = live;
                 info.server_pid = kernel_.server;
+                return 0;
+            case ublk::cmd_update_size:
+                device->params.basic.dev_sectors = arguments.data;
                 return 0;
             case ublk::cmd_stop_dev:
                 if (info.state == quiesced) ++device->given_up;
