@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Process 1 of a guest once it stands on the host's root file system: makes it a machine in which a
-# program can run, runs /run/vm/program and leaves its exit status in /run/vm/status-N. See run.sh.
+# program can run, runs /run/vm/program-N, and leaves its exit status in /run/vm/status-N. Or lets
+# systemd do that. See run.sh.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HOME=/root TERM=${TERM:-linux} LC_ALL=C.UTF-8
 word() { sed -n "s/.*replica\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
@@ -23,13 +24,44 @@ if [ -e /sys/class/net/eth0 ]; then
 fi
 ulimit -c 0
 
+# systemd instead of us; the program is a service of it, and its end that of the machine.
+begin_systemd() {
+    rm -rf /etc/systemd/system
+    mkdir -p /etc/systemd/system
+    : >/etc/fstab
+    echo "guest$number" >/etc/hostname
+    cat >/etc/systemd/system/vm.service <<UNIT
+[Unit]
+After=multi-user.target
+[Service]
+Type=oneshot
+Environment=HOME=/root LC_ALL=C.UTF-8 VM_GUEST=$number VM_SHARED=/run/vm PATH=$PATH
+ExecStart=/bin/bash /run/vm/program-$number
+ExecStopPost=/bin/sh -c 'echo \$EXIT_STATUS >/run/vm/status-$number; \\
+    dmesg >/run/vm/dmesg-$number; systemctl --no-block poweroff'
+StandardOutput=tty
+StandardError=tty
+TTYPath=/dev/ttyS0
+TimeoutStartSec=infinity
+UNIT
+    cat >/etc/systemd/system/vm.target <<UNIT
+[Unit]
+Wants=vm.service multi-user.target remote-fs.target systemd-udevd.service
+UNIT
+    # Of the host's own services none: what is wanted is in /etc, and that is empty now.
+    rm -rf /lib/systemd/system/multi-user.target.wants /lib/systemd/system/timers.target.wants
+    bash /run/vm/prepare || echo "guest.sh: the preparation has failed"
+    exec /lib/systemd/systemd --unit=vm.target --show-status=0 --log-target=journal
+}
+
+if [ "$(word run)" = systemd ]; then begin_systemd; fi
 if [ "$(word run)" = shell ]; then
     cd "$(cat /run/vm/directory)" || cd /
     echo "A guest on the host's files; what you write stays in its memory. exit powers it off."
     setsid -c bash -i </dev/ttyS0 >/dev/ttyS0 2>&1
     echo 0 >/run/vm/status-"$number"
 else
-    setsid bash /run/vm/program </dev/null
+    setsid bash "/run/vm/program-$number" </dev/null
     echo $? >/run/vm/status-"$number"
 fi
 dmesg >/run/vm/dmesg-"$number"

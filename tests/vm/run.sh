@@ -4,8 +4,13 @@
 # the kernel of this machine may not have (ublk, nbd, device-mapper), and for what may crash it.
 #   tests/vm/run.sh [OPTIONS] PROGRAM [ARGUMENT...]      the exit status is the program's
 #   tests/vm/run.sh [OPTIONS] --shell                    a shell in a guest; exit powers it off
-#     --disk SIZE|PATH  a disk, /dev/vda and on: an empty one, or this file, which is kept
+#     --disk SIZE|PATH|URI
+#                       a disk, /dev/vda and on: an empty one, this file, which is kept, or an
+#                       export (nbd+unix:///NAME?socket=PATH), whose server gets every flush
 #     --guests 2        two, 192.0.2.1 and .2, each with disks of its own; both run the program
+#     --guest N         only guest 1 or 2 of two that share a DIR of --shared: each comes and goes
+#     --systemd COMMAND systemd is the first process, with udevd; COMMAND runs in bash before it
+#     --shared DIR      kept afterwards; guest-N.pid in it is the process id of a guest's QEMU
 #     --memory MIB      of each, 1024
 #     --cpus N          of each, 2
 #     --timeout S       when the guest is killed and the exit status is 124, 300
@@ -19,19 +24,22 @@ here=$(cd "$(dirname "$0")" && pwd)
 # Where guests are emulated on a busy machine, the kernel must not judge its timer by the time that
 # passes.
 parameters="console=ttyS0 panic=-1 no_timer_check quiet"
-guests=1 memory=1024 cpus=2 timeout=300 shell=0
+guests=1 guest="" shared="" memory=1024 cpus=2 timeout=300 shell=0 systemd=""
 cache=${REPLICA_VM_CACHE:-$here/../../build/vm}
 disks=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --disk) disks+=("${2:?--disk needs a size or a path}"); shift ;;
         --guests) guests=${2:?--guests needs a number}; shift ;;
+        --guest) guest=${2:?--guest needs a number}; shift ;;
+        --systemd) systemd=${2:?--systemd needs a command}; shift ;;
+        --shared) shared=${2:?--shared needs a directory}; shift ;;
         --memory) memory=${2:?--memory needs a number}; shift ;;
         --cpus) cpus=${2:?--cpus needs a number}; shift ;;
         --timeout) timeout=${2:?--timeout needs a number}; shift ;;
         --cache) cache=${2:?--cache needs a directory}; shift ;;
         --shell) shell=1 timeout=0 ;;
-        -h | --help) sed -n '3,16s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '3,21s/^# \{0,1\}//p' "$0"; exit 0 ;;
         --) shift; break ;;
         -*) echo "run.sh: unknown option '$1' (try --help)" >&2; exit 2 ;;
         *) break ;;
@@ -40,6 +48,10 @@ while [ $# -gt 0 ]; do
 done
 if [ $# = 0 ] && [ "$shell" = 0 ]; then
     echo "run.sh: no program (try --help)" >&2
+    exit 2
+fi
+if [ -n "$guest" ] && [ -z "$shared" ]; then
+    echo "run.sh: --guest needs --shared" >&2
     exit 2
 fi
 
@@ -122,22 +134,42 @@ finish() {
 }
 trap finish EXIT
 trap 'exit 130' INT TERM
-mkdir "$run/shared"
-cp "$here/guest.sh" "$run/shared/"
-pwd >"$run/shared/directory"
-{
-    printf 'cd %q || exit 126\n' "$PWD"
-    [ $# = 0 ] || printf '%q ' exec "$@"
-} >"$run/shared/program"
+[ -n "$shared" ] || mkdir "${shared:=$run/shared}"
+shared=$(cd "$shared" && pwd)
+sockets=$run
+numbers=$(seq "$guests")
+if [ -n "$guest" ]; then
+    sockets=$shared
+    numbers=$guest
+fi
+cp "$here/guest.sh" "$shared/"
+pwd >"$shared/directory"
+mode=program
+if [ "$shell" = 1 ]; then
+    mode=shell
+elif [ -n "$systemd" ]; then
+    mode=systemd
+    if [ ! -x /lib/systemd/systemd ] || [ ! -x /lib/systemd/systemd-udevd ]; then
+        skip "systemd or udevd is not installed (scripts/setup.sh test)"
+    fi
+    printf '%s\n' "$systemd" >"$shared/prepare"
+fi
+for number in $numbers; do
+    rm -f "$shared/status-$number"
+    {
+        printf 'cd %q || exit 126\n' "$PWD"
+        [ $# = 0 ] || printf '%q ' exec "$@"
+    } >"$shared/program-$number"
+done
 
 # A disk that loses nothing while QEMU lives needs no flush of the host's: cache=unsafe.
 qemu_arguments() {  # qemu_arguments NUMBER: fills `arguments`
-    local number=$1 index=0 disk mode=program other=$((3 - $1))
-    [ "$shell" = 0 ] || mode=shell
+    local number=$1 index=0 disk caching other=$((3 - $1))
     arguments=("${acceleration[@]}" -machine q35 -m "$memory" -smp "$cpus" -nodefaults -display none
         -no-reboot -serial stdio -device virtio-rng-pci -kernel "$vmlinuz" -initrd "$initramfs"
         -virtfs "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
-        -virtfs "local,path=$run/shared,mount_tag=run,security_model=none,multidevs=remap"
+        -virtfs "local,path=$shared,mount_tag=run,security_model=none,multidevs=remap"
+        -pidfile "$shared/guest-$number.pid"
         -append "$parameters loglevel=3 replica.run=$mode replica.guest=$number
             replica.kernel=$kernel")
     for disk in "${disks[@]}"; do
@@ -145,13 +177,16 @@ qemu_arguments() {  # qemu_arguments NUMBER: fills `arguments`
             truncate -s "$disk" "$run/disk-$number-$index"
             disk=$run/disk-$number-$index
         fi
-        arguments+=(-drive "file=$disk,format=raw,if=none,id=d$index,cache=unsafe,discard=unmap"
+        caching=unsafe
+        case "$disk" in nbd*) caching=none ;; esac
+        arguments+=(-drive "file=$disk,format=raw,if=none,id=d$index,cache=$caching,discard=unmap"
             -device "virtio-blk-pci,drive=d$index,serial=disk$index")
         index=$((index + 1))
     done
-    [ "$guests" = 1 ] || arguments+=(-device "virtio-net-pci,netdev=n,mac=52:54:00:00:00:0$number"
-        -netdev "dgram,id=n,local.type=unix,local.path=$run/net$number,remote.type=unix,$(
-            )remote.path=$run/net$other")
+    [ "$guests$guest" = 1 ] || arguments+=(
+        -device "virtio-net-pci,netdev=n,mac=52:54:00:00:00:0$number"
+        -netdev "dgram,id=n,local.type=unix,local.path=$sockets/net$number,remote.type=unix,$(
+            )remote.path=$sockets/net$other")
 }
 
 if [ "$shell" = 1 ]; then
@@ -161,25 +196,26 @@ if [ "$shell" = 1 ]; then
     exit
 fi
 prefix=
-for number in $(seq "$guests"); do
+for number in $numbers; do
     qemu_arguments "$number"
-    [ "$guests" = 1 ] || prefix="[$number] "
+    [ "$guests$guest" = 1 ] || prefix="[$number] "
     timeout -k 5 "$timeout" nice qemu-system-x86_64 "${arguments[@]}" </dev/null \
         > >(sed -u "s/\r*\$//; /reboot: Power down\$/d; s/^/$prefix/") &
     pids+=($!)
 done
-status=0
-for number in $(seq "$guests"); do
+status=0 index=0
+for number in $numbers; do
     ended=0
-    wait "${pids[number - 1]}" || ended=$?
-    if [ "$ended" = 124 ] || [ "$ended" = 137 ]; then
+    wait "${pids[index++]}" || ended=$?
+    # 137: QEMU was killed, by `timeout` or by somebody else.
+    if [ "$ended" = 124 ] || { [ "$ended" = 137 ] && [ "$SECONDS" -ge "$timeout" ]; }; then
         echo "run.sh: guest $number did not end in $timeout s" >&2
         status=124
-    elif [ ! -f "$run/shared/status-$number" ]; then
+    elif [ ! -f "$shared/status-$number" ]; then
         echo "run.sh: guest $number died (QEMU's exit status is $ended)" >&2
         status=125
     elif [ "$status" = 0 ]; then
-        status=$(<"$run/shared/status-$number")
+        status=$(<"$shared/status-$number")
     fi
 done
 pids=()
