@@ -176,7 +176,7 @@ void BlockFile::begin(DiskOp& request, DiskOp::Kind kind, std::uint64_t offset,
                       std::uint64_t length) {
     ASSERT(request.done != nullptr && !request.in_flight());
     ASSERT(!read_only_ || kind == DiskOp::Kind::read || kind == DiskOp::Kind::flush);
-    in_flight_ += 1;
+    if (in_flight_++ == 0) answered_at_ = reactor_.now();
     request.file_ = this;
     request.kind_ = kind;
     request.offset_ = offset;
@@ -287,8 +287,13 @@ bool BlockFile::fall_back(DiskOp& request, int error) {
 void BlockFile::finish(DiskOp& request, int error) {
     ASSERT(in_flight_ > 0);
     in_flight_ -= 1;
+    answered_at_ = reactor_.now();
     request.file_ = nullptr;
     request.done(request, error);
+}
+
+std::uint64_t BlockFile::silent_ns() const {
+    return in_flight_ == 0 ? 0 : reactor_.now().ns - answered_at_.ns;
 }
 
 std::uint64_t BlockFile::extent_status(std::uint64_t offset, std::uint64_t length,

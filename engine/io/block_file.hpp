@@ -66,6 +66,8 @@ class BlockFile {
     std::uint32_t logical_block_bytes() const { return logical_block_bytes_; }
     const std::string& warning() const { return warning_; }  // empty: nothing to say
     std::uint32_t in_flight() const { return in_flight_; }
+    // How long nothing has come back though something is under way; 0: nothing is.
+    std::uint64_t silent_ns() const;
 
     void read(DiskOp& request, std::span<std::byte> into, std::uint64_t offset);
     // `dsync`: stable when done, as if followed by flush().
@@ -101,6 +103,7 @@ class BlockFile {
     bool can_zero_range_ = true;
     std::uint32_t logical_block_bytes_ = 512;
     std::uint32_t in_flight_ = 0;
+    Instant answered_at_;  // or was asked, after a rest
     std::uint64_t size_bytes_ = 0;
 };
 

@@ -279,6 +279,7 @@ class ResourceShell final : public Volume, private LinkOwner {
     void sample_rates();
     std::uint64_t rate_of(const PeerState& peer, const PeerView& view) const;
     PeerStatus status_of(NodeId id, const PeerState& peer) const;
+    std::string silent_disk() const;
     std::string why() const;
 
     ReactorThread& thread_;

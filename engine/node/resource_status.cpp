@@ -9,6 +9,7 @@ namespace replica {
 namespace {
 
 constexpr std::uint64_t progress_interval_ns = ns_per_s;
+constexpr std::uint64_t disk_silence_ns = 5 * ns_per_s;  // is worth a word
 
 }  // namespace
 
@@ -124,7 +125,19 @@ PeerStatus ResourceShell::status_of(NodeId id, const PeerState& state) const {
     return status;
 }
 
+// Empty: the disk answers.
+std::string ResourceShell::silent_disk() const {
+    if (!disk_) return "";
+    for (const BlockFile* file : {disk_->data.get(), disk_->external.get()}) {
+        if (file == nullptr || file->silent_ns() < disk_silence_ns) continue;
+        return text_of("%s has not answered for %" PRIu64 " s", file->path().c_str(),
+                       file->silent_ns() / ns_per_s);
+    }
+    return "";
+}
+
 std::string ResourceShell::why() const {
+    if (std::string silent = silent_disk(); !silent.empty()) return silent;
     if (core_->why()[0] != '\0') return core_->why();
     if (core_->suspended()) return "writes wait until the new generation is recorded";
     for (const Device& device : devices_) {
