@@ -67,6 +67,16 @@ void open_for(const std::shared_ptr<Claim>& claim, const std::string& path) {
     claim->condition.notify_one();
 }
 
+// 0, or -errno.
+int write_attribute(const std::string& path, const std::string& text) {
+    const int fd = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
+    if (fd < 0) return -errno;
+    const bool good = ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
+    const int error = errno;
+    ::close(fd);
+    return good ? 0 : -error;
+}
+
 class MachineNodes final : public BlockNodes {
   public:
     int claim(const std::string& name) override {
@@ -101,15 +111,13 @@ class MachineNodes final : public BlockNodes {
     }
 
     int set_io_timeout(const std::string& name, unsigned milliseconds) override {
-        const std::string text = std::to_string(milliseconds);
-        const int fd =
-            ::open(("/sys/block/" + name + "/queue/io_timeout").c_str(), O_WRONLY | O_CLOEXEC);
-        if (fd < 0) return -errno;
-        const bool good =
-            ::write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size());
-        const int error = errno;
-        ::close(fd);
-        return good ? 0 : -error;
+        return write_attribute("/sys/block/" + name + "/queue/io_timeout",
+                               std::to_string(milliseconds));
+    }
+
+    // In a container /sys may be read-only; there is no udev there, either.
+    void announce(const std::string& name) override {
+        static_cast<void>(write_attribute("/sys/block/" + name + "/uevent", "change"));
     }
 
     Result<BlockFacts> facts(const std::string& name) override {

@@ -32,6 +32,8 @@ class BlockNodes {
     virtual std::string user_of(const std::string& name) = 0;
     // How often its driver looks at requests that take long. 0, or -errno.
     virtual int set_io_timeout(const std::string& name, unsigned milliseconds) = 0;
+    // Has udev look at it again, as a name of it has changed.
+    virtual void announce(const std::string& name) = 0;
     // Errors: not_found (no such device), io.
     virtual Result<BlockFacts> facts(const std::string& name) = 0;
 };

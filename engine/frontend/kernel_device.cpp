@@ -83,7 +83,8 @@ Status KernelDevice::start() {
     return ok_status();
 }
 
-// By ourselves and not by a rule of udev: there may be none, in a container or an initramfs.
+// By ourselves and not by a rule of udev: there may be none, in a container or an initramfs. The
+// rule (packaging/) tells systemd of the name when the device is announced.
 Status KernelDevice::link() {
     for (std::size_t at = options_.names.find('/', 1); at != std::string::npos;
          at = options_.names.find('/', at + 1)) {
@@ -96,6 +97,7 @@ Status KernelDevice::link() {
         return Error{Errc::io, errno,
                      text_of("%s can not be made: %s", name.c_str(), std::strerror(errno))};
     }
+    options_.nodes->announce(node_);
     return ok_status();
 }
 

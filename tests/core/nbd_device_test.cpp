@@ -142,6 +142,7 @@ class FakeNodes final : public BlockNodes {
         kernel_.step();
         return 0;
     }
+    void announce(const std::string&) override { kernel_.step(); }
     Result<BlockFacts> facts(const std::string& name) override {
         return BlockFacts{at(name).size_bytes, at(name).block_bytes, 43, 0};
     }

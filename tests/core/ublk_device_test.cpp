@@ -93,7 +93,7 @@ bool go_live(World& world, KernelDevice& device) {
 int first_life(World& world) {
     auto device = UblkDevice::create(world.options(), volume(), generation);
     if (!device || !go_live(world, *device.value())) return 1;
-    return 0;
+    return world.ours().announced == 1 ? 0 : 2;
 }
 
 // Exports, serves and takes it down again.

@@ -29,6 +29,7 @@ struct FakeDevice {
     bool present = false, used = false, ready = false, partly_fetched = false;
     bool closes = true;       // the channel, when its server dies
     int open_by = 0, mm = 0;  // servers by number
+    int announced = 0;        // to udev
     int given_up = 0;         // stops of a device that had users
     ublk::DeviceInfo info;
     ublk::Params params;
@@ -84,6 +85,10 @@ class FakeNodes final : public BlockNodes {
     int set_io_timeout(const std::string&, unsigned) override {
         kernel_.step();
         return kernel_.used_attribute_fails ? -EACCES : 0;
+    }
+    void announce(const std::string& name) override {
+        kernel_.step();
+        ++at(name).announced;
     }
     Result<BlockFacts> facts(const std::string& name) override {
         const FakeDevice& device = at(name);
