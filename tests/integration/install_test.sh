@@ -27,12 +27,22 @@ fi
 for program in replicactl replicad replicameta; do
     "$prefix/sbin/$program" --help >/dev/null
 done
-unit=$prefix/lib/systemd/system/replicad.service
-grep -q "^ExecStart=$prefix/sbin/replicad " "$unit"
+units=$prefix/lib/systemd/system
+grep -q "^ExecStart=$prefix/sbin/replicad " "$units/replicad.service"
+grep -q "^ExecStart=$prefix/sbin/replicactl promote " "$units/replica@.service"
 if command -v systemd-analyze >/dev/null; then
     # It also looks at units of the machine; only what it says about ours counts.
-    complaints=$(systemd-analyze verify --man=no "$unit" 2>&1 | grep 'replicad\.service' || true)
+    cp "$units/replica@.service" "$units/replica@r0.service"
+    complaints=$(systemd-analyze verify --man=no "$units/replicad.service" \
+        "$units/replica@r0.service" 2>&1 | grep 'replicad\.service\|replica@' || true)
     [ -z "$complaints" ] || { echo "$complaints"; exit 1; }
+else
+    echo "systemd-analyze is not installed: the units were not checked"
+fi
+if udevadm verify --help >/dev/null 2>&1; then  # systemd 254 and later
+    udevadm verify "$prefix/lib/udev/rules.d/65-replica.rules"
+else
+    echo "udevadm can not verify here: the rule was not checked"
 fi
 if command -v mandoc >/dev/null; then
     mandoc -T lint -W error "$prefix"/share/man/man?/*

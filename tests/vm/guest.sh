@@ -26,8 +26,15 @@ ulimit -c 0
 
 # systemd instead of us; the program is a service of it, and its end that of the machine.
 begin_systemd() {
-    rm -rf /etc/systemd/system
+    rm -rf /etc/systemd/system /.dockerenv
     mkdir -p /etc/systemd/system
+    # Of the host's own services none: what it wants is in /etc, and that is empty now. Some that
+    # every machine has would go through all files of the host, or are of no use.
+    rm -rf /lib/systemd/system/multi-user.target.wants /lib/systemd/system/timers.target.wants
+    for unit in systemd-tmpfiles-setup systemd-sysusers systemd-random-seed systemd-binfmt \
+        systemd-update-utmp systemd-journal-flush systemd-firstboot systemd-machine-id-commit; do
+        ln -s /dev/null "/etc/systemd/system/$unit.service"
+    done
     : >/etc/fstab
     echo "guest$number" >/etc/hostname
     cat >/etc/systemd/system/vm.service <<UNIT
@@ -48,10 +55,8 @@ UNIT
 [Unit]
 Wants=vm.service multi-user.target remote-fs.target systemd-udevd.service
 UNIT
-    # Of the host's own services none: what is wanted is in /etc, and that is empty now.
-    rm -rf /lib/systemd/system/multi-user.target.wants /lib/systemd/system/timers.target.wants
     bash /run/vm/prepare || echo "guest.sh: the preparation has failed"
-    exec /lib/systemd/systemd --unit=vm.target --show-status=0 --log-target=journal
+    exec /lib/systemd/systemd --unit=vm.target --show-status=error --log-level=err
 }
 
 if [ "$(word run)" = systemd ]; then begin_systemd; fi
