@@ -101,7 +101,10 @@ end_load() {  # sets `verified`, the reads that were verified
 }
 
 killed() {  # killed FILE-SYSTEM ROUNDS
-    local round load held begun verified most=0 least=9999 reads=0
+    local round load held begun verified most=0 least=9999 reads=0 tree
+    # Beside what fio verifies: all that one does with names. It goes on through all kills.
+    "$bin/tests/vm/file_tree" run /mnt/volume/tree "$CLUSTER_DIR/tree" $RANDOM >/dev/null &
+    tree=$!
     for round in $(seq "$2"); do
         begun=$(writes_begun)
         begin_load $((round % 2)) 4
@@ -119,9 +122,14 @@ killed() {  # killed FILE-SYSTEM ROUNDS
         no_errors
         echo "     round $round: $held requests waited, $verified reads verified"
     done
+    kill "$tree"
+    wait "$tree" || cluster_fail "the file tree saw an error"
+    tree=$("$bin/tests/vm/file_tree" verify /mnt/volume/tree "$CLUSTER_DIR/tree") ||
+        cluster_fail "the file tree is not as it was left: $tree"
+    rm -r /mnt/volume/tree
     [ "$most" -gt 0 ] || cluster_fail "no kill found a request on its way"
     seen "$1 on $device: killed and adopted $2 times, $least to $most requests waiting," \
-        "$reads reads verified: no error above"
+        "$reads reads verified, file tree $tree: no error above"
 }
 
 # A file system of this kind, mounted and under load, through so many kills; then looked at.
