@@ -6,7 +6,8 @@
 #   tests/vm/run.sh [OPTIONS] --shell                    a shell in a guest; exit powers it off
 #     --disk SIZE|PATH|URI
 #                       a disk, /dev/vda and on: an empty one, this file, which is kept, or an
-#                       export (nbd+unix:///NAME?socket=PATH), whose server gets every flush
+#                       export (nbd+unix:///NAME?socket=PATH), whose server gets every flush;
+#                       nvme:PATH or nvme:URI is one of NVMe, with FUA: serial diskN, N from 0
 #     --guests 2        two, 192.0.2.1 and .2, each with disks of its own; both run the program
 #     --guest N         only guest 1 or 2 of two that share a DIR of --shared: each comes and goes
 #     --systemd COMMAND systemd is the first process, with udevd; COMMAND runs in bash before it
@@ -39,7 +40,7 @@ while [ $# -gt 0 ]; do
         --timeout) timeout=${2:?--timeout needs a number}; shift ;;
         --cache) cache=${2:?--cache needs a directory}; shift ;;
         --shell) shell=1 timeout=0 ;;
-        -h | --help) sed -n '3,21s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '3,22s/^# \{0,1\}//p' "$0"; exit 0 ;;
         --) shift; break ;;
         -*) echo "run.sh: unknown option '$1' (try --help)" >&2; exit 2 ;;
         *) break ;;
@@ -164,7 +165,7 @@ done
 
 # A disk that loses nothing while QEMU lives needs no flush of the host's: cache=unsafe.
 qemu_arguments() {  # qemu_arguments NUMBER: fills `arguments`
-    local number=$1 index=0 disk caching other=$((3 - $1))
+    local number=$1 index=0 disk driver caching other=$((3 - $1))
     arguments=("${acceleration[@]}" -machine q35 -m "$memory" -smp "$cpus" -nodefaults -display none
         -no-reboot -serial stdio -device virtio-rng-pci -kernel "$vmlinuz" -initrd "$initramfs"
         -virtfs "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
@@ -173,6 +174,8 @@ qemu_arguments() {  # qemu_arguments NUMBER: fills `arguments`
         -append "$parameters loglevel=3 replica.run=$mode replica.guest=$number
             replica.kernel=$kernel")
     for disk in "${disks[@]}"; do
+        driver=virtio-blk-pci
+        case "$disk" in nvme:*) driver=nvme disk=${disk#nvme:} ;; esac
         if [[ $disk =~ ^[0-9]+[KMG]?$ ]]; then
             truncate -s "$disk" "$run/disk-$number-$index"
             disk=$run/disk-$number-$index
@@ -180,7 +183,7 @@ qemu_arguments() {  # qemu_arguments NUMBER: fills `arguments`
         caching=unsafe
         case "$disk" in nbd*) caching=none ;; esac
         arguments+=(-drive "file=$disk,format=raw,if=none,id=d$index,cache=$caching,discard=unmap"
-            -device "virtio-blk-pci,drive=d$index,serial=disk$index")
+            -device "$driver,drive=d$index,serial=disk$index")
         index=$((index + 1))
     done
     [ "$guests$guest" = 1 ] || arguments+=(
