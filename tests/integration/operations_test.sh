@@ -87,6 +87,22 @@ moving_the_role() {
     ctl beta demote $resource
     cluster_primary alpha $resource
 }
+node_or_link_failed() {
+    local title="A node or a link failed"
+    kill -STOP "${PID[beta]}"
+    shows "$title" alpha
+    kill -CONT "${PID[beta]}"
+    synced
+    cluster_crash alpha
+    cluster_loss_seen beta $resource
+    run "$title" 1 2
+    holds_byte beta 1
+    cluster_start alpha
+    synced
+    ctl beta unexport $resource
+    ctl beta demote $resource
+    cluster_primary alpha $resource
+}
 after_a_restart() {
     local said
     cluster_crash alpha
@@ -145,6 +161,7 @@ for node in "${NODES[@]}"; do
 done
 mirrored_volume
 moving_the_role
+node_or_link_failed
 after_a_restart
 disk_failed
 split_brain
