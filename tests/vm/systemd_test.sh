@@ -55,6 +55,8 @@ host() {
         fail "the file system was not unmounted in order"
     ! dumpe2fs -h "$run/alpha" 2>/dev/null | grep -q needs_recovery ||
         fail "the file system has a journal to be replayed"
+    [ "$(blkid -p -s TYPE -o value "$run/alpha")" = drbd ] ||
+        fail "blkid sees the file system on the disk below the volume"
     cmp --bytes=$size "$run/alpha" "$run/beta" || fail "the replicas differ"
     seen "unmounted, and both nodes down in order, at a reboot; the replicas are equal"
 }
