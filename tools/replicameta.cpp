@@ -117,7 +117,7 @@ Result<int> run_create(const Options& options) {
 }
 
 Result<int> run_dump(const Options& options) {
-    TRY(const MetadataFile file, MetadataFile::open(options.target, DiskAccess::shared_read));
+    TRY(MetadataFile file, MetadataFile::open(options.target, DiskAccess::shared_read));
     TRY(const auto copy, read_copy(options));
     TRY(const MetadataImage image, read_metadata(file, copy));
     TRY(const Json document, described(file, image));
@@ -126,7 +126,7 @@ Result<int> run_dump(const Options& options) {
 }
 
 Result<int> run_check(const Options& options) {
-    TRY(const MetadataFile file, MetadataFile::open(options.target, DiskAccess::shared_read));
+    TRY(MetadataFile file, MetadataFile::open(options.target, DiskAccess::shared_read));
     TRY(const auto copy, read_copy(options));
     const Json findings = check(file, copy);
     TRY_STATUS(print(findings, options));

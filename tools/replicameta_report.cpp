@@ -97,7 +97,8 @@ Json describe_extension(const SuperblockExtension& extension) {
         {"parent-uuid", hex(extension.parent_uuid)}, {"in-sync", nodes_of(extension.in_sync)},
         {"primary-node", extension.primary_node},    {"volume-id", hex(extension.volume_id)},
         {"boot-id", hex(extension.boot_id)},         {"promoted-at-s", extension.promoted_at_s},
-        {"vote-ballot", extension.vote_ballot},      {"vote-accepted", extension.vote_accepted}};
+        {"vote-ballot", extension.vote_ballot},      {"vote-accepted", extension.vote_accepted},
+        {"device-bytes", extension.device_bytes},    {"ready-bytes", extension.ready_bytes}};
 }
 
 Json describe_layout(const MetadataLayout& layout) {
@@ -354,10 +355,10 @@ Json describe(const MetadataFile& file, const MetadataImage& image, const Bitmap
             {"bits-beyond-end", counts.beyond}};
 }
 
-Json check(const MetadataFile& file, std::span<const std::byte> copy) {
+Json check(MetadataFile& file, std::span<const std::byte> copy) {
     Findings findings;
+    const auto image = read_metadata(file, copy);  // finds the place
     check_copies(file, copy, findings);
-    const auto image = read_metadata(file, copy);
     if (!image) {
         const auto block = file.read_superblock();
         const bool told = block && !decode_superblock(block.value()) && copy.empty();

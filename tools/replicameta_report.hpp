@@ -17,7 +17,7 @@ Json describe(const MetadataFile& file, const MetadataImage& image, const Bitmap
 
 // Everything that is wrong ("problems") or worth knowing ("notes"), found without stopping at the
 // first. `copy`: the node's copy of the superblock, or empty.
-Json check(const MetadataFile& file, std::span<const std::byte> copy);
+Json check(MetadataFile& file, std::span<const std::byte> copy);
 
 // The document as indented lines, "name: value".
 std::string to_text(const Json& document);

@@ -139,8 +139,14 @@ Result<MetadataLayout> check_layout(MetadataPlace place, std::uint64_t data_devi
     if (place == MetadataPlace::external && metadata_bytes < recorded) {
         return shrunk("metadata", metadata_bytes, recorded);
     }
+    const std::uint64_t placed_for = superblock.extension.device_bytes;
+    if (place == MetadataPlace::internal && placed_for != 0) {
+        if (data_device_bytes < placed_for) return shrunk("data", data_device_bytes, placed_for);
+        data_device_bytes = placed_for;
+    }
+    // A metadata device that has grown is used as far as it was when the metadata was made.
     Superblock expected = superblock;
-    TRY(MetadataLayout layout, plan_layout(place, data_device_bytes, metadata_bytes, expected));
+    TRY(MetadataLayout layout, plan_layout(place, data_device_bytes, recorded, expected));
     if (expected.md_size_sectors != superblock.md_size_sectors ||
         expected.al_offset_sectors != superblock.al_offset_sectors ||
         expected.bm_offset_sectors != superblock.bm_offset_sectors) {

@@ -37,7 +37,8 @@ struct MetadataLayout {
 Result<MetadataLayout> plan_layout(MetadataPlace place, std::uint64_t data_device_bytes,
                                    std::uint64_t metadata_bytes, Superblock& superblock);
 
-// For a superblock that was read: recomputes the layout and refuses what differs, as DRBD does.
+// For a superblock that was read: recomputes the layout, for the size that the device had when the
+// metadata was placed if that is on record, and refuses what differs, as DRBD does.
 // Errors: corrupt (offsets differ or overlap), no_space (the device shrank below what is recorded).
 Result<MetadataLayout> check_layout(MetadataPlace place, std::uint64_t data_device_bytes,
                                     std::uint64_t metadata_bytes, const Superblock& superblock);

@@ -78,7 +78,9 @@ constexpr std::size_t admitting_uuids = 1488;  // 32 u64, by node id
 constexpr std::size_t promoted_at = 1744;
 constexpr std::size_t crash_kind = 1752;
 constexpr std::size_t cache_losses = 1756;
-constexpr std::size_t reserved = 1760;  // zero up to the end
+constexpr std::size_t device_bytes = 1760;
+constexpr std::size_t ready_bytes = 1768;
+constexpr std::size_t reserved = 1776;  // zero up to the end
 }  // namespace ext_at
 
 static_assert(ext_at::magic + 8 == ext_at::version && ext_at::version + 4 == ext_at::checksum);
@@ -90,7 +92,8 @@ static_assert(ext_at::vote_accepted + 8 == ext_at::admitting_uuids);
 static_assert(ext_at::admitting_uuids + nodes_max * 8 == ext_at::promoted_at);
 static_assert(ext_at::promoted_at + 8 == ext_at::crash_kind);
 static_assert(ext_at::crash_kind + 4 == ext_at::cache_losses);
-static_assert(ext_at::cache_losses + 4 == ext_at::reserved);
+static_assert(ext_at::cache_losses + 4 == ext_at::device_bytes);
+static_assert(ext_at::ready_bytes + 8 == ext_at::reserved);
 static_assert(ext_at::reserved < superblock_bytes);
 // What tells a torn block's two halves apart (magic to vote) must not tear itself.
 static_assert(ext_at::magic / 512 == (ext_at::admitting_uuids - 1) / 512);
@@ -221,6 +224,8 @@ void decode_extension(const Reader& in, Superblock& superblock) {
     extension.promoted_at_s = in.u64(ext_at::promoted_at);
     extension.crash_kind = in.u32(ext_at::crash_kind);
     extension.cache_losses = in.u32(ext_at::cache_losses);
+    extension.device_bytes = in.u64(ext_at::device_bytes);
+    extension.ready_bytes = in.u64(ext_at::ready_bytes);
     for (std::size_t n = 0; n < nodes_max; ++n) {
         superblock.peers[n].admitting_uuid = in.u64(ext_at::admitting_uuids + 8 * n);
     }
@@ -251,6 +256,8 @@ void encode_extension(const Superblock& superblock, Writer out) {
     out.u64(ext_at::promoted_at, extension.promoted_at_s);
     out.u32(ext_at::crash_kind, extension.crash_kind);
     out.u32(ext_at::cache_losses, extension.cache_losses);
+    out.u64(ext_at::device_bytes, extension.device_bytes);
+    out.u64(ext_at::ready_bytes, extension.ready_bytes);
     for (std::size_t n = 0; n < nodes_max; ++n) {
         out.u64(ext_at::admitting_uuids + 8 * n, superblock.peers[n].admitting_uuid);
     }

@@ -81,6 +81,12 @@ struct SuperblockExtension {
     // So often did that cost the drive's cache. A primary without a disk that meets this node again
     // sees by it that writes may be gone, even if the crash was reconciled with others since.
     std::uint32_t cache_losses = 0;
+    // The size of the disk at whose end internal metadata was placed: where to look for it after
+    // the disk has grown. 0: not known, or external.
+    std::uint64_t device_bytes = 0;
+    // From the volume's end to here the disk reads as zeroes, on stable storage, so that the volume
+    // may grow this far. 0, or less than the volume: not at all.
+    std::uint64_t ready_bytes = 0;
 
     friend bool operator==(const SuperblockExtension&, const SuperblockExtension&) = default;
 };

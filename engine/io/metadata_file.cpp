@@ -154,7 +154,7 @@ MetadataPlace MetadataFile::place() const {
 }
 
 std::uint64_t MetadataFile::superblock_offset() const {
-    return superblock_position(place(), device().size_bytes());
+    return superblock_position(place(), placed_for_ != 0 ? placed_for_ : device().size_bytes());
 }
 
 Result<MetadataFile::Block> MetadataFile::read_superblock() const {
@@ -183,17 +183,48 @@ Result<std::vector<std::byte>> MetadataFile::read_activity_log(const MetadataLay
     return log;
 }
 
-Result<MetadataImage> read_metadata(const MetadataFile& file, std::span<const std::byte> copy) {
+// Where the copy says that internal metadata was placed, 0: nowhere else than where it is expected.
+static std::uint64_t placed_elsewhere(const MetadataFile& file, std::span<const std::byte> copy) {
+    if (file.place() == MetadataPlace::external || copy.size() != superblock_bytes) return 0;
+    const auto known = decode_superblock(copy.first<superblock_bytes>());
+    if (!known) return 0;
+    const std::uint64_t bytes = known.value().extension.device_bytes;
+    return bytes == file.disk().size_bytes() ? 0 : bytes;
+}
+
+// Metadata is moved by writing all of it at its new place, the superblock last, and then the copy
+// (docs/on-disk.md, "A disk that grows"). So a superblock at the end of the disk counts if it says
+// that it was placed there; before, the old one does.
+Result<Superblock> find_superblock(MetadataFile& file, std::span<const std::byte> copy) {
+    TRY(const MetadataFile::Block at_end, file.read_superblock());
+    auto found = choose_superblock(at_end, copy);
+    const std::uint64_t placed_for = placed_elsewhere(file, copy);
+    if (placed_for == 0) return found;
+    if (found && found.value().extension.device_bytes == file.disk().size_bytes()) return found;
+    if (placed_for > file.disk().size_bytes()) {
+        return Error{Errc::no_space, 0,
+                     text_of("the disk has %" PRIu64 " bytes, and had %" PRIu64
+                             " when it was used last: it has shrunk; give it back its size",
+                             file.disk().size_bytes(), placed_for)};
+    }
+    file.assume_placed_for(placed_for);
+    TRY(const MetadataFile::Block before, file.read_superblock());
+    const auto there = choose_superblock(before, copy);
+    if (!there) file.assume_placed_for(0);
+    if (there || found) return there;
+    return found;  // it says why
+}
+
+Result<MetadataImage> read_metadata(MetadataFile& file, std::span<const std::byte> copy) {
     MetadataImage image;
-    TRY(const MetadataFile::Block block, file.read_superblock());
-    TRY(image.superblock, choose_superblock(block, copy));
+    TRY(image.superblock, find_superblock(file, copy));
     TRY(image.layout, file.layout_of(image.superblock));
     TRY(image.activity_log, file.read_activity_log(image.layout));
     return image;
 }
 
 Result<MetadataImage> read_metadata(const MetadataTarget& target) {
-    TRY(const MetadataFile file, MetadataFile::open(target, DiskAccess::shared_read));
+    TRY(MetadataFile file, MetadataFile::open(target, DiskAccess::shared_read));
     return read_metadata(file);
 }
 
@@ -209,6 +240,9 @@ Result<MetadataImage> create_metadata(const MetadataTarget& target, const Superb
     image.superblock = initial;
     TRY(image.layout,
         plan_layout(file.place(), file.disk().size_bytes(), device.size_bytes(), image.superblock));
+    if (file.place() == MetadataPlace::internal && initial.extension.present) {
+        image.superblock.extension.device_bytes = file.disk().size_bytes();
+    }
     TRY_STATUS(check_size(file, image));
     MetadataFile::Block block;
     encode_superblock(image.superblock, block);

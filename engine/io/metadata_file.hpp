@@ -68,6 +68,8 @@ class MetadataFile {
     DiskFile& device() { return devices_.back(); }  // the one that holds the metadata
     const DiskFile& device() const { return devices_.back(); }
     std::uint64_t superblock_offset() const;
+    // Internal metadata is looked for as if the disk had this size: what it had before it grew.
+    void assume_placed_for(std::uint64_t disk_bytes) { placed_for_ = disk_bytes; }
 
     using Block = std::array<std::byte, superblock_bytes>;
     Result<Block> read_superblock() const;  // as it lies there, not judged
@@ -79,7 +81,14 @@ class MetadataFile {
 
   private:
     std::vector<DiskFile> devices_;  // the disk, and for external metadata its device
+    std::uint64_t placed_for_ = 0;   // 0: for the size that the disk has
 };
+
+// Chooses between the superblock on the disk and the node's copy (empty if there is none;
+// choose_superblock() has the rules), and looks where the copy says that the metadata was placed if
+// the disk has grown since; `file` knows that place from then on. Errors: those of
+// choose_superblock(); no_space (the disk has shrunk); io.
+Result<Superblock> find_superblock(MetadataFile& file, std::span<const std::byte> copy);
 
 // Superblock, places and activity log; the bitmap can be large and stays where it is.
 struct MetadataImage {
@@ -88,9 +97,8 @@ struct MetadataImage {
     std::vector<std::byte> activity_log;
 };
 
-// `copy`: the node's copy of the superblock, empty if there is none; choose_superblock() decides.
-// Errors: those of choose_superblock(), check_layout() and DiskFile.
-Result<MetadataImage> read_metadata(const MetadataFile& file, std::span<const std::byte> copy = {});
+// Errors: those of find_superblock(), check_layout() and DiskFile.
+Result<MetadataImage> read_metadata(MetadataFile& file, std::span<const std::byte> copy = {});
 Result<MetadataImage> read_metadata(const MetadataTarget& target);
 
 // Writes fresh metadata: empty bitmap, fresh log, and `initial` with its positions filled in.

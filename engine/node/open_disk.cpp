@@ -114,10 +114,10 @@ Error with_reason(Error error, const OpenDisk& disk, const Block& on_disk) {
 
 // The choice between disk and copy. If it is not what lies on the disk, it is put there before the
 // copy is touched again: a torn disk and a torn copy together would be lost.
-Status settle_superblock(OpenDisk& disk, const MetadataFile& file) {
-    TRY(const Block on_disk, file.read_superblock());
+Status settle_superblock(OpenDisk& disk, MetadataFile& file) {
     TRY(const auto copy, read_superblock_copy(disk.paths.copy));
-    auto chosen = choose_superblock(on_disk, copy);
+    auto chosen = find_superblock(file, copy);
+    TRY(const Block on_disk, file.read_superblock());
     if (!chosen) return with_reason(chosen.error(), disk, on_disk);
     disk.superblock = std::move(chosen).value();
     const Block block = encoded(disk.superblock);
@@ -176,10 +176,14 @@ Result<OpenDisk> open_disk(Reactor& reactor, const DiskPaths& paths) {
     if (!paths.metadata.empty()) {
         TRY(disk.external, open_patiently(reactor, paths.metadata));
     }
-    TRY(const MetadataFile file,
+    TRY(MetadataFile file,
         MetadataFile::open({paths.disk, paths.metadata}, DiskAccess::shared_read));
     TRY_STATUS(settle_superblock(disk, file));
     TRY(disk.layout, file.layout_of(disk.superblock));
+    SuperblockExtension& extension = disk.superblock.extension;
+    if (paths.metadata.empty() && extension.present && extension.device_bytes == 0) {
+        extension.device_bytes = disk.data->size_bytes();  // goes to the disk with the next update
+    }
     disk.volume_bytes = disk.superblock.effective_size_sectors * sector_bytes;
     if (disk.volume_bytes == 0) {
         disk.volume_bytes = disk.layout.data_bytes_max / block_bytes * block_bytes;
@@ -200,12 +204,10 @@ Result<OpenDisk> open_disk(Reactor& reactor, const DiskPaths& paths) {
 }
 
 Status forget_other_disk(const DiskPaths& paths) {
-    const auto file = MetadataFile::open({paths.disk, paths.metadata}, DiskAccess::shared_read);
-    if (!file) return ok_status();
-    const auto on_disk = file.value().read_superblock();
+    auto file = MetadataFile::open({paths.disk, paths.metadata}, DiskAccess::shared_read);
     const auto copy = read_superblock_copy(paths.copy);
-    if (!on_disk || !copy) return ok_status();
-    const auto chosen = choose_superblock(on_disk.value(), copy.value());
+    if (!file || !copy) return ok_status();
+    const auto chosen = find_superblock(file.value(), copy.value());
     if (chosen || chosen.error().code != Errc::state || ::unlink(paths.copy.c_str()) == 0) {
         return ok_status();
     }

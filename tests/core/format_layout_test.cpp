@@ -132,12 +132,28 @@ TEST_CASE("metadata that does not fit its device is refused as DRBD does") {
     check_refused(check_layout(MetadataPlace::internal, gib, 0, bad), Errc::corrupt);
 }
 
-TEST_CASE("a metadata device that changed its size is refused") {
+TEST_CASE("a metadata device that shrank is refused") {
     Superblock superblock = with_peers(1);
     REQUIRE(plan_layout(MetadataPlace::external, gib, mib, superblock));
     CHECK(check_layout(MetadataPlace::external, gib, mib, superblock));
     check_refused(check_layout(MetadataPlace::external, gib, mib - 4096, superblock),
                   Errc::no_space);
-    check_refused(check_layout(MetadataPlace::external, gib, mib + 4096, superblock),
-                  Errc::corrupt);
+    // What it has grown by is left alone.
+    const auto grown = check_layout(MetadataPlace::external, gib, 2 * mib, superblock);
+    REQUIRE(grown);
+    CHECK(grown.value().data_bytes_max ==
+          check_layout(MetadataPlace::external, gib, mib, superblock).value().data_bytes_max);
+}
+
+TEST_CASE("metadata of a disk that has grown is where it was placed") {
+    Superblock superblock = with_peers(2);
+    const auto planned = plan_layout(MetadataPlace::internal, gib, 0, superblock);
+    REQUIRE(planned);
+    superblock.extension.present = true;
+    superblock.extension.device_bytes = gib;
+    const auto grown = check_layout(MetadataPlace::internal, 2 * gib, 0, superblock);
+    REQUIRE(grown);
+    CHECK(grown.value().superblock_offset == planned.value().superblock_offset);
+    CHECK(grown.value().data_bytes_max == planned.value().data_bytes_max);
+    check_refused(check_layout(MetadataPlace::internal, gib - 4096, 0, superblock), Errc::no_space);
 }

@@ -69,6 +69,8 @@ Superblock random_superblock(Prng& prng) {
     e.vote_accepted = prng.next();
     e.promoted_at_s = prng.next();
     e.cache_losses = static_cast<std::uint32_t>(prng.next());
+    e.device_bytes = prng.next();
+    e.ready_bytes = prng.next();
     return s;
 }
 
