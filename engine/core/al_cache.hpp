@@ -25,6 +25,8 @@ class AlCache {
     // ring_blocks: transactions that the log on the disk has room for.
     AlCache(std::uint32_t slots, std::uint32_t extents, std::uint32_t ring_blocks);
 
+    void grow(std::uint32_t extents) { slot_of_.resize(extents, no_slot); }
+
     // Each granted or pending hold is given back by one release().
     Hold hold(std::uint32_t extent);
     void release(std::uint32_t extent);

@@ -23,6 +23,17 @@ Bitmap::Bitmap(std::uint64_t volume_bytes, std::uint32_t max_peers, std::uint32_
     dirty_.resize((bytes + 4095) / 4096);
 }
 
+void Bitmap::grow(std::uint64_t volume_bytes) {
+    const std::uint64_t bits = (volume_bytes + block_bytes - 1) / block_bytes;
+    ASSERT(bits >= bits_);
+    bits_ = bits;
+    const std::uint64_t words = (bits_ + 63) / 64;
+    for (Slot& slot : slots_) {
+        if (slot.present) slot.words.resize(words);
+    }
+    dirty_.resize((words * 8 * max_peers_ + 4095) / 4096);
+}
+
 template <class F>
 void Bitmap::for_words(std::uint64_t first, std::uint64_t end, F&& f) const {
     while (first < end) {

@@ -21,6 +21,9 @@ class Bitmap {
     // `slots` says which of the on-disk slots are kept in memory (bit s for slot s).
     Bitmap(std::uint64_t volume_bytes, std::uint32_t max_peers, std::uint32_t slots);
 
+    // The volume is larger from here on; nothing is set in what it got.
+    void grow(std::uint64_t volume_bytes);
+
     std::uint64_t bits() const { return bits_; }
     std::uint64_t count(unsigned slot) const { return slots_[slot].count; }
     bool has_slot(unsigned slot) const { return slot < slots_.size() && slots_[slot].present; }

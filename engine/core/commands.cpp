@@ -92,6 +92,8 @@ void Core::on_command(Instant now, const Command& c) {
                 reply(c.token, Errc::ok, "");
             } else if (meta_ != MetaPhase::attached || detach_command_) {
                 reply(c.token, Errc::busy, "the disk is being attached or detached");
+            } else if (hold_ != MetadataHold::none) {
+                reply(c.token, Errc::busy, "its metadata is being moved");
             } else {
                 command_detach(c);
             }
@@ -107,9 +109,21 @@ void Core::on_command(Instant now, const Command& c) {
         case CommandKind::new_current_uuid:
             command_new_uuid(c);
             break;
+        case CommandKind::resize:
+            command_resize(c);
+            break;
+        case CommandKind::hold_metadata:
+            command_hold_metadata(c);
+            break;
+        case CommandKind::release_metadata:
+            if (hold_ == MetadataHold::held) end_hold(Errc::ok, "");
+            reply(c.token, Errc::ok, "");
+            break;
         case CommandKind::down:
             if (role_ == Role::primary) {
                 reply(c.token, Errc::state, "the resource is Primary; demote it first");
+            } else if (hold_ != MetadataHold::none) {
+                reply(c.token, Errc::busy, "its metadata is being moved");
             } else {
                 down_command_ = c;
                 command_down();
@@ -443,6 +457,8 @@ void Core::finish_commands() {
         notice(5, -1, "promoted to Primary");
         reply(promote_command_.token, Errc::ok, "");
     }
+    finish_growth();
+    finish_hold();
     if (demote_command_) try_demote();
     if (detach_command_) try_detach_primary();
     if (meta_ == MetaPhase::detach_drain) detach_next();

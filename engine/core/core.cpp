@@ -86,8 +86,8 @@ bool Core::progress() {
     if (promotion_ == Promotion::asking) try_promote();
     finish_commands();
     // A hold taken late in this turn waits for a transaction that nobody has started yet.
-    const bool log_waits =
-        meta_ == MetaPhase::attached && !al_writing_ && !al_preparing_ && al_->wants_transaction();
+    const bool log_waits = meta_ == MetaPhase::attached && hold_ == MetadataHold::none &&
+                           !al_writing_ && !al_preparing_ && al_->wants_transaction();
     return log_waits || effects_.size() != before || state_version_ != state_before;
 }
 
@@ -173,6 +173,8 @@ PeerView Core::view(NodeId id) const {
     for (const std::uint32_t index : peer_queue_)
         v.unacked += peer_requests_[index].peer == id ? 1 : 0;
     v.in_sync = in_sync().has(id);
+    v.size_bytes = peer.size_bytes;
+    v.room_bytes = peer.room_bytes;
     return v;
 }
 
@@ -201,7 +203,7 @@ void Core::check_invariants() const {
     }
     ASSERT(chunks == sent);
     // A step ends when nothing more can be done at once: what a write waits for is under way.
-    if (meta_ == MetaPhase::attached)
+    if (meta_ == MetaPhase::attached && hold_ == MetadataHold::none)
         ASSERT(al_writing_ || al_preparing_ || !al_->wants_transaction());
 }
 

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The replication state machine of one resource on one node. Deterministic: no system call, clock,
-// thread, random source or pointer order in it; memory is allocated in the constructor and in
-// prepare_attach() only. A value: it can be copied, and the copy goes its own way.
+// thread, random source or pointer order in it; memory is allocated in the constructor, in
+// prepare_attach() and when the volume grows, only. A value: it can be copied, and the copy goes
+// its own way.
 //
 // The shell calls one on_...() per input and then performs the effects (take them with effects(),
 // give the list back with clear_effects()) before the next input. docs/architecture.md describes
@@ -14,6 +15,7 @@
 //   handshake.cpp   exchange of states, verdicts
 //   membership.cpp  the in-sync set, generations, promote and demote
 //   resync.cpp      bitmap exchange, source and target
+//   size.cpp        agreeing on the volume's size, growing it, moving the metadata
 //   commands.cpp    what the operator asks for
 #pragma once
 
@@ -53,6 +55,8 @@ enum class Mutant : std::uint8_t {
     no_fence,                 // the target is UpToDate before the source counts it in
     no_unstable_marking,      // a lost peer's unflushed writes are not marked
     ignore_target_marks,      // a resync target does not mark what it receives toward others
+    grow_unrecorded,          // a larger size counts before it is on record
+    grow_alone,               // and before the peers have it
 };
 
 struct CoreLimits {
@@ -94,6 +98,9 @@ enum class CommandKind : std::uint8_t {
     pause_sync,
     resume_sync,
     new_current_uuid,
+    resize,            // all nodes have room, by on_room()
+    hold_metadata,     // ends when no metadata is being written; no more is, until
+    release_metadata,  // this, or on_metadata_moved()
     down,
 };
 struct Command {
@@ -103,6 +110,7 @@ struct Command {
     bool force = false;            // promote; new_current_uuid: clear the bitmap
     bool discard_my_data = false;  // connect
     std::uint64_t wall_clock_s = 0;
+    std::uint64_t size_bytes = 0;  // resize: 0: all that there is room for on every node
 };
 
 struct PeerView {
@@ -116,9 +124,11 @@ struct PeerView {
     std::uint64_t resync_done_bits = 0;
     std::uint64_t sent_bytes = 0, received_bytes = 0;
     std::uint64_t resync_sent_bytes = 0, resync_received_bytes = 0;
-    std::uint32_t pending = 0;  // requests sent and not answered
-    std::uint32_t unacked = 0;  // requests received and not answered
-    bool in_sync = false;       // member of the in-sync set
+    std::uint32_t pending = 0;     // requests sent and not answered
+    std::uint32_t unacked = 0;     // requests received and not answered
+    bool in_sync = false;          // member of the in-sync set
+    std::uint64_t size_bytes = 0;  // of its volume, 0: not heard, or no disk
+    std::uint64_t room_bytes = 0;  // how far that could grow
 };
 
 class Core {
@@ -140,6 +150,14 @@ class Core {
     void on_io(Instant now, IoTag tag, int result, bool zeroes = false);
     void on_command(Instant now, const Command& command);
     void on_disk_removed(Instant now);  // the backing disk is gone from the machine
+    // On stable storage the disk reads as zeroes from the volume's end to `bytes`, at most
+    // data_bytes_max.
+    void on_room(Instant now, std::uint64_t bytes);
+    // While they were held all metadata was copied to where `placed` has it. The next superblock is
+    // written there, on the disk before the copy; from then on that is the place, and `token` is
+    // replied to.
+    void on_metadata_moved(Instant now, std::uint32_t token, const Superblock& placed,
+                           std::uint64_t data_bytes_max);
     void on_tick(Instant now);
     void on_options(Instant now, const ResourceOptions& options);
     // How much the shell has queued for a peer's bulk stream; a long exchange of bitmaps waits for
@@ -182,6 +200,7 @@ class Core {
     // remembers this until the machine starts anew, which says so by itself.
     bool cache_suspect() const { return disk_failed_; }
     std::uint64_t volume_bytes() const { return volume_bytes_; }
+    std::uint64_t room() const;  // how large the volume could be on this disk
     const Superblock& superblock() const { return sb_; }
     const Bitmap* bitmap() const { return bitmap_ ? &*bitmap_ : nullptr; }
     const AlCache* al() const { return al_ ? &*al_ : nullptr; }
@@ -298,6 +317,7 @@ class Core {
         bool leads() const { return role == Role::primary && !agreed; }
         DiskState disk = DiskState::unknown;
         ReplicationState repl = ReplicationState::off;
+        std::uint64_t size_bytes = 0, room_bytes = 0;  // as its last state has them
         std::uint64_t stable_seq = 0;  // writes up to this one are stable on the peer
         std::uint64_t trim_told = 0;
         std::uint64_t first_seq = 0;  // source: the target's journal begins here
@@ -336,6 +356,9 @@ class Core {
         std::uint64_t value = 0;
     };
     enum class Promotion : std::uint8_t { none, asking, recording };
+    // Of metadata writes, while the metadata is moved: what is on its way ends; nothing goes out;
+    // the superblock goes to the new place.
+    enum class MetadataHold : std::uint8_t { none, draining, held, recording };
     enum class MetaPhase : std::uint8_t {
         detached,
         attach_bitmap,
@@ -401,7 +424,6 @@ class Core {
     void drop_journal(bool mark);
     void maybe_clear_crash_marker();
     void set_slot_full(NodeId peer);
-    void change_volume_size(std::uint64_t bytes);
     bool quiet() const;  // no I/O to data, bitmap or log is under way or waits
 
     // requests.cpp
@@ -479,7 +501,6 @@ class Core {
     void evaluate(NodeId peer);
     void judge(NodeId peer);
     const char* not_to_be_met(NodeId peer) const;
-    bool agree_on_size(NodeId peer);
     void apply_no_sync(NodeId peer);
     void on_state_update(NodeId peer, const Message& m);
     void announce_state();
@@ -545,6 +566,23 @@ class Core {
     void revive_paused_sources();
     void tell_in_sync();
 
+    // size.cpp
+    static std::uint32_t extents_of(std::uint64_t bytes) {
+        return static_cast<std::uint32_t>((bytes + extent_bytes - 1) / extent_bytes);
+    }
+    void change_volume_size(std::uint64_t bytes);
+    bool agree_on_size(NodeId peer);
+    void agree_to_grow(NodeId peer);
+    void begin_growth(std::uint64_t bytes);
+    void grow(std::uint64_t bytes);
+    void finish_growth();
+    bool out_of_reach(const Request& request) const;
+    void command_resize(const Command& c);
+    void begin_resize();
+    void command_hold_metadata(const Command& c);
+    void finish_hold();
+    void end_hold(Errc code, const char* why);
+
     // commands.cpp
     void command_promote(const Command& c);
     void ask_to_agree(NodeId peer);
@@ -575,6 +613,9 @@ class Core {
     bool orphaned_ = false;  // diskless primary whose last copy lost acknowledged writes
     const char* why_ = "";
     std::uint64_t volume_bytes_ = 0;
+    std::uint64_t recorded_bytes_ = 0;  // of these, as the durable superblock has it
+    std::uint64_t size_version_ = 0;    // of the superblock that has volume_bytes_
+    std::uint64_t growing_to_ = 0;      // what the peers are asked to record first, 0: nothing
     std::uint64_t data_bytes_max_ = 0;
     bool all_zero_ = false;
     bool disk_failed_ = false;         // the last disk did, and is not attached since
@@ -595,6 +636,7 @@ class Core {
     std::uint32_t bitmap_in_flight_ = 0;
     std::vector<std::uint8_t> page_in_flight_;
     std::uint64_t bitmap_cursor_ = 0;
+    MetadataHold hold_ = MetadataHold::none;
     bool flush_wanted_ = false, flushing_ = false;  // a local flush before the next handshake
     bool flush_bitmap_ = false;                     // write all dirty pages in the background
     bool al_starving_ = false;                      // application writes wait for a slot
@@ -634,6 +676,9 @@ class Core {
     NodeMask promote_waiting_;
     Command promote_command_;
     std::optional<Command> demote_command_, detach_command_, down_command_;
+    std::optional<Command> resize_command_;
+    std::uint64_t resize_to_ = 0;  // 0: it has not begun yet
+    std::optional<std::uint32_t> hold_token_;
     std::uint64_t detach_seq_ = 0;  // a primary's detach waits until its peers have these writes
     bool retry_held_ = false, retry_peers_ = false, retry_al_ = false, want_epoch_flush_ = false;
     std::vector<std::uint32_t> scratch_, peer_scratch_;  // so that retries allocate nothing

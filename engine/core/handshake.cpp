@@ -38,8 +38,9 @@ StatePayload Core::make_state(NodeId id) const {
                   static_cast<std::uint8_t>(config_.options.after_sb_2pri),
                   static_cast<std::uint8_t>(lowest_equal() + 1)};
     if (disk_usable()) {
-        s.size_bytes = volume_bytes_;
-        s.size_max_bytes = data_bytes_max_;
+        s.size_bytes = std::max(volume_bytes_, growing_to_);
+        s.size_max_bytes = room();
+        if (growing_to_ > volume_bytes_) s.flags |= state_flag::growing;
         s.bitmap_uuid = sb_.peers[id].bitmap_uuid;
         s.admitting_uuid = sb_.peers[id].admitting_uuid;
         s.bits = bitmap_->count(static_cast<unsigned>(peer.slot));
@@ -60,6 +61,7 @@ void Core::maybe_send_state(NodeId id) {
     const bool changing = meta_ != MetaPhase::attached && meta_ != MetaPhase::detached;
     if (peer.state_sent || changing || !settled() || promotion_ == Promotion::recording) return;
     if (disk_usable() && (flush_wanted_ || flushing_)) return;
+    if (recorded_bytes_ < volume_bytes_) return;  // who names a size has it on record
     // Its size may have to change, and that of the bitmap.
     const bool created = uuid_identity(sb_.current_uuid) == uuid_just_created;
     if (disk_usable() && created && !quiet()) return;
@@ -101,6 +103,11 @@ void Core::on_state(NodeId id, const StatePayload& state) {
     if (peer.state_received) return protocol_error(id, "two states in one round");
     abort_resync(id);
     peer.received = state;
+    if ((state.flags & state_flag::growing) == 0) peer.size_bytes = state.size_bytes;
+    // What a new disk could hold says nothing of what it will have zeroed.
+    const bool is_new = uuid_identity(state.current_uuid) == uuid_just_created;
+    peer.room_bytes = is_new ? 0 : state.size_max_bytes;
+    retry_held_ = retry_held_ || !held_.empty();
     peer.aligned = false;
     peer.state_received = true;
     if (peer.state_sent) {
@@ -108,49 +115,6 @@ void Core::on_state(NodeId id, const StatePayload& state) {
     } else {
         peer.want_state = true;
     }
-}
-
-// Both disks must hold the same volume size. Only a side that never held data may change its own.
-bool Core::agree_on_size(NodeId id) {
-    const StatePayload& mine = peers_[id].sent;
-    const StatePayload& theirs = peers_[id].received;
-    if (mine.size_bytes == 0 || theirs.size_bytes == 0 || mine.size_bytes == theirs.size_bytes) {
-        return true;
-    }
-    const bool i_am_new = uuid_identity(mine.current_uuid) == uuid_just_created;
-    const bool peer_is_new = uuid_identity(theirs.current_uuid) == uuid_just_created;
-    if (!i_am_new && !peer_is_new) {
-        go_standalone(id, "the volume has another size on the peer");
-        return false;
-    }
-    // The side with data decides; of two new ones the smaller.
-    const std::uint64_t wanted = i_am_new && peer_is_new
-                                     ? std::min(mine.size_bytes, theirs.size_bytes)
-                                     : (i_am_new ? theirs.size_bytes : mine.size_bytes);
-    if ((i_am_new && wanted > mine.size_max_bytes) ||
-        (peer_is_new && wanted > theirs.size_max_bytes)) {
-        go_standalone(id, wanted > mine.size_max_bytes
-                              ? "this node's disk is too small for the peer's volume"
-                              : "the peer's disk is too small for the volume");
-        return false;
-    }
-    if (!i_am_new || wanted == mine.size_bytes) return true;
-    const bool as_sent = disk_usable() && volume_bytes_ == mine.size_bytes &&
-                         uuid_identity(sb_.current_uuid) == uuid_just_created;
-    if (!as_sent || !quiet()) {
-        want_handshake(id);  // another peer came first; once more, with what is true then
-        return false;
-    }
-    drop_journal(false);  // everything is marked below
-    ASSERT(al_->held() == 0);
-    change_volume_size(wanted);
-    al_->reset();
-    for_peers([&](Peer&, NodeId other) {
-        set_slot_full(other);
-        want_handshake(other);
-    });
-    persist();
-    return true;
 }
 
 // Why this node wants nothing to do with the peer, or nullptr.

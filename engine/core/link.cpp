@@ -218,6 +218,7 @@ void Core::link_up(NodeId id) {
     peer.ping_pending = false;
     peer.pause_told = peer.paused_there = false;
     peer.backlog_bytes = 0;
+    peer.size_bytes = peer.room_bytes = 0;
     peer.pending = 0;
     peer.why = "";
     peer.stable_seq = journal_.tail() - 1;

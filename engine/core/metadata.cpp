@@ -130,6 +130,7 @@ void Core::pump_superblock() {
                          meta_ == MetaPhase::attach_superblock ||
                          meta_ == MetaPhase::detach_superblock || meta_ == MetaPhase::detach_seal;
     if (!writing || sb_in_flight_ || sb_durable_ == sb_version_) return;
+    if (hold_ == MetadataHold::draining || hold_ == MetadataHold::held) return;
     sb_in_flight_ = true;
     sb_flying_ = sb_version_;
     sb_.extension.write_seq += 1;
@@ -142,6 +143,7 @@ void Core::on_superblock_written(int result) {
     sb_in_flight_ = false;
     if (result != 0) return local_io_failed(result, "a superblock write failed");
     sb_durable_ = sb_flying_;
+    if (hold_ == MetadataHold::recording) end_hold(Errc::ok, "");
     retry_peers_ = true;  // a resync's first blocks wait for Inconsistent to be recorded
     touch();
     if (meta_ == MetaPhase::attach_mark || meta_ == MetaPhase::attach_superblock) attach_next();
@@ -149,7 +151,7 @@ void Core::on_superblock_written(int result) {
 }
 
 void Core::pump_activity_log() {
-    if (meta_ != MetaPhase::attached || al_writing_) return;
+    if (meta_ != MetaPhase::attached || al_writing_ || hold_ != MetadataHold::none) return;
     if (!al_preparing_) {
         if (!al_->wants_transaction()) return;
         evicted_.clear();
@@ -208,7 +210,7 @@ void Core::on_al_initialised(int result) {
 void Core::pump_bitmap() {
     const bool writing = meta_ == MetaPhase::attached || meta_ == MetaPhase::attach_bitmap ||
                          meta_ == MetaPhase::detach_bitmap;
-    if (!writing) return;
+    if (!writing || hold_ != MetadataHold::none) return;
     while (bitmap_in_flight_ < config_.limits.bitmap_writes && bitmap_->dirty_pages() > 0) {
         std::uint64_t page = bitmap_->find_dirty(bitmap_cursor_);
         if (page == Bitmap::none) page = bitmap_->find_dirty(0);
@@ -352,7 +354,10 @@ Status Core::prepare_attach(const Superblock& superblock) {
                 "the resource is Primary, and no connected peer has its data to bring the disk up "
                 "to date: connect one, or demote the resource, then attach the disk");
         }
-        const bool same_size = superblock.effective_size_sectors == volume_bytes_ / sector_bytes ||
+        const std::uint64_t bytes = superblock.effective_size_sectors * sector_bytes;
+        const bool can_grow =
+            bytes < volume_bytes_ && superblock.extension.ready_bytes >= volume_bytes_;
+        const bool same_size = bytes == volume_bytes_ || can_grow ||
                                uuid_identity(superblock.current_uuid) == uuid_just_created;
         const std::array<std::uint8_t, 16> unset{};
         const auto& volume = superblock.extension.volume_id;
@@ -403,21 +408,6 @@ Status Core::prepare_attach(const Superblock& superblock) {
         std::clamp<std::uint32_t>(config_.options.al_extents, 1, std::min(ring, 65534U));
     change_volume_size(sb_.effective_size_sectors * sector_bytes);
     return ok_status();
-}
-
-void Core::change_volume_size(std::uint64_t bytes) {
-    volume_bytes_ = bytes;
-    sb_.effective_size_sectors = bytes / sector_bytes;
-    std::uint32_t slots = 0;
-    for_peers([&](const Peer& peer, NodeId) { slots |= 1U << peer.slot; });
-    bitmap_.emplace(bytes, sb_.max_peers, slots);
-    page_in_flight_.assign(bitmap_->pages(), 0);
-    bitmap_cursor_ = 0;
-    al_.emplace(sb_.al_extents,
-                static_cast<std::uint32_t>((bytes + extent_bytes - 1) / extent_bytes),
-                sb_.al_stripes * sb_.al_stripe_blocks);
-    evicted_.reserve(al_updates_max);
-    al_pages_.reserve(std::size_t{al_updates_max} * 34);
 }
 
 bool Core::quiet() const {
@@ -592,6 +582,7 @@ void Core::local_disk_failed(const char* why) {
     meta_ = MetaPhase::detached;
     disk_ = DiskState::failed;
     disk_failed_ = true;
+    end_hold(Errc::io, why);
     lost_disk_uuid_ = sb_.current_uuid;
     why_ = why;
     notice(3, -1, why);

@@ -46,8 +46,11 @@ void Core::admit(std::uint32_t slot) {
     Request& r = requests_[slot];
     if (!has_good_data()) return complete(slot, EIO);
     if (r.kind == IoKind::flush) return issue_flush(slot);
-    const bool held = conflicts(r) || (is_write(r.kind) &&
-                                       (journal_full() || write_range_busy(r.offset, r.length)));
+    const bool beyond = out_of_reach(r);
+    if (beyond && !disk_usable()) return complete(slot, is_write(r.kind) ? ENOSPC : EIO);
+    const bool held =
+        beyond || conflicts(r) ||
+        (is_write(r.kind) && (journal_full() || write_range_busy(r.offset, r.length)));
     if (held) {
         r.phase = Phase::held;
         if (journal_full()) want_epoch_flush_ = true;

@@ -129,15 +129,16 @@ inline constexpr std::uint16_t discard_my_data =
 inline constexpr std::uint16_t all_zero = 32;      // just created, and known to read as zeroes
 inline constexpr std::uint16_t full_sync = 64;     // all bits toward the receiver count as set
 inline constexpr std::uint16_t always_sync = 128;  // weaker protocol than C configured
+inline constexpr std::uint16_t growing = 256;      // size_bytes is what it will be, if all follow
 }  // namespace state_flag
 
 struct StatePayload {
-    std::uint8_t role = 0;         // Role
-    std::uint8_t disk = 0;         // DiskState
-    std::uint16_t flags = 0;       // state_flag
-    std::uint32_t in_sync = 0;     // the in-sync set of current_uuid
-    std::uint64_t size_bytes = 0;  // of the volume, 0: no disk
-    std::uint64_t size_max_bytes = 0;
+    std::uint8_t role = 0;             // Role
+    std::uint8_t disk = 0;             // DiskState
+    std::uint16_t flags = 0;           // state_flag
+    std::uint32_t in_sync = 0;         // the in-sync set of current_uuid
+    std::uint64_t size_bytes = 0;      // of the volume, 0: no disk
+    std::uint64_t size_max_bytes = 0;  // how large it could become on this disk
     Uuid current_uuid = uuid_none;
     Uuid bitmap_uuid = uuid_none;     // toward the receiver
     Uuid admitting_uuid = uuid_none;  // toward the receiver

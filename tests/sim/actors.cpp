@@ -46,6 +46,7 @@ void World::draw_swarm() {
     }
     swarm_.operators = half();
     swarm_.options = swarm_.operators && half();
+    swarm_.resize = half();
     swarm_.detach = swarm_.operators && half();
     swarm_.force = random_.below(6) == 0;
     const std::uint64_t net[] = {20'000, 200'000, 2'000'000};
@@ -60,6 +61,15 @@ std::size_t World::draw_cluster() {
     const std::uint64_t extents = 2 + random_.below(5);
     volume_sectors_ =
         extents * sectors_per_extent - random_.below(64) * sectors_per_block - random_.below(3);
+    // Whole blocks are what a volume grows to; the last one of the first size may be a short one.
+    max_sectors_ =
+        (volume_sectors_ + sectors_per_block - 1) / sectors_per_block * sectors_per_block;
+    if (swarm_.resize) {
+        max_sectors_ +=
+            (1 + random_.below(3 * sectors_per_extent / sectors_per_block)) * sectors_per_block;
+    } else {
+        max_sectors_ = volume_sectors_;
+    }
     const std::size_t hot = 3 + random_.below(12);
     for (std::size_t i = 0; i < hot; ++i) {
         hot_blocks_.push_back(random_.below(volume_sectors_ / sectors_per_block));
@@ -134,11 +144,12 @@ void World::make_nodes(std::size_t count) {
 // One that never held the volume.
 void World::new_disk(int n) {
     const auto slots = static_cast<std::uint32_t>(std::max<std::size_t>(nodes_.size(), 2) - 1);
-    const std::uint64_t blocks = (volume_sectors_ + sectors_per_block - 1) / sectors_per_block;
+    const std::uint64_t blocks = (max_sectors_ + sectors_per_block - 1) / sectors_per_block;
     const std::uint64_t bitmap_bytes = (blocks + 63) / 64 * 8 * slots;
     Node& node = nodes_[static_cast<std::size_t>(n)];
-    node.disk = std::make_unique<SimDisk>(volume_sectors_, 8, (bitmap_bytes + 4095) / 4096);
+    node.disk = std::make_unique<SimDisk>(max_sectors_, 8, (bitmap_bytes + 4095) / 4096);
     node.log_known = false;
+    fill_room(n);
     Superblock sb;
     sb.effective_size_sectors = volume_sectors_;
     sb.device_uuid = random_.next();
@@ -179,12 +190,17 @@ void World::submit(int n) {
                         : dice < 90 ? IoKind::flush
                         : dice < 95 ? IoKind::discard
                                     : IoKind::write_zeroes;
-    const std::uint64_t block = hot_blocks_[random_.below(hot_blocks_.size())];
+    const std::uint64_t size = nodes_[static_cast<std::size_t>(n)].core->volume_bytes();
+    const std::uint64_t grown = (size - volume_sectors_ * sector_bytes) / block_bytes;
+    const std::uint64_t block =
+        grown > 0 && random_.below(2) == 0
+            ? (size - 1) / block_bytes - random_.below(std::min<std::uint64_t>(grown + 1, 40))
+            : hot_blocks_[random_.below(hot_blocks_.size())];
     std::uint64_t sector =
         block * sectors_per_block + (random_.below(3) == 0 ? random_.below(sectors_per_block) : 0);
     const std::uint64_t wanted = random_.below(3) == 0 ? 1 + random_.below(24) : sectors_per_block;
     const std::uint64_t extent_end = (sector / sectors_per_extent + 1) * sectors_per_extent;
-    const std::uint64_t end = std::min(volume_sectors_, extent_end);
+    const std::uint64_t end = std::min(size / sector_bytes, extent_end);
     if (sector >= end) sector = end - 1;
     const bool fua = is_write(kind) && random_.below(10) == 0;
     submit(n, kind, sector, static_cast<std::uint32_t>(std::min(wanted, end - sector)), fua);
@@ -299,11 +315,15 @@ void World::completed(int n, const Effect& e) {
         if (!members.has(static_cast<NodeId>(m))) continue;
         const auto& sb = nodes_[m].disk->newest();
         if (!sb) fail("a member's superblock can not be read");
+        if (is_write(r.kind) && sb.value().effective_size_sectors < r.sector + r.sectors)
+            fail("I-S2 acknowledged beyond the recorded size of n" + std::to_string(m));
         const bool same = uuid_equal(sb.value().current_uuid, generation);
-        // A member that is being told that it is UpToDate was counted in a moment before.
-        const bool joining =
-            static_cast<int>(m) != n &&
+        // A member that is being told that it is UpToDate was counted in a moment before; until its
+        // label says so it is promoted by force only.
+        const bool told =
             core.view(static_cast<NodeId>(m)).replication == ReplicationState::sync_source;
+        const bool unfit = (sb.value().flags & md_flag::consistent) == 0;
+        const bool joining = static_cast<int>(m) != n && (told || unfit);
         if (!same && !joining) {
             fail("I-Q2 acknowledged before n" + std::to_string(m) +
                  " has the generation on its disk");
@@ -362,6 +382,10 @@ void World::replied(int n, std::uint32_t token, Errc code) {
         });
         start_later(n, 100 * ns_per_ms + random_.below(2 * ns_per_s));
     }
+    if (token == node.hold_token) {
+        node.hold_token = 0;
+        if (code == Errc::ok) metadata_held(n);
+    }
     if (token != node.promote_token) return;
     node.promote_token = 0;
     if (code != Errc::ok || node.core->role() != Role::primary) return;
@@ -370,7 +394,7 @@ void World::replied(int n, std::uint32_t token, Errc code) {
     const Uuid generation = node.core->superblock().current_uuid;
     if (!checker_.knows(generation))
         checker_.generation(generation, node.core->superblock().extension.parent_uuid);
-    if (node.forced) return checker_.adopted(generation, *node.disk);
+    if (node.forced) return checker_.adopted(generation, *node.disk, size_of(n));
     // Nothing acknowledged is missing, unless every holder of it lost its cache since.
     bool strict = false;
     const auto ack = last_ack_.find(uuid_identity(node.parent));
@@ -462,6 +486,11 @@ void World::operators() {
         }
     }
     if (swarm_.operators && random_.below(3) == 0) one_command();
+    if (swarm_.resize && random_.below(4) != 0) {
+        const int n = static_cast<int>(random_.below(nodes_.size()));
+        const Node& node = nodes_[static_cast<std::size_t>(n)];
+        if (node.up && node.paused_until <= now_) grow_something(n);
+    }
     at(100 * ns_per_ms + random_.below(900 * ns_per_ms), [this] { operators(); });
 }
 
@@ -627,7 +656,7 @@ std::set<std::uint64_t> World::covered(int n, int peer) {
         node.up && node.core->bitmap() != nullptr && node.core->disk() >= DiskState::inconsistent;
     const Superblock& known = running ? node.core->superblock() : sb.value();
     const int slot = known.peers[static_cast<std::size_t>(peer)].bitmap_index;
-    const std::uint64_t all = (volume_sectors_ + sectors_per_block - 1) / sectors_per_block;
+    const std::uint64_t all = (max_sectors_ + sectors_per_block - 1) / sectors_per_block;
     const bool full =
         (known.peers[static_cast<std::size_t>(peer)].flags & md_peer_flag::full_sync) != 0;
     if (slot < 0 || full) {
@@ -645,7 +674,7 @@ std::set<std::uint64_t> World::covered(int n, int peer) {
             add_range(journal.at(seq).offset, journal.at(seq).length);
         }
     } else {
-        Bitmap bitmap(volume_sectors_ * sector_bytes, known.max_peers, 1U << slot);
+        Bitmap bitmap(known.effective_size_sectors * sector_bytes, known.max_peers, 1U << slot);
         for (std::uint64_t page = 0; page < bitmap.pages(); ++page)
             bitmap.load_page(page, node.disk->bitmap[page]);
         for (std::uint64_t bit = 0;
@@ -695,7 +724,8 @@ void World::audit_pair(int a, int b) {
     if (!equal && !tracks(sx, b, sy.current_uuid) && !tracks(sy, a, sx.current_uuid)) return;
     std::set<std::uint64_t> cover = covered(a, b);
     cover.merge(covered(b, a));
-    for (std::uint64_t s = 0; s < volume_sectors_; ++s) {
+    const std::uint64_t both = std::min(sx.effective_size_sectors, sy.effective_size_sectors);
+    for (std::uint64_t s = 0; s < both; ++s) {
         if (x.disk->visible(s) == y.disk->visible(s) || cover.count(s / sectors_per_block) != 0)
             continue;
         fail("I-R7 n" + std::to_string(a) + " and n" + std::to_string(b) + " differ in block " +
@@ -853,9 +883,10 @@ void World::heal() {
         if (!step()) now_ = operator_at;  // nothing happens by itself any more
     }
     audit_all();
+    audit_sizes();
     // I-R12: byte for byte.
     for (std::size_t n = 1; n < nodes_.size(); ++n) {
-        for (std::uint64_t s = 0; s < volume_sectors_; ++s) {
+        for (std::uint64_t s = 0; s < size_of(0); ++s) {
             if (nodes_[0].disk->visible(s) != nodes_[n].disk->visible(s)) {
                 fail("I-R12 n0 and n" + std::to_string(n) + " differ in sector " +
                      std::to_string(s));

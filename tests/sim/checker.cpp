@@ -35,11 +35,11 @@ bool Checker::descends(Uuid generation, Uuid ancestor) const {
     return false;
 }
 
-void Checker::adopted(Uuid generation, const SimDisk& disk) {
+void Checker::adopted(Uuid generation, const SimDisk& disk, std::uint64_t sectors) {
     Model& m = models_.at(uuid_identity(generation));
     m.acked.clear();
     m.flushed.clear();
-    for (std::uint64_t s = 0; s < disk.sectors(); ++s) {
+    for (std::uint64_t s = 0; s < sectors; ++s) {
         if (disk.visible(s) != 0) m.base[s] = disk.visible(s);
     }
 }

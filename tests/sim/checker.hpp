@@ -27,6 +27,11 @@ class Checker {
 
     // A generation was opened: it starts from what its parent had acknowledged.
     void generation(Uuid uuid, Uuid parent);
+    // The sector after the last one that was acknowledged in it.
+    std::uint64_t end_of(Uuid generation) const {
+        const auto& acked = model(generation).acked;
+        return acked.empty() ? 0 : acked.rbegin()->first + 1;
+    }
     bool knows(Uuid uuid) const { return models_.count(uuid_identity(uuid)) != 0; }
 
     // A write was submitted on a primary of `generation`. Ids rise.
@@ -52,7 +57,7 @@ class Checker {
     // After a common power loss: what is there is what was acknowledged, from now on.
     void adopted_losses(Uuid generation, const SimDisk& disk);
     // A forced promotion takes what the disk holds, whatever it is.
-    void adopted(Uuid generation, const SimDisk& disk);
+    void adopted(Uuid generation, const SimDisk& disk, std::uint64_t sectors);
 
     bool descends(Uuid generation, Uuid ancestor) const;
     // The value of a sector as of `bound` or later, from the lineage of `generation`?

@@ -36,9 +36,12 @@ constexpr NamedMutant mutants[] = {
     {"no-fence", Mutant::no_fence},
     {"no-unstable-marking", Mutant::no_unstable_marking},
     {"ignore-target-marks", Mutant::ignore_target_marks},
+    {"grow-unrecorded", Mutant::grow_unrecorded},
+    {"grow-alone", Mutant::grow_alone},
     {"accept-damage", Mutant::none, ShellMutant::accept_damage},
     {"keep-torn-label", Mutant::none, ShellMutant::keep_torn_label},
     {"flush-does-nothing", Mutant::none, ShellMutant::flush_does_nothing},
+    {"room-not-zeroed", Mutant::none, ShellMutant::room_not_zeroed},
 };
 
 struct Settings {

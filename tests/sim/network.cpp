@@ -76,6 +76,7 @@ void World::send(int n, const Effect& e) {
     } else if (!payload.empty()) {
         nodes_[static_cast<std::size_t>(n)].core->encode_payload(e, payload);
     }
+    if (e.message.type == MessageType::state) audit_told_size(n, payload);
     if (found == connections_.end()) return;
     const int side = found->second.node[0] == n ? 0 : 1;
     if (hold_message_ && hold_message_(n, e.peer, e.message.type)) {

@@ -23,6 +23,7 @@ World::World(const Options& options, const Setup& setup)
     swarm_.disk_delay_ns = 100'000;
     faulty_ = busy_ = false;
     volume_sectors_ = setup.extents * extent_bytes / sector_bytes;
+    max_sectors_ = volume_sectors_ + setup.room_extents * extent_bytes / sector_bytes;
     base_.resource = "r0";
     base_.mutant = options.mutant;
     base_.options.protocol = setup.protocol;
@@ -70,6 +71,7 @@ const char* name_of(Fault fault) {
         "crash-while-labelling",
         "command",
         "options",
+        "resize",
     };
     static_assert(std::size(names) == fault_kinds);
     return names[static_cast<std::size_t>(fault)];
@@ -199,7 +201,7 @@ void World::disk_io(int n, const Effect& e) {
     op.tag = e.tag;
     op.sector = e.offset / sector_bytes;
     const std::uint64_t sectors = e.length / sector_bytes;
-    if (e.kind != EffectKind::disk_flush && e.offset + e.length > volume_sectors_ * sector_bytes) {
+    if (e.kind != EffectKind::disk_flush && e.offset + e.length > node.core->volume_bytes()) {
         fail("I-C9 an I/O beyond the end of the volume");
     }
     const int error = disk_error(n, e);
@@ -391,7 +393,12 @@ void World::perform_one(int n, const Effect& e) {
             if (std::string(e.text).find("resync started, this node is the source") == 0)
                 ++stats_.resyncs;
             if (std::string(e.text).find("split brain: both") == 0) ++stats_.split_brains;
-            return;
+            for (const char* beyond :
+                 {"a write outside the volume", "a bitmap page past the end"}) {
+                if (e.text == std::string(beyond))
+                    fail(std::string("I-S3 a peer has another size: ") + beyond);
+            }
+            return grown(n, e.text);
     }
 }
 
@@ -418,6 +425,7 @@ void World::start(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     node.up = true;
     node.timer = 0;
+    node.hold_token = 0;
     CoreConfig config = base_;
     config.options = node.options;
     config.limits = node.limits;
@@ -486,7 +494,7 @@ void World::attach(int n) {
     AttachInfo info;
     if (replay && !clean) info.hot_extents = replay.value().extents;
     std::memcpy(info.boot_id.data(), &node.boot, sizeof node.boot);
-    info.data_bytes_max = volume_sectors_ * sector_bytes;
+    info.data_bytes_max = max_sectors_ * sector_bytes;
     info.cache_suspect = node.suspect;
     node.core->on_attach(Instant{now_}, info);
     perform(n);
@@ -499,7 +507,7 @@ void World::forget_promotion(Node& node) {
     const Superblock& last = node.core->superblock();
     if (node.promote_token != 0 && node.forced && !uuid_equal(last.current_uuid, node.parent)) {
         checker_.generation(last.current_uuid, last.extension.parent_uuid);
-        checker_.adopted(last.current_uuid, *node.disk);
+        checker_.adopted(last.current_uuid, *node.disk, last.effective_size_sectors);
     }
     node.promote_token = 0;
 }

@@ -26,6 +26,7 @@ enum class ShellMutant : std::uint8_t {
     accept_damage,       // the checksum of a payload is not looked at
     keep_torn_label,     // an attach does not put the chosen superblock on the disk
     flush_does_nothing,  // a flush of the backing disk makes nothing stable
+    room_not_zeroed,     // a volume grows into what happens to be there
 };
 
 struct Options {
@@ -64,6 +65,7 @@ enum class Fault : std::uint8_t {
     crash_while_labelling,
     command,
     options,
+    resize,
     count_,
 };
 inline constexpr std::size_t fault_kinds = static_cast<std::size_t>(Fault::count_);
@@ -83,6 +85,7 @@ struct Setup {
     Protocol protocol = Protocol::c;
     OnIoError on_io_error = OnIoError::detach;
     std::uint64_t extents = 4;
+    std::uint64_t room_extents = 0;  // behind the volume
     std::uint32_t al_extents = 4;
     std::uint32_t journal = 64;
     std::uint32_t chunks = 2;
@@ -113,7 +116,7 @@ class World {
         bool operators = false, force = false, detach = false;
         bool segments = false, bit_flips = false, resets = false, stalls = false, one_way = false;
         bool latent = false, options = false, restarts = false;
-        bool slow_data = false, slow_metadata = false;
+        bool slow_data = false, slow_metadata = false, resize = false;
         std::uint64_t ns_per_kib = 0;  // of a link
         std::uint64_t net_delay_ns = 0, disk_delay_ns = 0;
     };
@@ -189,7 +192,7 @@ class World {
         std::array<std::uint64_t, 32> bits_seen{};
         bool forced = false;  // its pending promotion is a forced one
         std::uint32_t promote_token = 0;
-        std::uint32_t down_token = 0;
+        std::uint32_t down_token = 0, hold_token = 0;
         bool suspect = false;           // Core::cache_suspect(), kept over a restart
         std::uint64_t first_write = 0;  // that could be its own, since it is primary
         Uuid parent = 0;                // its generation when it was told to be primary
@@ -223,6 +226,17 @@ class World {
     void lose_cache(int n);
     void start_later(int n, std::uint64_t delay);
     void crash_later(int n, std::uint64_t delay, bool power);
+    // growth.cpp
+    std::uint64_t size_of(int n) const;  // sectors, of the core or by its label
+    void fill_room(int n);
+    void grow_something(int n);
+    void resize(int n, std::uint64_t bytes);
+    void make_room(int n);
+    void metadata_held(int n);
+    void zero_room(int n);
+    void grown(int n, const std::string& notice);
+    void audit_sizes();
+    void audit_told_size(int n, std::span<const std::byte> state);
     bool settle_superblock(int n);
     std::size_t draw_cluster();
     void make_nodes(std::size_t count);
@@ -296,7 +310,8 @@ class World {
     std::uint64_t next_connection_ = 1;
     std::uint64_t next_op_ = 1;
     std::array<std::array<bool, 8>, 8> cut_{};
-    std::uint64_t volume_sectors_ = 0;
+    std::uint64_t volume_sectors_ = 0;  // at first
+    std::uint64_t max_sectors_ = 0;     // it may grow this far
     std::vector<std::uint64_t> hot_blocks_;
     bool volume_is_drawn_ = false;  // or else a scenario's
     bool faulty_ = true;
