@@ -327,6 +327,18 @@ Json to_json(const ResourceConfig& config) {
             {"options", to_json(config.options)}};
 }
 
+Json to_json(const ResizeResult& result) {
+    Json waits_for = Json::array();
+    for (const auto& peer : result.waits_for) {
+        waits_for.push_back(
+            {{"name", peer.name}, {"connected", peer.connected}, {"room-bytes", peer.room_bytes}});
+    }
+    return {{"size-bytes", result.size_bytes},
+            {"room-bytes", result.room_bytes},
+            {"waits-for", std::move(waits_for)},
+            {"remarks", result.remarks}};
+}
+
 Json to_json(const ResourceStatus& status) {
     Json device = {
         {"volume", status.volume},
@@ -347,6 +359,8 @@ Json to_json(const ResourceStatus& status) {
         {"current-uuid", status.current_uuid},
         {"generation-seq", status.generation_seq},
         {"doors", status.doors},
+        {"zeroing-total-bytes", status.zeroing_total_bytes},
+        {"zeroing-done-bytes", status.zeroing_done_bytes},
     };
     Json connections = Json::array();
     for (const auto& peer : status.peers) {

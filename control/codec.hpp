@@ -74,6 +74,7 @@ Json to_json(const ResourceOptions& options);
 ResourceConfig config_from_json(const Json& object);  // throws Refused; checks every name and range
 Json to_json(const ResourceConfig& config);
 
+Json to_json(const ResizeResult& result);
 Json to_json(const ResourceStatus& status);
 Json to_json(const ResourceStats& stats);
 Json to_json(const Event& event);

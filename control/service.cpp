@@ -144,6 +144,7 @@ const std::map<std::string, Service::Method, std::less<>>& Service::methods() {
         {"resource.invalidate-remote", {&S::resource_invalidate_remote, true}},
         {"resource.pause-sync", {&S::with_peer<&Node::pause_sync>, true}},
         {"resource.resume-sync", {&S::with_peer<&Node::resume_sync>, true}},
+        {"resource.resize", {&S::resource_resize, true}},
         {"resource.new-current-uuid", {&S::resource_new_current_uuid, true}},
         {"resource.export", {&S::resource_export, true}},
         {"resource.unexport", {&S::resource_unexport, true}},
@@ -612,6 +613,14 @@ Json Service::resource_promote(Params& params, const Caller&) {
     ensure_known(*find(name));
     demand(node_.promote(name, force));
     return done;
+}
+
+Json Service::resource_resize(Params& params, const Caller&) {
+    const auto name = take_name(params);
+    const auto size = params.size_or("size-bytes", 0);
+    params.finish();
+    ensure_known(*find(name));
+    return to_json(demand(node_.resize(name, size)));
 }
 
 Json Service::resource_new_current_uuid(Params& params, const Caller&) {

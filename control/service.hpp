@@ -85,6 +85,7 @@ class Service {
     Json resource_promote(Params& params, const Caller& caller);
     Json resource_invalidate_remote(Params& params, const Caller& caller);
     Json resource_connect(Params& params, const Caller& caller);
+    Json resource_resize(Params& params, const Caller& caller);
     Json resource_new_current_uuid(Params& params, const Caller& caller);
     Json resource_export(Params& params, const Caller& caller);
     Json resource_unexport(Params& params, const Caller& caller);

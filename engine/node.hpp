@@ -78,6 +78,8 @@ struct ResourceStatus {
     bool suspended = false;  // writes wait for a generation to be recorded, or an operator
     std::string why;         // why not attached, not promotable...; empty: nothing to say
     std::uint64_t size_bytes = 0;
+    std::uint64_t zeroing_total_bytes = 0;  // of room that is being made for it, 0: none
+    std::uint64_t zeroing_done_bytes = 0;
     std::uint64_t read_bytes = 0, written_bytes = 0;  // by the doors
     std::uint64_t al_writes = 0, bm_writes = 0, md_writes = 0;
     std::uint64_t al_used = 0;  // extents active now
@@ -94,6 +96,18 @@ struct BlockDoor {
     std::string path;  // "/dev/nbd3"
     std::uint64_t size_bytes = 0;
     std::uint32_t major = 0, minor = 0;
+};
+
+struct ResizeResult {
+    std::uint64_t size_bytes = 0;  // of the volume now
+    std::uint64_t room_bytes = 0;  // how large it could be on this node
+    struct Peer {
+        std::string name;
+        bool connected = false;        // with its disk
+        std::uint64_t room_bytes = 0;  // how large it could be there
+    };
+    std::vector<Peer> waits_for;       // who lacks room for what this node has
+    std::vector<std::string> remarks;  // a sentence for each open door that does not follow
 };
 
 struct Event {
@@ -166,6 +180,13 @@ class Node {
     virtual Status invalidate_remote(const std::string& name, const std::string& peer) = 0;
     virtual Status pause_sync(const std::string& name, const std::string& peer) = 0;
     virtual Status resume_sync(const std::string& name, const std::string& peer) = 0;
+    // Makes room for a larger volume on the disk of this node, if that has grown: the metadata is
+    // moved to its new end while the volume is in use, and what the volume may grow into is zeroed.
+    // Then the volume grows to size_bytes, 0: to all that there is room for on every node, once
+    // they all have made room; until then it keeps its size and that is no error. Takes as long as
+    // the zeroing. Errors: state (no disk), no_space (size_bytes is more than any disk here takes),
+    // unsupported (a volume can not shrink), io.
+    virtual Result<ResizeResult> resize(const std::string& name, std::uint64_t size_bytes) = 0;
     // New generation on a lone Secondary; with clear_bitmap both sides must be just created and
     // provably equal (both disks all zeroes or holes), which is checked.
     virtual Status new_current_uuid(const std::string& name, bool clear_bitmap) = 0;
@@ -179,9 +200,6 @@ class Node {
     virtual Result<BlockDoor> export_device(const std::string& name, DeviceKind kind) = 0;
     // Errors: not_found (it is not open), state, io.
     virtual Result<BlockDoor> block_door(const std::string& name, DeviceKind kind) = 0;
-    // The volume has grown: what is open follows, where it can. Returns a sentence for each door
-    // that does not. Waits for requests under way. Errors: state (it is down).
-    virtual Result<std::vector<std::string>> grow_doors(const std::string& name) = 0;
     // "": all doors; "ublk", "nbd": the block device of this kind, also one that an earlier node
     // left and that waits, even for a resource that is down. Errors: busy (it is in use). By force
     // it is stopped under its users, and what waits in it fails.

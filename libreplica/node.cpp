@@ -190,6 +190,16 @@ int replica_new_current_uuid(replica_node* node, const char* name, bool clear_bi
     return simple(node, "resource.new-current-uuid", name, "clear-bitmap", clear_bitmap);
 }
 
+int replica_resize(replica_node* node, const char* name, uint64_t size_bytes,
+                   uint64_t* new_size_bytes) {
+    return at_edge([&] {
+        const Json result = ask(node, "resource.resize",
+                                {{"name", optional_text(name)}, {"size-bytes", size_bytes}});
+        if (new_size_bytes != nullptr) *new_size_bytes = result.at("size-bytes").get<uint64_t>();
+        return ok_status();
+    });
+}
+
 int replica_export(replica_node* node, const char* name, const char* door) {
     return simple(node, "resource.export", name, "door", optional_text(door));
 }

@@ -238,7 +238,7 @@ leave_it_up() {
     for node in alpha beta; do
         ctl "$node" up $resource
     done
-    ctl alpha wait $resource --until connected --timeout 30
+    ctl alpha wait $resource --until synced --timeout 30
     cluster_primary alpha $resource
     cat >"$CLUSTER_DIR/stop.sh" <<STOP
 #!/bin/sh

@@ -10,11 +10,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <condition_variable>
 #include <csignal>
 #include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -184,6 +186,51 @@ void promote(const Arguments& arguments) {
     Json params = named(arguments);
     params["force"] = arguments.force;
     simple(arguments, "resource.promote", params);
+}
+
+// Shows how far the zeroing is, on a terminal, until it is told to stop.
+class ZeroingProgress {
+  public:
+    explicit ZeroingProgress(const Arguments& arguments) {
+        if (arguments.json || ::isatty(STDERR_FILENO) == 0) return;
+        thread_ = std::thread([this, client = reach(arguments), params = named(arguments)] {
+            std::unique_lock lock(mutex_);
+            while (!wakes_.wait_for(lock, std::chrono::milliseconds(500), [&] { return stop_; })) {
+                const auto list = client->call("status", params);
+                if (!list) return;
+                const auto line = replicactl::zeroing_line(list.value());
+                if (!line.empty()) tools::complain("\r\033[K" + line);
+                shown_ = shown_ || !line.empty();
+            }
+        });
+    }
+    ~ZeroingProgress() {
+        {
+            const std::lock_guard lock(mutex_);
+            stop_ = true;
+            wakes_.notify_one();
+        }
+        if (thread_.joinable()) thread_.join();
+        if (shown_) tools::complain("\r\033[K");
+    }
+
+  private:
+    std::mutex mutex_;
+    std::condition_variable wakes_;
+    bool stop_ = false, shown_ = false;
+    std::thread thread_;
+};
+
+void resize(const Arguments& arguments) {
+    const auto client = reach(arguments);
+    Json params = named(arguments);
+    if (!arguments.size.empty()) params["size-bytes"] = arguments.size;
+    Json result;
+    {
+        const ZeroingProgress progress(arguments);
+        result = ask(*client, "resource.resize", params);
+    }
+    arguments.json ? print_json(result) : print(replicactl::resize_text(result));
 }
 
 void new_current_uuid(const Arguments& arguments) {
@@ -566,6 +613,8 @@ class CommandLine {
         auto* sub = add_for_resource("promote", "become Primary", promote);
         sub->add_flag("--force", arguments_.force,
                       "even if the data may be old; peers then resync");
+        sub = add_for_resource("resize", "grow the volume into larger disks", resize);
+        sub->add_option("--size", arguments_.size, "K, M, G, T, P; default: all there is room for");
         sub = add_for_resource("new-current-uuid", "open a new generation", new_current_uuid);
         sub->add_flag("--clear-bitmap", arguments_.clear_bitmap,
                       "skip the initial sync of disks that are provably equal");

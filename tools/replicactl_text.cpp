@@ -232,6 +232,36 @@ std::string exists_text(const Json& list) {
     return text + "exists -\n";
 }
 
+std::string resize_text(const Json& result) {
+    const auto room = number_at(result, "room-bytes");
+    std::string text = fmt::format("size:{} room:{}\n",
+                                   format_size(number_at(result, "size-bytes")), format_size(room));
+    for (const auto& peer : list_at(result, "waits-for")) {
+        const bool connected = peer.value("connected", false);
+        text += fmt::format("# waits for {}: {}\n", text_at(peer, "name"),
+                            connected ? fmt::format("it has room for {}; say resize there, too",
+                                                    format_size(number_at(peer, "room-bytes")))
+                                      : "it is not connected with its disk");
+    }
+    for (const auto& remark : list_at(result, "remarks")) {
+        if (remark.is_string()) text += "# " + remark.get<std::string>() + "\n";
+    }
+    return text;
+}
+
+std::string zeroing_line(const Json& list) {
+    for (const auto& resource : list) {
+        for (const auto& device : list_at(resource, "devices")) {
+            const auto total = number_at(device, "zeroing-total-bytes");
+            if (total == 0) continue;
+            const auto done = number_at(device, "zeroing-done-bytes");
+            return fmt::format("zeroing the new room: {} of {} ({}%)", format_size(done),
+                               format_size(total), done * 100 / total);
+        }
+    }
+    return "";
+}
+
 std::string plain_text(const Json& object, const std::string& indent) {
     std::string text;
     for (const auto& item : object.items()) {

@@ -29,6 +29,12 @@ std::string event_text(const control::Json& event);
 // The lines that `events` begins with, "exists ..." for everything there is.
 std::string exists_text(const control::Json& list);
 
+// The result of "resource.resize".
+std::string resize_text(const control::Json& result);
+// How far the zeroing of new room is, by the result of "status"; empty: none is under way. Without
+// a newline.
+std::string zeroing_line(const control::Json& list);
+
 // "key value" lines, nested objects indented, for show and options.
 std::string plain_text(const control::Json& object, const std::string& indent = "");
 

@@ -80,7 +80,7 @@ void DeviceExport::go_live() {
     trouble_.clear();
     ask([this](ResourceShell& shell) {
         shell.device_waits(kind(), 0, "");
-        shell.tell_generation(kind(), [this] { wake(); });
+        shell.tell_changes(kind(), [this] { wake(); });
         return true;
     });
     wake();
@@ -94,11 +94,12 @@ Status DeviceExport::grow(std::uint64_t size_bytes) {
     return ok_status();
 }
 
-// An adopted device may have missed that its volume grew.
+// The volume may have grown, by a command to another node, or while nobody served the device.
 void DeviceExport::catch_up() {
     const auto facts = device_->facts();
     const std::uint64_t size = ask([](ResourceShell& shell) { return shell.info().size_bytes; });
-    if (!facts || facts.value().size_bytes >= size) return;
+    if (!facts || facts.value().size_bytes >= size || size == size_tried_) return;
+    size_tried_ = size;
     const Status grown = grow(size);
     if (!grown) log(LOG_WARNING, grown.error().message);
 }
@@ -109,7 +110,7 @@ Status DeviceExport::dismiss(bool force) {
     wake();  // for the case that what follows fails
     TRY_STATUS(resource_.thread.call_async(
         [this](ResourceShell::Done done) {
-            resource_.shell->tell_generation(kind(), nullptr);
+            resource_.shell->tell_changes(kind(), nullptr);
             resource_.shell->wait_device_ended(kind(), std::move(done));
         },
         end_timeout));
@@ -226,7 +227,6 @@ milliseconds DeviceExport::adopt() {
     if (served) {
         log(LOG_NOTICE, device_->path() + " of an earlier daemon is adopted, and goes on");
         go_live();
-        catch_up();
         return milliseconds(0);
     }
     const Error& error = served.error();
@@ -260,6 +260,7 @@ milliseconds DeviceExport::serve_again() {
 
 // An older record is the safe direction: the disk then has to descend from it.
 milliseconds DeviceExport::note() {
+    catch_up();
     const std::uint64_t now = ask([](ResourceShell& shell) { return shell.generation(); });
     const Status noted = device_->note_generation(now);
     if (noted) {

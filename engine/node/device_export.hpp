@@ -106,8 +106,9 @@ class DeviceExport {
     const DeviceMaker maker_;
     std::unique_ptr<KernelDevice> device_;
     State state_ = State::none;
-    bool wanted_ = false;  // keep_trying()
-    std::string trouble_;  // said once
+    bool wanted_ = false;           // keep_trying()
+    std::string trouble_;           // said once
+    std::uint64_t size_tried_ = 0;  // to grow to, with or without success
 
     std::mutex keeper_mutex_;  // guards the rest; nothing is locked while it is held
     std::condition_variable keeper_wakes_;

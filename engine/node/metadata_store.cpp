@@ -70,19 +70,25 @@ MetadataStore::Block& MetadataStore::take(IoTag tag) {
     free_ = block.next;
     block.next = nullptr;
     block.batch = nullptr;
+    block.copy_last = block.copy_later = false;
     block.tag = tag;
     block.op.context = block.copy_op.context = &block;
     block.op.done = [](DiskOp& op, int error) {
         Block& ended = *static_cast<Block*>(op.context);
+        if (ended.copy_later && error == 0) {
+            ended.copy_later = false;
+            return ended.store->write_copy(ended);
+        }
         if (ended.batch != nullptr) return ended.store->page_written(ended, error);
         ended.store->finish(ended, error);
     };
     block.copy_op.callback = [](Op& op, std::int32_t result) {
         Block& copied = *static_cast<Block*>(op.context);
-        if (result == -EINTR || result == -EAGAIN) return copied.store->write_superblock(copied);
+        if (result == -EINTR || result == -EAGAIN) return copied.store->write_copy(copied);
         if (result != static_cast<std::int32_t>(block_size)) {
             return copied.store->finish(copied, result < 0 ? -result : EIO);
         }
+        if (copied.copy_last) return copied.store->finish(copied, 0);
         copied.store->file_.write(copied.op, {copied.bytes, block_size}, copied.offset, true);
     };
     ++in_flight_;
@@ -97,7 +103,19 @@ void MetadataStore::finish(Block& block, int error) {
     done_(context_, tag, error);
 }
 
+void MetadataStore::move_to(const MetadataLayout& layout) {
+    ASSERT(idle());
+    moved_ = layout.superblock_offset != layout_.superblock_offset;
+    layout_ = layout;
+}
+
 void MetadataStore::write_superblock(Block& block) {
+    block.copy_last = block.copy_later = std::exchange(moved_, false);
+    if (!block.copy_last) return write_copy(block);
+    file_.write(block.op, {block.bytes, block_size}, block.offset, true);
+}
+
+void MetadataStore::write_copy(Block& block) {
     reactor_.write(block.copy_op, copy_fd_, {block.bytes, block_size}, 0, true);
 }
 

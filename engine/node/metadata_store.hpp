@@ -30,6 +30,10 @@ class MetadataStore {
 
     // Performs a metadata effect: tag is superblock, al, al_init or bitmap_page.
     void write(const Core& core, IoTag tag);
+    // From here on the metadata is where `layout` has it. Nothing may be in flight. A superblock
+    // that has got another place goes there first and to the copy after that: until it is whole
+    // there, the copy names the old one (docs/on-disk.md, "A disk that grows").
+    void move_to(const MetadataLayout& layout);
     bool idle() const { return in_flight_ == 0; }
 
   private:
@@ -42,6 +46,7 @@ class MetadataStore {
         IoTag tag;
         std::uint64_t offset = 0;
         int error = 0;
+        bool copy_last = false, copy_later = false;  // a superblock's, after the disk; still to do
         Batch* batch = nullptr;
         Block* next = nullptr;
     };
@@ -56,6 +61,7 @@ class MetadataStore {
     Block& take(IoTag tag);
     void finish(Block& block, int error);
     void write_superblock(Block& block);
+    void write_copy(Block& block);
     void write_pages();
     void page_written(Block& block, int error);
     void batch_flushed(Batch& batch, int error);
@@ -66,6 +72,7 @@ class MetadataStore {
     BlockFile& file_;
     int copy_fd_;
     MetadataLayout layout_;
+    bool moved_ = false;  // the next superblock is the first one at its place
     Done done_;
     void* context_;
     std::uint32_t in_flight_ = 0;

@@ -146,9 +146,10 @@ std::uint64_t ResourceShell::generation() const {
     return uuid_identity(recorded ? superblock.current_uuid : superblock.extension.parent_uuid);
 }
 
-void ResourceShell::tell_generation(DeviceKind kind, std::function<void()> changed) {
+void ResourceShell::tell_changes(DeviceKind kind, std::function<void()> changed) {
     device(kind).generation_told = generation();
-    device(kind).generation_changed = std::move(changed);
+    device(kind).size_told = core_->volume_bytes();
+    device(kind).changed = std::move(changed);
 }
 
 // ---- all ----------------------------------------------------------------------------------------
@@ -196,9 +197,12 @@ void ResourceShell::stop_doors(Done done) {
 
 void ResourceShell::maybe_doors_stopped() {
     for (Device& device : devices_) {
-        if (!device.generation_changed || device.generation_told == generation()) continue;
+        const std::uint64_t size = core_->volume_bytes();
+        if (!device.changed) continue;
+        if (device.generation_told == generation() && device.size_told == size) continue;
         device.generation_told = generation();
-        device.generation_changed();
+        device.size_told = size;
+        device.changed();
     }
     // Whoever lost its role serves nobody.
     if (!primary()) {

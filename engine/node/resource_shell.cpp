@@ -448,7 +448,9 @@ void ResourceShell::on_disk_change(const BlockFile& file, DiskChange change) {
             step([&](Core& core) { core.on_disk_removed(now()); });
             return run_completions();
         case DiskChange::resized:
-            return log(LOG_NOTICE, file.path() + " has another size now; the volume keeps its own");
+            return log(LOG_NOTICE, file.path() +
+                                       " has another size now; the volume keeps its own. "
+                                       "If the disk has grown, resize makes use of it");
         case DiskChange::read_only:
             return log(LOG_ERR, file.path() + " can no longer be written to");
     }
@@ -489,6 +491,62 @@ void ResourceShell::close_dead_disk() {
 void ResourceShell::wait_detached(Done done) {
     if (!disk_) return done(ok_status());
     detach_done_.push_back(std::move(done));
+}
+
+// ---- a disk that grows --------------------------------------------------------------------------
+
+Result<AttachedDisk> ResourceShell::attached_disk() const {
+    if (!disk_ || core_->disk() < DiskState::inconsistent) {
+        return Error{Errc::state, 0, config_.name + " has no disk attached"};
+    }
+    AttachedDisk disk;
+    disk.path = disk_->metadata().path();
+    disk.data = OwnedFd(::fcntl(disk_->data->fd(), F_DUPFD_CLOEXEC, 0));
+    if (disk_->external)
+        disk.external = OwnedFd(::fcntl(disk_->external->fd(), F_DUPFD_CLOEXEC, 0));
+    if (disk.data.get() < 0 || (disk_->external && disk.external.get() < 0)) {
+        return Error{Errc::io, errno, disk.path + ": " + std::strerror(errno)};
+    }
+    disk.layout = disk_->layout;
+    disk.superblock = core_->superblock();
+    disk.volume_bytes = core_->volume_bytes();
+    disk.zeroed_bytes = std::min(std::max(disk.volume_bytes, disk.superblock.extension.ready_bytes),
+                                 disk.layout.data_bytes_max);
+    return disk;
+}
+
+void ResourceShell::metadata_moved(const GrowthPlan& plan, Done done) {
+    if (!disk_ || core_->disk() < DiskState::inconsistent) {
+        return done(Error{Errc::state, 0, config_.name + " has lost its disk"});
+    }
+    disk_->layout = plan.layout;
+    metadata_->move_to(plan.layout);
+    const std::uint32_t token = token_next_++;
+    waiting_.push_back({token, std::move(done)});
+    step([&](Core& core) {
+        core.on_metadata_moved(now(), token, plan.placed, plan.layout.data_bytes_max);
+    });
+    run_completions();
+}
+
+void ResourceShell::room_made(std::uint64_t bytes) {
+    step([&](Core& core) { core.on_room(now(), bytes); });
+    run_completions();
+}
+
+ResizeResult ResourceShell::sizes() const {
+    ResizeResult sizes;
+    sizes.size_bytes = core_->volume_bytes();
+    sizes.room_bytes = core_->room();
+    for (NodeId id = 0; id < nodes_max; ++id) {
+        if (!peers_[id]) continue;
+        const PeerView view = core_->view(id);
+        const std::uint64_t room = std::max(view.size_bytes, view.room_bytes);
+        const bool connected = view.connection == ConnectionState::connected && view.size_bytes > 0;
+        if (!connected || room < sizes.room_bytes)
+            sizes.waits_for.push_back({peers_[id]->name, connected, connected ? room : 0});
+    }
+    return sizes;
 }
 
 // ---- coming to rest -----------------------------------------------------------------------------

@@ -27,6 +27,7 @@
 #include "engine/node.hpp"
 #include "engine/node/backing_disk.hpp"
 #include "engine/node/device_lineage.hpp"
+#include "engine/node/disk_growth.hpp"
 #include "engine/node/event_hub.hpp"
 #include "engine/node/metadata_store.hpp"
 #include "engine/node/peer_link.hpp"
@@ -66,6 +67,14 @@ class ResourceShell final : public Volume, private LinkOwner {
     void change_options(const ResourceOptions& options);
     void wait_detached(Done done);  // when the disk is closed, at once if none is open
     bool disk_open() const { return disk_ != nullptr; }
+    // For who makes it larger. Errors: state (none is attached); io.
+    Result<AttachedDisk> attached_disk() const;
+    // All metadata was copied, after the command hold_metadata. done: when it is on record.
+    void metadata_moved(const GrowthPlan& plan, Done done);
+    void room_made(std::uint64_t bytes);  // as Core::on_room()
+    // 0: nothing is zeroed (any more).
+    void zeroing(std::uint64_t done, std::uint64_t total) { zeroing_ = {done, total}; }
+    ResizeResult sizes() const;
     bool primary() const { return core_->role() == Role::primary; }
     bool serves() const { return core_->serves(); }  // Primary, and on record as that
     int peer_id(const std::string& name) const;      // -1: no such peer
@@ -100,10 +109,9 @@ class ResourceShell final : public Volume, private LinkOwner {
     bool any_device_waits() const;
     // Whether it may go on. While this node is Primary: as it was just before the promotion.
     Lineage lineage(DeviceKind kind) const { return device(kind).lineage; }
-    // Of the data as it is on record here; `changed` is called on this thread when it is another
-    // one.
-    std::uint64_t generation() const;
-    void tell_generation(DeviceKind kind, std::function<void()> changed);
+    std::uint64_t generation() const;  // of the data as it is on record here
+    // `changed` is called on this thread when that, or the volume's size, is another one.
+    void tell_changes(DeviceKind kind, std::function<void()> changed);
     // For callers of this process; nullptr: the resource goes down.
     LocalDoor* local_door() { return refusing_ ? nullptr : local_door_.get(); }
 
@@ -176,8 +184,8 @@ class ResourceShell final : public Volume, private LinkOwner {
         std::uint64_t noted = 0;  // 0: it does not wait
         std::string why;
         Lineage lineage = Lineage::stale;
-        std::uint64_t generation_told = 0;
-        std::function<void()> generation_changed;
+        std::uint64_t generation_told = 0, size_told = 0;
+        std::function<void()> changed;
 
         bool lost() const { return queue->lost(); }
     };
@@ -297,6 +305,9 @@ class ResourceShell final : public Volume, private LinkOwner {
     // Of the disk and of an external metadata device, while they are attached.
     std::array<DiskWatch, 2> disk_watches_;
     Done attach_done_;
+    struct {
+        std::uint64_t done = 0, total = 0;
+    } zeroing_;
     bool disk_noted_ = false;  // the note of a failed disk is in the state directory
     std::vector<Done> detach_done_;
     std::uint32_t logical_block_bytes_ = sector_bytes;  // of the last disk

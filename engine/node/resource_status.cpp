@@ -157,6 +157,8 @@ ResourceStatus ResourceShell::status() const {
     status.suspended = core_->suspended();
     status.why = why();
     status.size_bytes = core_->volume_bytes();
+    status.zeroing_total_bytes = zeroing_.total;
+    status.zeroing_done_bytes = zeroing_.done;
     const Core::Counters& counters = core_->counters();
     status.read_bytes = counters.read_bytes;
     status.written_bytes = counters.written_bytes;

@@ -226,6 +226,14 @@ REPLICA_API int replica_resume_sync(replica_node* node, const char* name, const 
  * replicas that were just created and can be proven equal. Errors: NOT_FOUND, STATE. */
 REPLICA_API int replica_new_current_uuid(replica_node* node, const char* name, bool clear_bitmap);
 
+/* Makes room on this node's disk, if that has grown, and lets the volume grow to size_bytes (0: to
+ * all that every node has room for) once all nodes have made room. *new_size_bytes (may be NULL)
+ * gets its size now, which is the old one while other nodes have no room yet: call it on each.
+ * Takes as long as the new room takes to be zeroed. Errors: NOT_FOUND, STATE, NO_SPACE, UNSUPPORTED
+ * (it can not shrink), INVALID (not a multiple of 4096), IO. */
+REPLICA_API int replica_resize(replica_node* node, const char* name, uint64_t size_bytes,
+                               uint64_t* new_size_bytes);
+
 /* Opens a door: "unix:PATH" or "tcp:HOST:PORT" for an NBD export, "ublk" or "nbd" for a block
  * device by this driver of the kernel, which is then also at /dev/replica/by-res/NAME. Errors:
  * STATE (not Primary), EXISTS, IO, and for a block device UNSUPPORTED (this kernel has none),

@@ -309,6 +309,12 @@ class Node {
     void new_current_uuid(const std::string& name, bool clear_bitmap = false) {
         check(::replica_new_current_uuid(get(), name.c_str(), clear_bitmap));
     }
+    // The volume's size now: the old one while other nodes have no room yet.
+    std::uint64_t resize(const std::string& name, std::uint64_t size_bytes = 0) {
+        std::uint64_t size = 0;
+        check(::replica_resize(get(), name.c_str(), size_bytes, &size));
+        return size;
+    }
     void export_nbd(const std::string& name, const std::string& door) {
         check(::replica_export(get(), name.c_str(), door.c_str()));
     }

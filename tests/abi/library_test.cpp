@@ -102,16 +102,19 @@ TEST_CASE("every function reaches the node, embedded and through the socket", "[
         CHECK(replica_pause_sync(node, "r0", "beta") == REPLICA_OK);
         CHECK(replica_resume_sync(node, "r0", "beta") == REPLICA_OK);
         CHECK(replica_new_current_uuid(node, "r0", true) == REPLICA_OK);
+        uint64_t grown = 0;
+        CHECK(replica_resize(node, "r0", 1 << 20, &grown) == REPLICA_OK);
+        CHECK(grown == 1 << 20);
         CHECK(replica_down(node, "r0") == REPLICA_OK);
         auto calls = fake->calls();
         calls.erase(calls.begin(), calls.begin() + static_cast<std::ptrdiff_t>(before));
-        CHECK(calls ==
-              std::vector<std::string>{"up r0", "attach r0", "detach r0", "connect r0 beta discard",
-                                       "connect r0 beta", "connect r0 gamma", "disconnect r0 gamma",
-                                       "promote r0 force", "export r0 unix:/run/r0", "unexport r0 ",
-                                       "demote r0", "invalidate r0", "invalidate-remote r0 beta",
-                                       "pause-sync r0 beta", "resume-sync r0 beta",
-                                       "new-current-uuid r0 clear", "down r0"});
+        CHECK(calls == std::vector<std::string>{
+                           "up r0", "attach r0", "detach r0", "connect r0 beta discard",
+                           "connect r0 beta", "connect r0 gamma", "disconnect r0 gamma",
+                           "promote r0 force", "export r0 unix:/run/r0", "unexport r0 ",
+                           "demote r0", "invalidate r0", "invalidate-remote r0 beta",
+                           "pause-sync r0 beta", "resume-sync r0 beta", "new-current-uuid r0 clear",
+                           "resize r0 1048576", "down r0"});
     }
     CHECK(replica_set_options(through_socket, "r0", R"({"al-extents":128})") == REPLICA_OK);
     CHECK(fake->calls().back() == "options r0 al 128");

@@ -112,6 +112,10 @@ class FakeNode final : public Node {
     Status resume_sync(const std::string& name, const std::string& peer) override {
         return record("resume-sync " + name + " " + peer);
     }
+    Result<ResizeResult> resize(const std::string& name, std::uint64_t size_bytes) override {
+        TRY_STATUS(record("resize " + name + " " + std::to_string(size_bytes)));
+        return ResizeResult{size_bytes, 2 * size_bytes, {{"beta", true, size_bytes}}, {}};
+    }
     Status new_current_uuid(const std::string& name, bool clear) override {
         return record("new-current-uuid " + name + (clear ? " clear" : ""));
     }
@@ -127,10 +131,6 @@ class FakeNode final : public Node {
     }
     Result<BlockDoor> block_door(const std::string& name, DeviceKind kind) override {
         return Error{Errc::not_found, 0, name + " has no " + name_of(kind)};
-    }
-    Result<std::vector<std::string>> grow_doors(const std::string& name) override {
-        TRY_STATUS(record("grow-doors " + name));
-        return std::vector<std::string>();
     }
     Status unexport(const std::string& name, const std::string& door, bool force) override {
         return act("unexport " + name + " " + door + (force ? " force" : ""), name,

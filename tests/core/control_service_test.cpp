@@ -36,6 +36,7 @@ TEST_CASE("each method reaches the node with its arguments", "[control]") {
     test.must("resource.invalidate-remote", with("peer", "beta"));
     test.must("resource.pause-sync", with("peer", "beta"));
     test.must("resource.resume-sync", r0);
+    test.must("resource.resize", with("size-bytes", "1M"));
     test.must("resource.new-current-uuid", with("clear-bitmap", true));
     test.must("resource.options", with("options", {{"al-extents", 100}}));
     test.must("resource.down", r0);
@@ -59,6 +60,7 @@ TEST_CASE("each method reaches the node with its arguments", "[control]") {
                                                         "pause-sync r0 beta",
                                                         "resume-sync r0 beta",
                                                         "resume-sync r0 gamma",
+                                                        "resize r0 1048576",
                                                         "new-current-uuid r0 clear",
                                                         "options r0 al 100",
                                                         "down r0",

@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every crash of create_metadata() and apply_activity_log(). The linker puts recorders in front of
-// pwrite, fallocate and fdatasync (-Wl,--wrap); from the record each crash image is built: what was
-// flushed is there, and of what was written since, any subset of sectors. The image must be old,
-// new or visibly absent, and applying the log again must end where an undisturbed run ends.
-#include <fcntl.h>
-#include <sys/types.h>
+// Every crash of create_metadata() and apply_activity_log(), from a record of their writes: the
+// image must be old, new or visibly absent, and applying the log again must end where an
+// undisturbed run ends.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
-#include <cstring>
 #include <set>
 #include <string>
 #include <vector>
@@ -17,64 +14,10 @@
 #include "engine/format/activity_log.hpp"
 #include "engine/io/metadata_file.hpp"
 #include "tests/catch.hpp"
+#include "tests/integration/write_recorder.hpp"
 
 using namespace replica;
-
-namespace {
-
-// One sector written, or a flush.
-struct Step {
-    bool flush = false;
-    std::uint64_t offset = 0;
-    std::vector<std::byte> bytes;
-};
-
-std::vector<Step> record;
-bool recording = false;
-
-void record_write(std::uint64_t offset, const std::byte* bytes, std::size_t length) {
-    REQUIRE(offset % sector_bytes == 0);
-    REQUIRE(length % sector_bytes == 0);
-    for (std::size_t at = 0; at < length; at += sector_bytes) {
-        Step step{false, offset + at, std::vector<std::byte>(sector_bytes)};
-        if (bytes != nullptr) std::memcpy(step.bytes.data(), bytes + at, sector_bytes);
-        record.push_back(std::move(step));
-    }
-}
-
-}  // namespace
-
-extern "C" {
-ssize_t __real_pwrite(int fd, const void* bytes, size_t length, off_t offset);
-int __real_fallocate(int fd, int mode, off_t offset, off_t length);
-int __real_fdatasync(int fd);
-
-ssize_t __wrap_pwrite(int fd, const void* bytes, size_t length, off_t offset);
-int __wrap_fallocate(int fd, int mode, off_t offset, off_t length);
-int __wrap_fdatasync(int fd);
-
-ssize_t __wrap_pwrite(int fd, const void* bytes, size_t length, off_t offset) {
-    const ssize_t n = __real_pwrite(fd, bytes, length, offset);
-    if (recording && n > 0) {
-        record_write(static_cast<std::uint64_t>(offset), static_cast<const std::byte*>(bytes),
-                     static_cast<std::size_t>(n));
-    }
-    return n;
-}
-
-int __wrap_fallocate(int fd, int mode, off_t offset, off_t length) {
-    const int result = __real_fallocate(fd, mode, offset, length);
-    if (recording && result == 0) {
-        record_write(static_cast<std::uint64_t>(offset), nullptr, static_cast<std::size_t>(length));
-    }
-    return result;
-}
-
-int __wrap_fdatasync(int fd) {
-    if (recording) record.push_back({true, 0, {}});
-    return __real_fdatasync(fd);
-}
-}
+using namespace replica::test;
 
 namespace {
 
@@ -102,8 +45,7 @@ class Disk {
         return bytes;
     }
     void put(const Tail& bytes) {
-        REQUIRE(__real_pwrite(fd_, bytes.data(), tail_bytes, disk_bytes - tail_bytes) ==
-                tail_bytes);
+        REQUIRE(pwrite(fd_, bytes.data(), tail_bytes, disk_bytes - tail_bytes) == tail_bytes);
     }
 
   private:
@@ -118,31 +60,16 @@ void apply_step(Tail& tail, const Step& step) {
               tail.begin() + static_cast<std::ptrdiff_t>(step.offset - disk_bytes + tail_bytes));
 }
 
-// Calls check(image, superblock_touched) for crash images at every flush interval of the record:
-// all subsets of the unflushed sectors where they are few, else samples.
+// Calls check(image, superblock_touched) for the crash images of the record.
 template <class Check>
 void for_each_crash(const Tail& before, Prng& prng, Check&& check) {
-    Tail flushed = before;
-    std::size_t begin = 0;
-    for (std::size_t end = 0; end <= record.size(); ++end) {
-        if (end < record.size() && !record[end].flush) continue;
-        const std::size_t pending = end - begin;
-        const std::size_t subsets = pending <= 8 ? std::size_t{1} << pending : 300;
-        for (std::size_t subset = 0; subset < subsets; ++subset) {
-            Tail image = flushed;
-            bool touched = false;
-            const auto density = static_cast<std::uint32_t>(prng.below(1'000'001));
-            for (std::size_t i = 0; i < pending; ++i) {
-                const bool landed = pending <= 8 ? ((subset >> i) & 1U) != 0 : prng.chance(density);
-                if (landed) apply_step(image, record[begin + i]);
-                touched = touched || record[begin + i].offset >= disk_bytes - superblock_bytes;
-            }
+    for_each_crash_of(
+        record, before, prng, apply_step, [&](const Tail& image, const Steps& landed) {
+            const bool touched = std::any_of(landed.begin(), landed.end(), [](const Step* step) {
+                return step->offset >= disk_bytes - superblock_bytes;
+            });
             check(image, touched);
-        }
-        for (std::size_t i = begin; i < end; ++i)
-            apply_step(flushed, record[i]);
-        begin = end + 1;
-    }
+        });
 }
 
 Superblock initial() {
@@ -153,15 +80,6 @@ Superblock initial() {
     superblock.extension.present = true;
     superblock.extension.write_seq = 1;
     return superblock;
-}
-
-template <class Work>
-void recorded(Work&& work) {
-    record.clear();
-    recording = true;
-    work();
-    recording = false;
-    REQUIRE(record.size() > 8);
 }
 
 void write_state(Disk& disk, const Superblock& superblock, const AlTransaction& transaction) {
