@@ -148,6 +148,8 @@ const std::map<std::string, Service::Method, std::less<>>& Service::methods() {
         {"resource.new-current-uuid", {&S::resource_new_current_uuid, true}},
         {"resource.export", {&S::resource_export, true}},
         {"resource.unexport", {&S::resource_unexport, true}},
+        {"resource.map", {&S::resource_map, true}},
+        {"resource.hold", {&S::resource_hold, true}},
     };
     return table;
 }
@@ -647,6 +649,28 @@ Json Service::resource_export(Params& params, const Caller&) {
     }
     demand(node_.export_nbd(name, door));
     return {{"door", door}};
+}
+
+Json Service::resource_map(Params& params, const Caller&) {
+    const auto name = take_name(params);
+    const auto to = params.text("to");
+    if (to != "ublk" && to != "nbd" && !to.starts_with("tcp:")) {
+        refuse(
+            Errc::invalid,
+            fmt::format("resource.map: \"to\" takes ublk, nbd or tcp:HOST:PORT, not \"{}\"", to));
+    }
+    demand(check_door(to));
+    params.finish();
+    ensure_known(*find(name));
+    return {{"path", demand(node_.map_volume(name, to))}};
+}
+
+Json Service::resource_hold(Params& params, const Caller&) {
+    const auto name = take_name(params);
+    params.finish();
+    ensure_known(*find(name));
+    demand(node_.hold_volume(name));
+    return done;
 }
 
 Json Service::resource_unexport(Params& params, const Caller&) {

@@ -89,6 +89,8 @@ class Service {
     Json resource_new_current_uuid(Params& params, const Caller& caller);
     Json resource_export(Params& params, const Caller& caller);
     Json resource_unexport(Params& params, const Caller& caller);
+    Json resource_map(Params& params, const Caller& caller);
+    Json resource_hold(Params& params, const Caller& caller);
     template <Status (Node::*Call)(const std::string&)>
     Json plain(Params& params, const Caller& caller);
     template <Status (Node::*Call)(const std::string&, const std::string&)>

@@ -117,6 +117,7 @@ Status check_door(std::string_view door) {
     if (door.starts_with("tcp:")) return check_address("NBD address", door.substr(4), true);
     if (door == "ublk" || door.starts_with("ublk:/dev/ublkb")) return ok_status();
     if (door == "nbd" || door.starts_with("nbd:/dev/nbd")) return ok_status();
+    if (door == "mapped" || door.starts_with("mapped:/dev/mapper/")) return ok_status();
     return invalid(fmt::format(
         "export door {} is refused: write ublk, nbd, unix:PATH or tcp:HOST:PORT", quoted(door)));
 }

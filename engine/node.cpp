@@ -6,6 +6,7 @@
 #include "engine/node.hpp"
 
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <syslog.h>
 #include <unistd.h>
 
@@ -28,6 +29,7 @@
 #include "engine/node/kernel_doors.hpp"
 #include "engine/node/resource_shell.hpp"
 #include "engine/node/submissions.hpp"
+#include "engine/node/volume_mapping.hpp"
 
 namespace replica {
 namespace {
@@ -52,7 +54,8 @@ struct Resource {
     bool up = false;                       // under `changing`: there is a shell
     std::unique_ptr<ResourceShell> shell;  // made under `changing`; used on the reactor's thread
     Submissions submissions;
-    std::unique_ptr<KernelDoors> devices;  // under `changing`
+    std::unique_ptr<KernelDoors> devices;    // under `changing`
+    std::unique_ptr<VolumeMapping> mapping;  // under `changing`
 };
 using ResourcePtr = std::shared_ptr<Resource>;
 
@@ -73,6 +76,7 @@ class LocalNode final : public Node {
     explicit LocalNode(const NodeOptions& options)
         : options_(options), hub_(std::make_unique<EventHub>()) {
         if (!options_.log) options_.log = [](int, const std::string&) {};
+        mapper_ = std::make_unique<MapperHost>(options_.log);
     }
     ~LocalNode() override;
     Status open();
@@ -102,6 +106,8 @@ class LocalNode final : public Node {
     Status export_nbd(const std::string& name, const std::string& door) override;
     Result<BlockDoor> export_device(const std::string& name, DeviceKind kind) override;
     Result<BlockDoor> block_door(const std::string& name, DeviceKind kind) override;
+    Result<std::string> map_volume(const std::string& name, const std::string& place) override;
+    Status hold_volume(const std::string& name) override;
     Status unexport(const std::string& name, const std::string& door, bool force) override;
 
     std::vector<std::string> resources() override;
@@ -130,6 +136,7 @@ class LocalNode final : public Node {
     DiskPaths paths_of(const ResourceConfig& config) const;
     void publish(const std::string& resource, const char* action);
     ReactorThread& least_loaded();
+    std::unique_ptr<VolumeMapping> make_mapping(Resource& resource);
 
     // With `changing` held.
     Status attach_fresh(Resource& resource);
@@ -153,6 +160,7 @@ class LocalNode final : public Node {
 
     NodeOptions options_;
     std::unique_ptr<EventHub> hub_;
+    std::unique_ptr<MapperHost> mapper_;
     std::vector<std::unique_ptr<ReactorThread>> threads_;
     std::unique_ptr<Acceptor> acceptor_;
     std::atomic<std::uint64_t> handle_next_{1};
@@ -207,6 +215,7 @@ LocalNode::~LocalNode() {
     for (auto& [name, resource] : resources_) {
         const std::lock_guard changing(resource->changing);
         resource->devices->leave();
+        resource->mapping->leave();
         // Whether a block device is in use can not be known for sure; the next node goes on with
         // it. To stop it is for who says unexport or down.
         const bool left = resource->devices->is_open({});
@@ -313,12 +322,21 @@ Status LocalNode::know(const ResourceConfig& config) {
                 [this, known] { return known->up ? known->devices->look() : bring_up(*known); },
                 nullptr},
             options_.state_dir, config.name, options_.log);
+        resource->mapping = make_mapping(*resource);
         if (!resources_.emplace(config.name, resource).second) {
             return Error{Errc::exists, 0, "resource " + config.name + " exists already"};
         }
     }
     publish(config.name, "create");
+    const std::lock_guard changing(resource->changing);
+    resource->mapping->look();
     return ok_status();
+}
+
+std::unique_ptr<VolumeMapping> LocalNode::make_mapping(Resource& resource) {
+    return std::make_unique<VolumeMapping>(
+        VolumeMapping::Options{options_.state_dir, resource.config.name, options_.log}, *mapper_,
+        doors_to_map(*resource.devices, resource.up), resource.changing);
 }
 
 Status LocalNode::add_resource(const ResourceConfig& config) {
@@ -385,6 +403,7 @@ Status LocalNode::remove_resource(const std::string& name) {
         const std::lock_guard changing(resource->changing);
         if (resource->up) return Error{Errc::state, 0, name + " is up: bring it down first"};
         // A device that waits for it, perhaps; nobody would know whose it is.
+        TRY_STATUS(resource->mapping->close(false));
         const Status closed = resource->devices->close_left({}, false);
         if (!closed && closed.error().code != Errc::not_found) return closed;
         resource->devices->keep_trying(false);
@@ -530,6 +549,7 @@ Status LocalNode::take_down(Resource& resource) {
             },
             timeout);
     };
+    if (resource.mapping->uses_doors()) TRY_STATUS(resource.mapping->close(false));
     TRY_STATUS(resource.devices->close({}, false));
     TRY_STATUS(each(&ResourceShell::stop_doors, command_timeout));
     TRY(const bool primary, ask(resource, [](ResourceShell& shell) { return shell.primary(); }));
@@ -706,6 +726,8 @@ Result<ResizeResult> LocalNode::resize(const std::string& name, std::uint64_t si
         ask(*resource, [](ResourceShell& shell) { return shell.clients_of_old_size(); }));
     for (std::string& remark : resource->devices->grow(sizes.size_bytes))
         sizes.remarks.push_back(std::move(remark));
+    const Status mapped = resource->mapping->grow();
+    if (!mapped) sizes.remarks.push_back(mapped.error().message);
     return sizes;
 }
 
@@ -717,6 +739,7 @@ Status LocalNode::demote(const std::string& name) {
             return shell.doors_unused();
         }));
     TRY_STATUS(unused);
+    if (resource->mapping->uses_doors()) TRY_STATUS(resource->mapping->close(false));
     TRY_STATUS(close_doors(resource, "", false));
     return run(*resource, {.kind = CommandKind::demote});
 }
@@ -742,19 +765,43 @@ Result<BlockDoor> LocalNode::block_door(const std::string& name, DeviceKind kind
     return resource->devices->facts(kind);
 }
 
-// The kind of block device that a door's name speaks of.
-KernelDoors::Kind kind_of(const std::string& door) {
-    for (const DeviceKind kind : all_device_kinds) {
-        const std::string name = name_of(kind);
-        if (door == name || door.starts_with(name + ":/dev/")) return kind;
+Result<std::string> LocalNode::map_volume(const std::string& name, const std::string& place) {
+    TRY(const ResourcePtr resource, find(name));
+    const std::lock_guard changing(resource->changing);
+    if (!KernelDoors::kind_of(
+            place)) {  // another node's door: it must be that of the data as it is now
+        TRY(const bool follows, ask(*resource, [](ResourceShell& shell) {
+                return !shell.primary() && shell.follows_primary();
+            }));
+        if (!follows) {
+            return Error{Errc::state, 0,
+                         name +
+                             " has to be Secondary here, and a connected peer Primary: only "
+                             "that one's door can take its place"};
+        }
     }
-    return {};
+    TRY_STATUS(resource->mapping->map(place));
+    return resource->mapping->view().path;
+}
+
+Status LocalNode::hold_volume(const std::string& name) {
+    TRY(const ResourcePtr resource, find(name));
+    const std::lock_guard changing(resource->changing);
+    return resource->mapping->hold();
 }
 
 Status LocalNode::unexport(const std::string& name, const std::string& door, bool force) {
     TRY(const ResourcePtr resource, find(name));
     const std::lock_guard changing(resource->changing);
-    const auto kind = kind_of(door);
+    const auto kind = KernelDoors::kind_of(door);
+    const bool mapped = door.starts_with("mapped");
+    if (mapped || door.empty()) {
+        if (mapped && !resource->mapping->is_mapped()) {
+            return Error{Errc::not_found, 0, name + " is not mapped here"};
+        }
+        TRY_STATUS(resource->mapping->close(force));
+        if (mapped) return ok_status();
+    }
     if (resource->up || (!kind && !door.empty())) return close_doors(resource, door, force);
     // Of a resource that can not be brought up a device may wait all the same.
     const Status closed = resource->devices->close_left(kind, force);
@@ -765,7 +812,7 @@ Status LocalNode::unexport(const std::string& name, const std::string& door, boo
 
 Status LocalNode::close_doors(const ResourcePtr& resource, const std::string& door, bool force) {
     if (!resource->up) return is_down(resource->config.name);
-    const auto kind = kind_of(door);
+    const auto kind = KernelDoors::kind_of(door);
     if (kind && !resource->devices->is_open(kind)) {
         return Error{Errc::not_found, 0,
                      resource->config.name + " has no device of " + name_of(*kind)};
@@ -803,9 +850,15 @@ ResourceStatus status_when_down(const ResourceConfig& config) {
 
 Result<ResourceStatus> LocalNode::status(const std::string& name) {
     TRY(const ResourcePtr resource, find(name));
-    return resource->thread->call([&] {
+    ResourceStatus status = resource->thread->call([&] {
         return resource->shell ? resource->shell->status() : status_when_down(resource->config);
     });
+    const VolumeMapping::View mapped = resource->mapping->view();
+    if (mapped.path.empty()) return status;
+    const std::string below = mapped.held ? ", held" : " over " + mapped.over;
+    status.doors.push_back("mapped:" + mapped.path + below);
+    if (!mapped.trouble.empty()) status.why = mapped.trouble;
+    return status;
 }
 
 Result<ResourceStats> LocalNode::stats(const std::string& name) {

@@ -85,7 +85,8 @@ struct ResourceStatus {
     std::uint64_t al_used = 0;  // extents active now
     std::string current_uuid;   // 16 hex digits
     std::uint64_t generation_seq = 0;
-    std::vector<std::string> doors;  // "unix:PATH", "tcp:HOST:PORT", "ublk:/dev/ublkbN"...
+    // "unix:PATH", "tcp:HOST:PORT", "ublk:/dev/ublkbN", "mapped:/dev/mapper/replica-NAME over ublk"
+    std::vector<std::string> doors;
     std::vector<PeerStatus> peers;
 };
 
@@ -200,9 +201,19 @@ class Node {
     virtual Result<BlockDoor> export_device(const std::string& name, DeviceKind kind) = 0;
     // Errors: not_found (it is not open), state, io.
     virtual Result<BlockDoor> block_door(const std::string& name, DeviceKind kind) = 0;
+    // /dev/mapper/replica-NAME, whose path is returned, a device that stays when what lies below it
+    // changes: `place` is "ublk" or "nbd", a door of this node that is opened if it is not, or
+    // "tcp:HOST:PORT", that of the connected peer that is Primary. What is mapped already is
+    // swapped under its users, and what was held goes on; the door that lay below is closed.
+    // Errors: exists (it lies there already), state, unsupported, timeout, those of the door.
+    virtual Result<std::string> map_volume(const std::string& name, const std::string& place) = 0;
+    // What the users of the mapped device ask waits from now on, and the door below is closed: to
+    // demote this node and map it elsewhere. Errors: not_found (not mapped), state, timeout, io.
+    virtual Status hold_volume(const std::string& name) = 0;
     // "": all doors; "ublk", "nbd": the block device of this kind, also one that an earlier node
-    // left and that waits, even for a resource that is down. Errors: busy (it is in use). By force
-    // it is stopped under its users, and what waits in it fails.
+    // left and that waits, even for a resource that is down; "mapped": the mapped device, but not
+    // the door below. Errors: busy (it is in use). By force it is stopped under its users, and what
+    // waits in it fails.
     virtual Status unexport(const std::string& name, const std::string& door,
                             bool force = false) = 0;
 

@@ -17,6 +17,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -63,6 +64,7 @@ struct Arguments {
     bool clear_bitmap = false;
     std::vector<std::string> doors;
     std::string door_kind;
+    bool mapped = false;
     bool watch = false;
     bool verbose = false;
     bool statistics = false;
@@ -258,29 +260,63 @@ void tell_door(const Arguments& arguments, Json result, const std::string& why) 
                       result["link"].get<std::string>(), reason));
 }
 
-// A block device where the kernel has ublk or nbd, else a socket beside the one of the node.
-void export_best(const Arguments& arguments) {
-    const auto client = reach(arguments);
+// Asks for a block device of the kind that was named, or of the first that this machine has.
+// `why`: why not for the better ones; nothing is returned if there is none.
+std::optional<Json> ask_for_device(const Arguments& arguments, control::Client& client,
+                                   const char* method, const char* parameter, std::string& why) {
     Json params = named(arguments);
     const std::string& asked = arguments.door_kind;
-    std::string why;
     for (const char* kind : {"ublk", "nbd"}) {
         if (!asked.empty() && asked != kind) continue;
-        params["door"] = kind;
-        auto result = client->call("resource.export", params);
-        if (result) return tell_door(arguments, result.value(), why);
+        params[parameter] = kind;
+        auto result = client.call(method, params);
+        if (result) return result.value();
         const Errc code = result.error().code;
         const bool missing = code == Errc::unsupported || code == Errc::permission;
         if (!missing || asked == kind) throw Refused(result.error());
         why += (why.empty() ? "" : "; ") + result.error().message;
     }
+    return {};
+}
+
+// A block device where the kernel has ublk or nbd, else a socket beside the one of the node.
+void export_best(const Arguments& arguments) {
+    const auto client = reach(arguments);
+    std::string why;
+    if (const auto device = ask_for_device(arguments, *client, "resource.export", "door", why)) {
+        return tell_door(arguments, *device, why);
+    }
+    Json params = named(arguments);
     const std::string control = absolute_path(arguments.control);
     params["door"] =
         fmt::format("unix:{}/{}.nbd", control.substr(0, control.rfind('/')), arguments.resource);
     tell_door(arguments, ask(*client, "resource.export", params), why);
 }
 
+// A device that stays when the door below it changes.
+void export_mapped(const Arguments& arguments) {
+    if (arguments.door_kind == "socket") {
+        throw Refused(Error{Errc::invalid, 0, "a socket can not be mapped: --door ublk or nbd"});
+    }
+    const auto client = reach(arguments);
+    std::string why;
+    const auto mapped = ask_for_device(arguments, *client, "resource.map", "to", why);
+    if (!mapped) throw Refused(Error{Errc::unsupported, 0, why});
+    if (arguments.json) return print_json(*mapped);
+    print(fmt::format("{}\n", (*mapped)["path"].get<std::string>()));
+}
+
+void map_elsewhere(const Arguments& arguments) {
+    Json params = named(arguments);
+    params["to"] = arguments.doors.front();
+    const auto client = reach(arguments);
+    const Json mapped = ask(*client, "resource.map", params);
+    if (arguments.json) return print_json(mapped);
+    print(fmt::format("{}\n", mapped["path"].get<std::string>()));
+}
+
 void export_doors(const Arguments& arguments) {
+    if (arguments.mapped) return export_mapped(arguments);
     if (arguments.doors.empty()) return export_best(arguments);
     for (const auto& door : arguments.doors) {
         Json params = named(arguments);
@@ -604,6 +640,7 @@ class CommandLine {
             {"demote", "become Secondary"},
             {"invalidate", "throw the local data away and resync all of it from a peer"},
             {"remove", "forget a resource that is down; the disk is not touched"},
+            {"hold", "let what the users of the mapped device ask wait"},
         };
         for (const auto& each : simples) {
             add_for_resource(each.name, each.help, [name = each.name](const Arguments& arguments) {
@@ -625,9 +662,18 @@ class CommandLine {
                         "ublk, nbd (/dev/nbdN) or socket; default: the first that there is")
             ->check(CLI::IsMember({"ublk", "nbd", "socket"}))
             ->excludes(nbd);
+        sub->add_flag(
+               "--mapped", arguments_.mapped,
+               "as /dev/mapper/replica-RES, below which the door may change while it is used")
+            ->excludes(nbd);
+        sub = add_for_resource("map", "lead what is mapped here to the node that is Primary",
+                               map_elsewhere);
+        sub->add_option("--to", arguments_.doors, "its NBD door: tcp:HOST:PORT")
+            ->required()
+            ->expected(1);
         sub = add_for_resource("unexport", "close the doors", unexport_doors);
         sub->add_option("--nbd,--door", arguments_.doors,
-                        "only this one; ublk and nbd are some, too")
+                        "only this one; ublk, nbd and mapped are some, too")
             ->allow_extra_args(false);
         sub->add_flag("--force", arguments_.force,
                       "a block device even if it is in use: its users get I/O errors");

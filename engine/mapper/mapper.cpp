@@ -229,10 +229,11 @@ Status make(const std::string& name, const std::string& uuid, const MapTable& ta
     return task.run("making");
 }
 
-Status change(int type, const MapKey& key, const char* what) {
+Status change(int type, const MapKey& key, const char* what, bool deferred = false) {
     TRY(const MapInfo info, demand_info(key));
     Task task(type, MapKey::of_name(info.name));
-    if (type == DM_DEVICE_REMOVE) task.want(dm_task_retry_remove(task.get()));
+    if (deferred) task.want(dm_task_deferred_remove(task.get()));
+    if (type == DM_DEVICE_REMOVE && !deferred) task.want(dm_task_retry_remove(task.get()));
     task.announce(0);
     return task.run(what);
 }
@@ -281,6 +282,9 @@ class LibraryMapper final : public Mapper {
     }
     Status remove(const MapKey& key) override {
         return run([key] { return change(DM_DEVICE_REMOVE, key, "removing"); });
+    }
+    Status remove_when_unused(const MapKey& key) override {
+        return run([key] { return change(DM_DEVICE_REMOVE, key, "removing", true); });
     }
     Result<std::string> message(const MapKey& key, std::uint64_t sector,
                                 const std::string& text) override;

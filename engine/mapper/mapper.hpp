@@ -106,6 +106,8 @@ class Mapper {
     virtual Status resume(const MapKey& key) = 0;
     // Errors: busy (in use).
     virtual Status remove(const MapKey& key) = 0;
+    // At once, or when its last user lets go of it.
+    virtual Status remove_when_unused(const MapKey& key) = 0;
     // To the target at this sector; returns its answer, most have none.
     virtual Result<std::string> message(const MapKey& key, std::uint64_t sector,
                                         const std::string& text) = 0;

@@ -2,6 +2,8 @@
 // See kernel_doors.hpp.
 #include "engine/node/kernel_doors.hpp"
 
+#include <sys/sysmacros.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -117,6 +119,36 @@ void KernelDoors::name_what_is_left() {
     for (const auto& each : exports_) {
         if (each && each->is_live()) static_cast<void>(each->device()->link());
     }
+}
+
+KernelDoors::Kind KernelDoors::kind_of(const std::string& door) {
+    for (const DeviceKind kind : all_device_kinds) {
+        const std::string name = name_of(kind);
+        if (door == name || door.starts_with(name + ":/dev/")) return kind;
+    }
+    return {};
+}
+
+VolumeMapping::Doors doors_to_map(KernelDoors& doors, const bool& up) {
+    const auto facts = [&](const std::string& place) -> Result<BlockTarget> {
+        const DeviceKind kind = *KernelDoors::kind_of(place);
+        if (!up) return Error{Errc::state, 0, "the resource is down: bring it up first"};
+        TRY(const BlockDoor door, doors.facts(kind));
+        if (!doors.is_live(kind)) {
+            return Error{Errc::state, 0, door.path + " is not served yet"};
+        }
+        return BlockTarget{makedev(door.major, door.minor), door.size_bytes};
+    };
+    const auto open = [&, facts](const std::string& place) -> Result<BlockTarget> {
+        if (!up) return Error{Errc::state, 0, "the resource is down: bring it up first"};
+        const DeviceKind kind = *KernelDoors::kind_of(place);
+        if (!doors.is_live(kind)) TRY_STATUS(doors.open(kind));
+        return facts(place);
+    };
+    const auto close = [&](const std::string& place, bool force) {
+        return doors.close(KernelDoors::kind_of(place), force);
+    };
+    return {open, facts, close};
 }
 
 }  // namespace replica

@@ -15,12 +15,15 @@
 #include "engine/base/result.hpp"
 #include "engine/node.hpp"
 #include "engine/node/device_export.hpp"
+#include "engine/node/volume_mapping.hpp"
 
 namespace replica {
 
 class KernelDoors {
   public:
     using Kind = std::optional<DeviceKind>;  // nullopt: each
+    // What the name of a door speaks of: "nbd", "nbd:/dev/nbd3"; nullopt: no block device.
+    static Kind kind_of(const std::string& door);
 
     // resource.promote: told nothing of devices; what they demand is asked for here, before.
     KernelDoors(DeviceExport::Resource resource, const std::string& state_dir,
@@ -33,6 +36,8 @@ class KernelDoors {
     // Of a resource that is down. Errors: not_found (there is none), and as close().
     Status close_left(Kind kind, bool force);
     bool is_open(Kind kind) const;
+    // It is served, and not one that waits for its adoption.
+    bool is_live(DeviceKind kind) { return of(kind).is_live(); }
     // The volume has grown: the devices follow. Returns a sentence for each that does not.
     std::vector<std::string> grow(std::uint64_t size_bytes);
     // Errors: not_found (it is not open), io.
@@ -52,5 +57,8 @@ class KernelDoors {
 
     std::array<std::unique_ptr<DeviceExport>, device_kinds> exports_;
 };
+
+// As what lies below a mapped device. `up`: whether the resource is. Both stay where they are.
+VolumeMapping::Doors doors_to_map(KernelDoors& doors, const bool& up);
 
 }  // namespace replica

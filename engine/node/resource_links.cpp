@@ -152,4 +152,11 @@ void ResourceShell::refuse_handle(std::uint64_t handle, const char* text) {
     if (fd >= 0) reject_and_close(fd, text);
 }
 
+bool ResourceShell::follows_primary() const {
+    for (NodeId id = 0; id < nodes_max; ++id) {
+        if (peers_[id] && core_->view(id).role == Role::primary) return true;
+    }
+    return false;
+}
+
 }  // namespace replica

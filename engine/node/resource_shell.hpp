@@ -77,6 +77,7 @@ class ResourceShell final : public Volume, private LinkOwner {
     ResizeResult sizes() const;
     bool primary() const { return core_->role() == Role::primary; }
     bool serves() const { return core_->serves(); }  // Primary, and on record as that
+    bool follows_primary() const;                    // a connected peer is Primary
     int peer_id(const std::string& name) const;      // -1: no such peer
 
     // Refuses new requests, fails those that wait, closes the doors. done: when they are closed.

@@ -132,6 +132,11 @@ class FakeNode final : public Node {
     Result<BlockDoor> block_door(const std::string& name, DeviceKind kind) override {
         return Error{Errc::not_found, 0, name + " has no " + name_of(kind)};
     }
+    Result<std::string> map_volume(const std::string& name, const std::string& place) override {
+        TRY_STATUS(record("map " + name + " " + place));
+        return "/dev/mapper/replica-" + name;
+    }
+    Status hold_volume(const std::string& name) override { return record("hold " + name); }
     Status unexport(const std::string& name, const std::string& door, bool force) override {
         return act("unexport " + name + " " + door + (force ? " force" : ""), name,
                    [](auto& s) { s.doors.clear(); });
