@@ -99,6 +99,9 @@ constexpr OptionField fields[] = {
         "request-timeout-ms", "milliseconds for the answer to a write or flush, 500..600000"),
     number_option<&O::connect_interval_ms, 50, 120'000>(
         "connect-interval-ms", "milliseconds before the first retry of a connection, 50..120000"),
+    enum_option<&O::snapshot_before_resync, snapshot_names>(
+        "snapshot-before-resync",
+        "keep a thin volume of LVM as it is before it becomes the target of a resync: no, yes"),
 };
 
 PeerConfig peer_from_json(const Json& object) {

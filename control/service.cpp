@@ -150,6 +150,7 @@ const std::map<std::string, Service::Method, std::less<>>& Service::methods() {
         {"resource.unexport", {&S::resource_unexport, true}},
         {"resource.map", {&S::resource_map, true}},
         {"resource.hold", {&S::resource_hold, true}},
+        {"resource.restore-before-resync", {&S::resource_restore_before_resync, true}},
     };
     return table;
 }
@@ -671,6 +672,13 @@ Json Service::resource_hold(Params& params, const Caller&) {
     ensure_known(*find(name));
     demand(node_.hold_volume(name));
     return done;
+}
+
+Json Service::resource_restore_before_resync(Params& params, const Caller&) {
+    const auto name = take_name(params);
+    params.finish();
+    ensure_known(*find(name));
+    return {{"text", demand(node_.restore_before_resync(name))}};
 }
 
 Json Service::resource_unexport(Params& params, const Caller&) {

@@ -91,6 +91,7 @@ class Service {
     Json resource_unexport(Params& params, const Caller& caller);
     Json resource_map(Params& params, const Caller& caller);
     Json resource_hold(Params& params, const Caller& caller);
+    Json resource_restore_before_resync(Params& params, const Caller& caller);
     template <Status (Node::*Call)(const std::string&)>
     Json plain(Params& params, const Caller& caller);
     template <Status (Node::*Call)(const std::string&, const std::string&)>

@@ -57,6 +57,10 @@ inline constexpr std::array<Spelling<OnIoError>, 2> on_io_error_names{{
     {OnIoError::detach, "detach"},
     {OnIoError::pass_on, "pass_on"},
 }};
+inline constexpr std::array<Spelling<SnapshotBeforeResync>, 2> snapshot_names{{
+    {SnapshotBeforeResync::no, "no"},
+    {SnapshotBeforeResync::yes, "yes"},
+}};
 inline constexpr std::array<Spelling<AfterSb0Pri>, 7> after_sb_0pri_names{{
     {AfterSb0Pri::disconnect, "disconnect"},
     {AfterSb0Pri::discard_younger_primary, "discard-younger-primary"},

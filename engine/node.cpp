@@ -28,6 +28,7 @@
 #include "engine/node/check_config.hpp"
 #include "engine/node/kernel_doors.hpp"
 #include "engine/node/resource_shell.hpp"
+#include "engine/node/restore_disk.hpp"
 #include "engine/node/submissions.hpp"
 #include "engine/node/volume_mapping.hpp"
 
@@ -87,6 +88,7 @@ class LocalNode final : public Node {
     Status adopt_resource(const ResourceConfig& config) override;
     Status remove_resource(const std::string& name) override;
     Status change_options(const std::string& name, const ResourceOptions& options) override;
+    Result<std::string> restore_before_resync(const std::string& name) override;
 
     Status up(const std::string& name) override;
     Status down(const std::string& name) override;
@@ -413,6 +415,13 @@ Status LocalNode::remove_resource(const std::string& name) {
     }
     publish(name, "destroy");
     return ok_status();
+}
+
+Result<std::string> LocalNode::restore_before_resync(const std::string& name) {
+    TRY(const ResourcePtr resource, find(name));
+    const std::lock_guard changing(resource->changing);
+    if (resource->up) return Error{Errc::state, 0, name + " is up: bring it down first"};
+    return replica::restore_before_resync(paths_of(resource->config), name);
 }
 
 Status LocalNode::change_options(const std::string& name, const ResourceOptions& options) {

@@ -162,6 +162,11 @@ class Node {
     // The resource must be down; the disk is not touched.
     virtual Status remove_resource(const std::string& name) = 0;
     virtual Status change_options(const std::string& name, const ResourceOptions& options) = 0;
+    // Gives the disk back what it held before it became the target of a resync that has not ended
+    // (the option snapshot_before_resync). The resource must be down. The data is old, and its
+    // metadata fresh: it is Inconsistent, and whole data only for who promotes it by force. Returns
+    // what it holds, for people. Errors: state, not_found (no snapshot), unsupported, busy, io.
+    virtual Result<std::string> restore_before_resync(const std::string& name) = 0;
 
     // Attaches the disk, if it is not, and connects to all peers, also to those that disconnect()
     // left. What was down stays down if its disk can not be attached. The calls from here to

@@ -315,6 +315,15 @@ void map_elsewhere(const Arguments& arguments) {
     print(fmt::format("{}\n", mapped["path"].get<std::string>()));
 }
 
+void restore_before_resync(const Arguments& arguments) {
+    const auto client = reach(arguments);
+    const Json result = ask(*client, "resource.restore-before-resync", named(arguments));
+    if (arguments.json) return print_json(result);
+    print(result["text"].get<std::string>() +
+          ".\nTo use it: up, promote --force. A peer that is connected before fills the disk with "
+          "its data.\n");
+}
+
 void export_doors(const Arguments& arguments) {
     if (arguments.mapped) return export_mapped(arguments);
     if (arguments.doors.empty()) return export_best(arguments);
@@ -671,6 +680,8 @@ class CommandLine {
         sub->add_option("--to", arguments_.doors, "its NBD door: tcp:HOST:PORT")
             ->required()
             ->expected(1);
+        add_for_resource("restore-before-resync", "give the disk back what it held before a resync",
+                         restore_before_resync);
         sub = add_for_resource("unexport", "close the doors", unexport_doors);
         sub->add_option("--nbd,--door", arguments_.doors,
                         "only this one; ublk, nbd and mapped are some, too")

@@ -22,6 +22,8 @@ enum class AfterSb0Pri : std::uint8_t {
 };
 enum class AfterSb1Pri : std::uint8_t { disconnect, consensus, violently_as0p, discard_secondary };
 enum class AfterSb2Pri : std::uint8_t { disconnect, violently_as0p };
+// Of a disk that can make one, before it becomes the target of a resync. The shell's business.
+enum class SnapshotBeforeResync : std::uint8_t { no, yes };
 
 struct ResourceOptions {
     Protocol protocol = Protocol::c;
@@ -36,6 +38,7 @@ struct ResourceOptions {
     std::uint32_t request_timeout_ms = 10'000;  // 500..600000: no answer to a write or flush
     std::uint32_t connect_interval_ms =
         1'000;  // 50..120000: first retry; later ones take twice that
+    SnapshotBeforeResync snapshot_before_resync = SnapshotBeforeResync::no;
     friend bool operator==(const ResourceOptions&, const ResourceOptions&) = default;
 };
 

@@ -119,13 +119,20 @@ void MetadataStore::write_copy(Block& block) {
     reactor_.write(block.copy_op, copy_fd_, {block.bytes, block_size}, 0, true);
 }
 
-void MetadataStore::write(const Core& core, IoTag tag) {
+void MetadataStore::release() {
+    if (held_ != nullptr) write_superblock(*std::exchange(held_, nullptr));
+}
+
+void MetadataStore::write(const Core& core, IoTag tag, bool held) {
     if (tag.origin == IoOrigin::al_init) return write_al_init(core);
     Block& block = take(tag);
     core.encode_metadata(tag, {block.bytes, block_size});
     if (tag.origin == IoOrigin::superblock) {
         block.offset = layout_.superblock_offset;
-        return write_superblock(block);
+        ASSERT(held_ == nullptr);
+        if (!held) return write_superblock(block);
+        held_ = &block;
+        return;
     }
     if (tag.origin == IoOrigin::al) {
         block.offset = layout_.al_offset + core.al_block() * std::uint64_t{block_size};

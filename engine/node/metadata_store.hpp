@@ -29,7 +29,9 @@ class MetadataStore {
     MetadataStore& operator=(const MetadataStore&) = delete;
 
     // Performs a metadata effect: tag is superblock, al, al_init or bitmap_page.
-    void write(const Core& core, IoTag tag);
+    // `held`: a superblock, as it is now, that is not written before release().
+    void write(const Core& core, IoTag tag, bool held = false);
+    void release();
     // From here on the metadata is where `layout` has it. Nothing may be in flight. A superblock
     // that has got another place goes there first and to the copy after that: until it is whole
     // there, the copy names the old one (docs/on-disk.md, "A disk that grows").
@@ -83,6 +85,7 @@ class MetadataStore {
     std::deque<std::unique_ptr<std::byte, FreeMemory>> memory_;
     std::deque<Block> blocks_;
     Block* free_ = nullptr;
+    Block* held_ = nullptr;
     Block* pages_ = nullptr;  // of this turn
     std::uint32_t page_count_ = 0;
     Deferred pages_task_;

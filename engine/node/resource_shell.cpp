@@ -46,6 +46,8 @@ ResourceShell::ResourceShell(const Context& context, const ResourceConfig& confi
       config_(config),
       limits_(shell_limits()),
       core_(std::make_unique<Core>(core_config(config, limits_))),
+      snapshot_(reactor_, config.name,
+                [this](int level, const std::string& text) { log(level, text); }),
       slots_(limits_.requests),
       slot_of_seq_(limits_.journal),
       out_buffers_(context.thread.send_buffers().count()),
@@ -104,8 +106,7 @@ void ResourceShell::perform(const Effect& effect) {
         case EffectKind::disk_flush:
             return perform_disk(effect);
         case EffectKind::metadata:
-            ASSERT(metadata_);
-            return metadata_->write(*core_, effect.tag);
+            return perform_metadata(effect.tag);
         case EffectKind::send:
             return perform_send(effect);
         case EffectKind::release:
@@ -167,6 +168,18 @@ void ResourceShell::perform_disk(const Effect& e) {
         case EffectKind::notice:
             break;
     }
+}
+
+// The core waits until it is on record that the data is not whole any more, before the first block
+// of a resync arrives. As long as that record is held back the disk is as it was.
+void ResourceShell::perform_metadata(IoTag tag) {
+    ASSERT(metadata_);
+    if (tag.origin != IoOrigin::superblock) return metadata_->write(*core_, tag);
+    next_label_consistent_ = (core_->superblock().flags & md_flag::consistent) != 0;
+    const bool held = label_consistent_ && !next_label_consistent_ &&
+                      config_.options.snapshot_before_resync == SnapshotBeforeResync::yes;
+    metadata_->write(*core_, tag, held);
+    if (held) snapshot_.take(generation(), [this] { metadata_->release(); });
 }
 
 // Reads for a resync or for a peer, as soon as there is a buffer.
@@ -310,6 +323,11 @@ void ResourceShell::on_metadata_done(IoTag tag, int error) {
     if (error != 0) {
         log(LOG_ERR, disk_->metadata().path() +
                          ": a metadata write failed: " + std::string(std::strerror(error)));
+    } else if (tag.origin == IoOrigin::superblock) {
+        label_consistent_ = next_label_consistent_;
+        if (label_consistent_ && snapshot_.kept()) {
+            snapshot_.remove([this] { reactor_.defer(turn_); });
+        }
     }
     step([&](Core& core) { core.on_io(now(), tag, error); });
     run_completions();
@@ -412,6 +430,8 @@ void ResourceShell::attach(OpenDisk disk, Done done) {
         log(LOG_WARNING, warning);
     attach_done_ = std::move(done);
     disk_noted_ = disk_->info.cache_suspect;
+    label_consistent_ = (disk_->superblock.flags & md_flag::consistent) != 0;
+    snapshot_.attached(disk_->paths.disk, disk_->paths.copy);
     watch_disks();
     step([&](Core& core) { core.on_attach(now(), std::move(disk_->info)); });
 }
@@ -557,7 +577,9 @@ void ResourceShell::wait_quiet(Done done) {
 }
 
 void ResourceShell::maybe_quiet() {
-    if (!quiet_done_ || disk_ || !accepted_.empty() || !doors_.empty() || any_device()) return;
+    if (!quiet_done_ || disk_ || snapshot_.busy() || !accepted_.empty() || !doors_.empty() ||
+        any_device())
+        return;
     for (const auto& state : peers_) {
         if (state && !state->link->quiet()) return;
     }
@@ -569,8 +591,8 @@ void ResourceShell::maybe_quiet() {
 }
 
 bool ResourceShell::removable() const {
-    if (disk_ || !accepted_.empty() || !doors_.empty() || any_device() || turn_.queued ||
-        queue_ != nullptr || !completions_.empty()) {
+    if (disk_ || snapshot_.busy() || !accepted_.empty() || !doors_.empty() || any_device() ||
+        turn_.queued || queue_ != nullptr || !completions_.empty()) {
         return false;
     }
     for (const auto& state : peers_) {

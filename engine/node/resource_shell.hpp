@@ -32,6 +32,7 @@
 #include "engine/node/metadata_store.hpp"
 #include "engine/node/peer_link.hpp"
 #include "engine/node/reactor_thread.hpp"
+#include "engine/node/resync_snapshot.hpp"
 
 namespace replica {
 
@@ -224,6 +225,7 @@ class ResourceShell final : public Volume, private LinkOwner {
     void perform_effects();
     void perform(const Effect& effect);
     void perform_disk(const Effect& effect);
+    void perform_metadata(IoTag tag);
     void perform_send(const Effect& effect);
     void perform_link(const Effect& effect);
     void perform_reply(const Effect& effect);
@@ -310,6 +312,9 @@ class ResourceShell final : public Volume, private LinkOwner {
         std::uint64_t done = 0, total = 0;
     } zeroing_;
     bool disk_noted_ = false;  // the note of a failed disk is in the state directory
+    ResyncSnapshot snapshot_;
+    bool label_consistent_ = false;       // what the disk's label says of its data
+    bool next_label_consistent_ = false;  // and the one that is being written
     std::vector<Done> detach_done_;
     std::uint32_t logical_block_bytes_ = sector_bytes;  // of the last disk
     bool file_disk_ = false;

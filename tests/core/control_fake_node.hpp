@@ -136,6 +136,10 @@ class FakeNode final : public Node {
         TRY_STATUS(record("map " + name + " " + place));
         return "/dev/mapper/replica-" + name;
     }
+    Result<std::string> restore_before_resync(const std::string& name) override {
+        TRY_STATUS(record("restore-before-resync " + name));
+        return "restored " + name;
+    }
     Status hold_volume(const std::string& name) override { return record("hold " + name); }
     Status unexport(const std::string& name, const std::string& door, bool force) override {
         return act("unexport " + name + " " + door + (force ? " force" : ""), name,

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// Snapshots of a disk that is a thin volume of LVM, by LVM's own programs: what LVM made only LVM
+// may change. One snapshot a volume, named VOLUME-before-resync, with a tag that says whose it is;
+// one without that tag is not touched.
+//
+// Any thread but a reactor's: each call runs programs and waits for them, for a minute at most.
+#pragma once
+
+#include <string>
+
+#include "engine/base/result.hpp"
+
+namespace replica {
+
+class ThinSnapshot {
+  public:
+    // `disk`: a path of the volume. Errors: unsupported (not a thin volume of LVM, or LVM's
+    // programs are not there), io.
+    static Result<ThinSnapshot> of(const std::string& disk, const std::string& resource);
+
+    const std::string& name() const { return name_; }  // VG/LV
+    Result<bool> exists() const;                       // Errors: exists (somebody else's), io.
+    // A snapshot as of now: I/O on the volume stands still for a moment and is stable before.
+    // Replaces the one before. Errors: no_space, io (what LVM says), exists.
+    Status take() const;
+    Status remove() const;  // fine if there is none. Errors: io, exists.
+    // The volume gets what the snapshot holds, which is gone then. Nobody may have either open.
+    // Errors: not_found (there is none), busy, io.
+    Status restore() const;
+
+  private:
+    ThinSnapshot(std::string volume, std::string tag)
+        : volume_(std::move(volume)), name_(volume_ + "-before-resync"), tag_(std::move(tag)) {}
+
+    std::string volume_, name_, tag_;
+};
+
+}  // namespace replica
