@@ -124,6 +124,7 @@ const std::map<std::string, Service::Method, std::less<>>& Service::methods() {
     using S = Service;
     static const std::map<std::string, Method, std::less<>> table{
         {"node.info", {&S::node_info, false}},
+        {"node.upgrade", {&S::node_upgrade, true}},
         {"status", {&S::list_status, false}},
         {"stats", {&S::resource_stats, false}},
         {"resource.get", {&S::resource_get, false}},
@@ -187,6 +188,12 @@ Status Service::restore() {
 }
 
 void Service::stop() { stopping_ = true; }
+
+void Service::go_on(Upgrade failed) {
+    const std::lock_guard lock(mutex_);
+    options_.upgraded = std::move(failed);
+    stopping_ = false;
+}
 
 Result<Json> Service::call(const std::string& method, const Json& params, const Caller& caller) {
     const auto found = methods().find(method);
@@ -292,8 +299,45 @@ void Service::remember_up(Entry& entry, bool up) {
     entry.stored.up = up;
 }
 
+namespace {
+
+// Who asked for the upgrade looks here for what became of it.
+Json upgrade_json(const Upgrade& upgrade, const std::vector<DoorPause>& pauses) {
+    constexpr double ns_per_ms = 1e6;
+    Json doors = Json::array();
+    for (const DoorPause& pause : pauses) {
+        doors.push_back({{"resource", pause.resource},
+                         {"door", name_of(pause.kind)},
+                         {"adopted-ms", static_cast<double>(pause.adopted_ns) / ns_per_ms},
+                         {"pause-ms", static_cast<double>(pause.answered_ns) / ns_per_ms}});
+    }
+    return {{"id", upgrade.id},
+            {"from", upgrade.from},
+            {"error", upgrade.error},
+            {"doors", std::move(doors)}};
+}
+
+}  // namespace
+
+Json Service::node_upgrade(Params& params, const Caller&) {
+    const auto program = params.text_or("program", "");
+    const bool force = params.flag("force");
+    params.finish();
+    if (!program.empty()) demand(check_path("program", program));
+    if (!options_.upgrade) {
+        refuse(Errc::unsupported,
+               "this node is part of another program: only replicad is upgraded");
+    }
+    demand(node_.may_hand_over(force));
+    const auto id = fmt::format("{}-{}", ::getpid(),
+                                std::chrono::steady_clock::now().time_since_epoch().count());
+    const auto to = demand(options_.upgrade(program, id));
+    return {{"id", id}, {"from", REPLICA_VERSION_TEXT}, {"to", to}};
+}
+
 Json Service::node_info(Params& params, const Caller&) {
     params.finish();
+    const auto pauses = node_.pauses();
     const std::lock_guard lock(mutex_);
     Json names = Json::array();
     for (const auto& [name, entry] : entries_)
@@ -305,10 +349,12 @@ Json Service::node_info(Params& params, const Caller&) {
                             {"reason", problem.reason},
                             {"moved-to", problem.moved_to}});
     }
-    return {{"name", options_.node_name},    {"version", REPLICA_VERSION_TEXT},
-            {"protocol", protocol_version},  {"pid", ::getpid()},
-            {"listen", options_.listen},     {"state-dir", store_.state_dir()},
-            {"resources", std::move(names)}, {"problems", std::move(problems)}};
+    Json info = {{"name", options_.node_name},    {"version", REPLICA_VERSION_TEXT},
+                 {"protocol", protocol_version},  {"pid", ::getpid()},
+                 {"listen", options_.listen},     {"state-dir", store_.state_dir()},
+                 {"resources", std::move(names)}, {"problems", std::move(problems)}};
+    if (!options_.upgraded.id.empty()) info["upgrade"] = upgrade_json(options_.upgraded, pauses);
+    return info;
 }
 
 ResourceStatus Service::status_of(const std::string& name) {
@@ -639,16 +685,17 @@ Json Service::resource_export(Params& params, const Caller&) {
     const auto name = take_name(params);
     const auto door = params.text("door");
     demand(check_door(door));
+    const bool read_only = params.flag("read-only");
     params.finish();
     ensure_known(*find(name));
     for (const DeviceKind kind : all_device_kinds) {
         if (door != name_of(kind)) continue;
-        const BlockDoor opened = demand(node_.export_device(name, kind));
+        const BlockDoor opened = demand(node_.export_device(name, kind, read_only));
         return {{"door", opened.door},
                 {"size-bytes", opened.size_bytes},
                 {"device", fmt::format("{}:{}", opened.major, opened.minor)}};
     }
-    demand(node_.export_nbd(name, door));
+    demand(node_.export_nbd(name, door, read_only));
     return {{"door", door}};
 }
 

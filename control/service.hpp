@@ -28,10 +28,23 @@ struct Caller {
     std::function<bool()> gone;  // may be empty
 };
 
+// Another program takes over in this process (execve).
+struct Upgrade {
+    std::string id;     // of the request
+    std::string from;   // version
+    std::string error;  // why it came to nothing; empty: it has happened
+};
+
 struct ServiceOptions {
     std::string node_name;
     std::string listen;                                           // as NodeOptions
     std::function<void(int level, const std::string& line)> log;  // syslog levels; any thread
+    // Looks at the program ("": the one that runs, as it is on the disk now), returns its version,
+    // and makes it take over soon after. Empty: this node is no daemon. Errors: what is wrong with
+    // it.
+    std::function<Result<std::string>(const std::string& program, const std::string& id)> upgrade =
+        {};
+    Upgrade upgraded = {};  // what led to this program; no id: nothing did
 };
 
 class Service {
@@ -51,6 +64,8 @@ class Service {
 
     // Ends calls that wait (resource.wait) with cancelled, and refuses new ones.
     void stop();
+    // After stop(), when an upgrade came to nothing.
+    void go_on(Upgrade failed);
 
     Node& node() { return node_; }
     void log(int level, const std::string& line) const;
@@ -72,6 +87,7 @@ class Service {
 
     // Handlers: take parameters, params.finish(), act. They throw Refused.
     Json node_info(Params& params, const Caller& caller);
+    Json node_upgrade(Params& params, const Caller& caller);
     Json list_status(Params& params, const Caller& caller);
     Json resource_stats(Params& params, const Caller& caller);
     Json resource_get(Params& params, const Caller& caller);

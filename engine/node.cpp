@@ -5,6 +5,7 @@
 // waited for.
 #include "engine/node.hpp"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
 #include <syslog.h>
@@ -26,6 +27,7 @@
 #include "engine/node/accepted_socket.hpp"
 #include "engine/node/acceptor.hpp"
 #include "engine/node/check_config.hpp"
+#include "engine/node/create_disk.hpp"
 #include "engine/node/kernel_doors.hpp"
 #include "engine/node/resource_shell.hpp"
 #include "engine/node/restore_disk.hpp"
@@ -39,6 +41,8 @@ using std::chrono::seconds;
 // Longer than any timeout of the core, which ends what waits for a peer.
 constexpr seconds command_timeout{120};
 constexpr seconds quiet_timeout{30};
+// Of requests under way, before a planned hand-over.
+constexpr seconds hold_timeout{10};
 // Of an attempt that is repeated, with the resource's `changing` held meanwhile.
 constexpr seconds adoption_timeout{2};
 constexpr std::chrono::milliseconds busy_pause{50};
@@ -105,12 +109,17 @@ class LocalNode final : public Node {
     Status new_current_uuid(const std::string& name, bool clear_bitmap) override;
     Result<ResizeResult> resize(const std::string& name, std::uint64_t size_bytes) override;
 
-    Status export_nbd(const std::string& name, const std::string& door) override;
-    Result<BlockDoor> export_device(const std::string& name, DeviceKind kind) override;
+    Status export_nbd(const std::string& name, const std::string& door, bool read_only) override;
+    Result<BlockDoor> export_device(const std::string& name, DeviceKind kind,
+                                    bool read_only) override;
     Result<BlockDoor> block_door(const std::string& name, DeviceKind kind) override;
     Result<std::string> map_volume(const std::string& name, const std::string& place) override;
     Status hold_volume(const std::string& name) override;
     Status unexport(const std::string& name, const std::string& door, bool force) override;
+
+    Status may_hand_over(bool force) override;
+    Result<std::string> hand_over() override;
+    std::vector<DoorPause> pauses() override;
 
     std::vector<std::string> resources() override;
     Result<ResourceStatus> status(const std::string& name) override;
@@ -139,11 +148,13 @@ class LocalNode final : public Node {
     void publish(const std::string& resource, const char* action);
     ReactorThread& least_loaded();
     std::unique_ptr<VolumeMapping> make_mapping(Resource& resource);
+    std::vector<HandedDevice> take_handed(const std::string& name);
 
     // With `changing` held.
     Status attach_fresh(Resource& resource);
     Status attach_again(Resource& resource);
     Status take_down(Resource& resource);
+    Status go_down(Resource& resource);
     Status close_doors(const ResourcePtr& resource, const std::string& door, bool force);
     Status bring_up(Resource& resource);
     Status move_metadata(Resource& resource, AttachedDisk& disk, const GrowthPlan& plan);
@@ -153,7 +164,6 @@ class LocalNode final : public Node {
 
     Status run(Resource& resource, const Command& command, const std::string& peer = "",
                seconds timeout = command_timeout);
-    void park(ReactorThread& thread);
     Status call(const std::string& name, const Command& command, const std::string& peer = "");
     template <class F>
     Result<std::invoke_result_t<F, ResourceShell&>> ask(Resource& resource, F&& f);
@@ -168,6 +178,7 @@ class LocalNode final : public Node {
     std::atomic<std::uint64_t> handle_next_{1};
     std::mutex mutex_;
     std::map<std::string, ResourcePtr> resources_;  // under mutex_
+    std::vector<HandedDevice> handed_;              // under mutex_: to this node, and not yet known
 };
 
 Error is_down(const std::string& name) {
@@ -185,6 +196,7 @@ Status LocalNode::open() {
         return Error{Errc::invalid, 0, "a node has 1 to 64 reactors"};
     }
     TRY_STATUS(make_directory(options_.state_dir + "/superblocks"));
+    handed_ = handed_devices(options_.handed);
     for (const std::string& warning : prepare_process({options_.lock_memory, options_.lock_memory}))
         options_.log(LOG_WARNING, warning);
     for (unsigned i = 0; i < options_.reactors; ++i) {
@@ -235,22 +247,11 @@ LocalNode::~LocalNode() {
     hub_->stop();  // a listener that hears the last events may call the node
     if (!stuck) return;
     for (auto& thread : threads_) {
-        park(*thread);
+        thread->park();
         static_cast<void>(thread.release());
     }
     static_cast<void>(hub_.release());
     static_cast<void>(acceptor_.release());
-}
-
-// For good: what a process takes down at its end must have no users.
-void LocalNode::park(ReactorThread& thread) {
-    const auto parked = std::make_shared<Baton>();
-    thread.reactor().post([parked] {
-        parked->pass();
-        for (;;)
-            ::pause();
-    });
-    parked->wait();
 }
 
 // On the first reactor's thread.
@@ -308,6 +309,16 @@ ReactorThread& LocalNode::least_loaded() {
                               [&](const auto& a, const auto& b) { return load(a) < load(b); });
 }
 
+// With mutex_ held.
+std::vector<HandedDevice> LocalNode::take_handed(const std::string& name) {
+    std::vector<HandedDevice> taken;
+    std::erase_if(handed_, [&](const HandedDevice& device) {
+        if (device.resource == name) taken.push_back(device);
+        return device.resource == name;
+    });
+    return taken;
+}
+
 Status LocalNode::know(const ResourceConfig& config) {
     const auto resource = std::make_shared<Resource>();
     resource->config = config;
@@ -323,7 +334,7 @@ Status LocalNode::know(const ResourceConfig& config) {
                 },
                 [this, known] { return known->up ? known->devices->look() : bring_up(*known); },
                 nullptr},
-            options_.state_dir, config.name, options_.log);
+            options_.state_dir, config.name, options_.log, take_handed(config.name));
         resource->mapping = make_mapping(*resource);
         if (!resources_.emplace(config.name, resource).second) {
             return Error{Errc::exists, 0, "resource " + config.name + " exists already"};
@@ -357,45 +368,7 @@ Status LocalNode::create_resource(const ResourceConfig& config, const CreateOpti
     if (find(config.name)) {
         return Error{Errc::exists, 0, "resource " + config.name + " exists already"};
     }
-    Superblock initial;
-    initial.node_id = config.node_id;
-    initial.max_peers =
-        options.max_peers != 0
-            ? options.max_peers
-            : std::max<std::uint32_t>(1, static_cast<std::uint32_t>(config.peers.size()));
-    if (initial.max_peers < config.peers.size() || initial.max_peers > bitmap_slots_max) {
-        return Error{Errc::invalid, 0,
-                     text_of("%u bitmap slots for %zu peers: 1 to %u, and one for each peer",
-                             initial.max_peers, config.peers.size(), bitmap_slots_max)};
-    }
-    initial.al_extents = config.options.al_extents;
-    initial.device_uuid = random_u64();
-    initial.extension.present = true;
-    initial.extension.write_seq = 1;
-    initial.extension.in_sync = NodeMask::of(config.node_id);
-
-    const DiskPaths paths = paths_of(config);
-    const MetadataTarget target{paths.disk, paths.metadata};
-    std::uint64_t size = options.size_bytes;
-    if (size == 0) {
-        TRY(const MetadataFile file, MetadataFile::open(target, DiskAccess::shared_read));
-        Superblock planned = initial;
-        TRY(const MetadataLayout layout, plan_layout(file.place(), file.disk().size_bytes(),
-                                                     file.device().size_bytes(), planned));
-        size = layout.data_bytes_max / size_unit * size_unit;
-        if (size == 0) return Error{Errc::no_space, 0, paths.disk + " has no room for a volume"};
-    }
-    if (size % size_unit != 0) {
-        return Error{Errc::invalid, 0,
-                     text_of("a volume of %llu bytes: its size is a multiple of %llu",
-                             static_cast<unsigned long long>(size),
-                             static_cast<unsigned long long>(size_unit))};
-    }
-    initial.effective_size_sectors = size / sector_bytes;
-    TRY(const MetadataImage image, create_metadata(target, initial, options.force));
-    MetadataFile::Block block;
-    encode_superblock(image.superblock, block);
-    TRY_STATUS(write_superblock_copy(paths.copy, block));
+    TRY_STATUS(create_disk(config, options, paths_of(config)));
     return know(config);
 }
 
@@ -550,6 +523,14 @@ Status LocalNode::down(const std::string& name) {
 
 Status LocalNode::take_down(Resource& resource) {
     if (!resource.up) return ok_status();
+    if (resource.mapping->uses_doors()) TRY_STATUS(resource.mapping->close(false));
+    TRY_STATUS(resource.devices->close({}, false));
+    return go_down(resource);
+}
+
+// Its block devices are closed, or handed on.
+Status LocalNode::go_down(Resource& resource) {
+    if (!resource.up) return ok_status();
     ReactorThread& thread = *resource.thread;
     const auto each = [&](void (ResourceShell::*what)(ResourceShell::Done), seconds timeout) {
         return thread.call_async(
@@ -558,8 +539,6 @@ Status LocalNode::take_down(Resource& resource) {
             },
             timeout);
     };
-    if (resource.mapping->uses_doors()) TRY_STATUS(resource.mapping->close(false));
-    TRY_STATUS(resource.devices->close({}, false));
     TRY_STATUS(each(&ResourceShell::stop_doors, command_timeout));
     TRY(const bool primary, ask(resource, [](ResourceShell& shell) { return shell.primary(); }));
     Command command;
@@ -753,18 +732,19 @@ Status LocalNode::demote(const std::string& name) {
     return run(*resource, {.kind = CommandKind::demote});
 }
 
-Status LocalNode::export_nbd(const std::string& name, const std::string& door) {
+Status LocalNode::export_nbd(const std::string& name, const std::string& door, bool read_only) {
     TRY(const ResourcePtr resource, find(name));
     TRY(const Status exported,
-        ask(*resource, [&](ResourceShell& shell) { return shell.export_nbd(door); }));
+        ask(*resource, [&](ResourceShell& shell) { return shell.export_nbd(door, read_only); }));
     return exported;
 }
 
-Result<BlockDoor> LocalNode::export_device(const std::string& name, DeviceKind kind) {
+Result<BlockDoor> LocalNode::export_device(const std::string& name, DeviceKind kind,
+                                           bool read_only) {
     TRY(const ResourcePtr resource, find(name));
     const std::lock_guard changing(resource->changing);
     if (!resource->up) return is_down(name);
-    TRY_STATUS(resource->devices->open(kind));
+    TRY_STATUS(resource->devices->open(kind, read_only));
     return resource->devices->facts(kind);
 }
 
@@ -836,26 +816,62 @@ Status LocalNode::close_doors(const ResourcePtr& resource, const std::string& do
         command_timeout);
 }
 
-// ---- views --------------------------------------------------------------------------------------
+// ---- to the next program ------------------------------------------------------------------------
 
-ResourceStatus status_when_down(const ResourceConfig& config) {
-    ResourceStatus status;
-    status.name = config.name;
-    status.node_id = config.node_id;
-    status.volume = config.volume;
-    status.role = "Secondary";
-    status.disk = "Diskless";
-    for (const PeerConfig& peer : config.peers) {
-        PeerStatus& down = status.peers.emplace_back();
-        down.name = peer.name;
-        down.node_id = peer.node_id;
-        down.connection = "StandAlone";
-        down.role = "Unknown";
-        down.disk = "DUnknown";
-        down.replication = "Off";
+Status LocalNode::may_hand_over(bool force) {
+    for (const std::string& name : resources()) {
+        const auto found = find(name);
+        if (!found || force) continue;
+        const auto unused =
+            ask(*found.value(), [](ResourceShell& shell) { return shell.doors_unused(); });
+        if (unused && !unused.value()) return unused.value();
     }
-    return status;
+    return ok_status();
 }
+
+Result<std::string> LocalNode::hand_over() {
+    std::vector<ResourcePtr> all;
+    for (const std::string& name : resources()) {
+        if (const auto found = find(name)) all.push_back(found.value());
+    }
+    std::vector<std::unique_lock<std::mutex>> changing;
+    for (const ResourcePtr& resource : all)
+        changing.emplace_back(resource->changing);
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        const Status held = all[i]->up ? all[i]->devices->hold(hold_timeout) : ok_status();
+        if (held) continue;
+        for (std::size_t j = 0; j < i; ++j)
+            all[j]->devices->resume();
+        return held.error();
+    }
+    std::vector<HandedDevice> handed;
+    for (const ResourcePtr& resource : all) {
+        resource->mapping->leave();
+        for (HandedDevice& device : resource->devices->hand_over())
+            handed.push_back(std::move(device));
+        // If it fails, the next start is one after a crash, which loses nothing either.
+        const Status down = go_down(*resource);
+        if (!down) options_.log(LOG_ERR, resource->config.name + ": " + down.error().message);
+    }
+    if (acceptor_) acceptor_->close();
+    for (const HandedDevice& device : handed) {
+        if (device.socket >= 0) ::fcntl(device.socket, F_SETFD, 0);
+    }
+    return to_text(handed);
+}
+
+std::vector<DoorPause> LocalNode::pauses() {
+    std::vector<DoorPause> all;
+    for (const std::string& name : resources()) {
+        const auto found = find(name);
+        if (!found) continue;
+        for (DoorPause& pause : found.value()->devices->pauses())
+            all.push_back(std::move(pause));
+    }
+    return all;
+}
+
+// ---- views --------------------------------------------------------------------------------------
 
 Result<ResourceStatus> LocalNode::status(const std::string& name) {
     TRY(const ResourcePtr resource, find(name));
@@ -877,27 +893,6 @@ Result<ResourceStats> LocalNode::stats(const std::string& name) {
 }
 
 // ---- the in-process door ------------------------------------------------------------------------
-
-Error io_error(const std::string& name, int error) {
-    switch (error) {
-        case EROFS:
-            return {Errc::state, error, name + " is Secondary here: promote it first"};
-        case ENOSPC:
-            return {Errc::no_space, error, name + ": a backing disk is full"};
-        case EINVAL:
-            return {Errc::invalid, error,
-                    name + ": the range lies beyond the end, or is not a whole number of sectors"};
-        case ESHUTDOWN:
-            return {Errc::cancelled, error, name + " is down, or going down"};
-        case EBUSY:
-            return {Errc::busy, error,
-                    name +
-                        ": its block device of an earlier daemon waits to be adopted; only reads "
-                        "are served before"};
-        default:
-            return {Errc::io, error, name + ": " + std::strerror(error)};
-    }
-}
 
 // On the reactor's thread.
 void start(Resource& resource, Submission& submission) {

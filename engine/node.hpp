@@ -111,6 +111,15 @@ struct ResizeResult {
     std::vector<std::string> remarks;  // a sentence for each open door that does not follow
 };
 
+// What a planned hand-over meant for who uses a block device: since it was held by the program
+// before. 0: not there yet.
+struct DoorPause {
+    std::string resource;
+    DeviceKind kind = DeviceKind::ublk;
+    std::uint64_t adopted_ns = 0;   // until it was adopted
+    std::uint64_t answered_ns = 0;  // until the first request was answered
+};
+
 struct Event {
     std::uint64_t seq = 0;  // +1 each; a gap means that the listener was too slow
     std::string resource;
@@ -142,6 +151,7 @@ struct NodeOptions {
     unsigned reactors = 1;    // 1..64 threads; resources are spread over them
     bool lock_memory = true;  // mlockall and PR_SET_IO_FLUSHER; falls back with a warning
     std::function<void(int level, const std::string& line)> log;  // syslog levels; any thread
+    std::string handed;  // what hand_over() of the program before in this process has returned
 };
 
 class Node {
@@ -197,13 +207,16 @@ class Node {
     // provably equal (both disks all zeroes or holes), which is checked.
     virtual Status new_current_uuid(const std::string& name, bool clear_bitmap) = 0;
 
-    // door: "unix:PATH" or "tcp:HOST:PORT". Errors: state (not primary), exists, io.
-    virtual Status export_nbd(const std::string& name, const std::string& door) = 0;
+    // door: "unix:PATH" or "tcp:HOST:PORT". read_only: also on a Secondary, as long as its disk is
+    // UpToDate. Errors: state (not primary), exists, io.
+    virtual Status export_nbd(const std::string& name, const std::string& door,
+                              bool read_only = false) = 0;
     // A block device, also at /dev/replica/by-res/NAME, which is that of the one that was opened
     // last: one of each kind may be open. It outlives this process if that ends while it is in use:
     // the next node with this state directory goes on with it. Errors: state (not primary), exists,
     // unsupported (the kernel has none of this kind, and why), permission, busy, io.
-    virtual Result<BlockDoor> export_device(const std::string& name, DeviceKind kind) = 0;
+    virtual Result<BlockDoor> export_device(const std::string& name, DeviceKind kind,
+                                            bool read_only = false) = 0;
     // Errors: not_found (it is not open), state, io.
     virtual Result<BlockDoor> block_door(const std::string& name, DeviceKind kind) = 0;
     // /dev/mapper/replica-NAME, whose path is returned, a device that stays when what lies below it
@@ -221,6 +234,17 @@ class Node {
     // waits in it fails.
     virtual Status unexport(const std::string& name, const std::string& door,
                             bool force = false) = 0;
+
+    // For another program in this process (execve), which is to follow at once. Errors: busy (NBD
+    // clients would lose their connection; by force they do).
+    virtual Status may_hand_over(bool force) = 0;
+    // Holds every block device, so that what is asked of it waits, then brings everything down but
+    // the devices: no resync will follow. Returns what the next node is to be told. If it fails,
+    // all goes on as before; if not, nothing but the descriptors named in it may be used any more.
+    // Errors: timeout (requests do not end).
+    virtual Result<std::string> hand_over() = 0;
+    // Of the devices that were handed to this node.
+    virtual std::vector<DoorPause> pauses() = 0;
 
     virtual std::vector<std::string> resources() = 0;
     virtual Result<ResourceStatus> status(const std::string& name) = 0;

@@ -65,6 +65,8 @@ struct Arguments {
     std::vector<std::string> doors;
     std::string door_kind;
     bool mapped = false;
+    bool read_only = false;
+    std::string program;
     bool watch = false;
     bool verbose = false;
     bool statistics = false;
@@ -265,6 +267,7 @@ void tell_door(const Arguments& arguments, Json result, const std::string& why) 
 std::optional<Json> ask_for_device(const Arguments& arguments, control::Client& client,
                                    const char* method, const char* parameter, std::string& why) {
     Json params = named(arguments);
+    if (arguments.read_only) params["read-only"] = true;
     const std::string& asked = arguments.door_kind;
     for (const char* kind : {"ublk", "nbd"}) {
         if (!asked.empty() && asked != kind) continue;
@@ -287,6 +290,7 @@ void export_best(const Arguments& arguments) {
         return tell_door(arguments, *device, why);
     }
     Json params = named(arguments);
+    if (arguments.read_only) params["read-only"] = true;
     const std::string control = absolute_path(arguments.control);
     params["door"] =
         fmt::format("unix:{}/{}.nbd", control.substr(0, control.rfind('/')), arguments.resource);
@@ -330,6 +334,7 @@ void export_doors(const Arguments& arguments) {
     for (const auto& door : arguments.doors) {
         Json params = named(arguments);
         params["door"] = absolute_door(door);
+        if (arguments.read_only) params["read-only"] = true;
         simple(arguments, "resource.export", params);
     }
 }
@@ -341,6 +346,53 @@ void unexport_doors(const Arguments& arguments) {
     for (const auto& door : arguments.doors) {
         params["door"] = absolute_door(door);
         simple(arguments, "resource.unexport", params);
+    }
+}
+
+// What the node says of the upgrade; null: nobody answers yet, or it has not happened.
+Json upgrade_report(const Arguments& arguments, const Json& id) {
+    auto client = Client::connect(absolute_path(arguments.control));
+    if (!client) return nullptr;
+    auto info = client.value()->call("node.info", Json::object());
+    if (!info || !info.value().contains("upgrade")) return nullptr;
+    Json report = info.value()["upgrade"];
+    if (report["id"] != id) return nullptr;
+    report["to"] = info.value()["version"];
+    return report;
+}
+
+bool all_have(const Json& doors, const char* what) {
+    return std::all_of(doors.begin(), doors.end(),
+                       [what](const Json& door) { return door[what] > 0; });
+}
+
+// Returns when the next program serves every block device, and each has had a second to be used.
+void upgrade(const Arguments& arguments) {
+    using Clock = std::chrono::steady_clock;
+    Json params = {{"force", arguments.force}};
+    if (!arguments.program.empty()) params["program"] = absolute_path(arguments.program);
+    const Json begun = ask(*reach(arguments), "node.upgrade", params);
+    const std::chrono::duration<double> seconds(arguments.timeout_s > 0 ? arguments.timeout_s
+                                                                        : 120);
+    const auto end = Clock::now() + std::chrono::duration_cast<Clock::duration>(seconds);
+    auto idle_end = Clock::time_point::max();
+    for (;;) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        const Json report = upgrade_report(arguments, begun["id"]);
+        const bool there = !report.is_null();
+        if (there && report["error"] != "") throw Refused(report["error"].get<std::string>());
+        const bool adopted = there && all_have(report["doors"], "adopted-ms");
+        if (adopted && idle_end == Clock::time_point::max()) {
+            idle_end = Clock::now() + std::chrono::seconds(1);
+        }
+        if (adopted && (all_have(report["doors"], "pause-ms") || Clock::now() >= idle_end)) {
+            if (arguments.json) return print_json(report);
+            return print(replicactl::upgrade_text(report));
+        }
+        if (Clock::now() < end) continue;
+        throw Refused(Error{Errc::timeout, 0,
+                            there ? "the new program runs, but a block device waits: see the status"
+                                  : "the new program does not answer: see the log"});
     }
 }
 
@@ -535,6 +587,7 @@ class CommandLine {
         add_creation();
         add_resource_commands();
         add_peer_commands();
+        add_upgrade();
         add_views();
     }
 
@@ -671,10 +724,13 @@ class CommandLine {
                         "ublk, nbd (/dev/nbdN) or socket; default: the first that there is")
             ->check(CLI::IsMember({"ublk", "nbd", "socket"}))
             ->excludes(nbd);
+        auto* const reads = sub->add_flag("--read-only", arguments_.read_only,
+                                          "also on a Secondary; writes are refused");
         sub->add_flag(
                "--mapped", arguments_.mapped,
                "as /dev/mapper/replica-RES, below which the door may change while it is used")
-            ->excludes(nbd);
+            ->excludes(nbd)
+            ->excludes(reads);
         sub = add_for_resource("map", "lead what is mapped here to the node that is Primary",
                                map_elsewhere);
         sub->add_option("--to", arguments_.doors, "its NBD door: tcp:HOST:PORT")
@@ -688,6 +744,16 @@ class CommandLine {
             ->allow_extra_args(false);
         sub->add_flag("--force", arguments_.force,
                       "a block device even if it is in use: its users get I/O errors");
+    }
+
+    void add_upgrade() {
+        auto* const sub =
+            add("upgrade", "put another replicad in place of the running one", upgrade);
+        sub->add_option("--binary", arguments_.program, "default: its file, as it is now");
+        sub->add_flag("--force", arguments_.force, "even if NBD clients lose their connection");
+        sub->add_option("--timeout", arguments_.timeout_s, "seconds")
+            ->check(CLI::Range(1.0, 1e6))
+            ->default_str("120");
     }
 
     void add_peer_commands() {

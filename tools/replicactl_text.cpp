@@ -249,6 +249,19 @@ std::string resize_text(const Json& result) {
     return text;
 }
 
+std::string upgrade_text(const Json& report) {
+    std::string text = fmt::format("{} -> {}\n", text_at(report, "from"), text_at(report, "to"));
+    for (const auto& door : list_at(report, "doors")) {
+        const double adopted = door.value("adopted-ms", 0.0), pause = door.value("pause-ms", 0.0);
+        const std::string name =
+            fmt::format("{}, {}", text_at(door, "resource"), text_at(door, "door"));
+        text += pause > 0
+                    ? fmt::format("{}: I/O paused for {:.0f} ms\n", name, pause)
+                    : fmt::format("{}: adopted after {:.0f} ms, not used since\n", name, adopted);
+    }
+    return text;
+}
+
 std::string zeroing_line(const Json& list) {
     for (const auto& resource : list) {
         for (const auto& device : list_at(resource, "devices")) {

@@ -21,6 +21,9 @@ struct StatusStyle {
 // `list` is the result of "status". Ends with a newline; a text of its own for no resources.
 std::string status_text(const control::Json& list, const StatusStyle& style);
 
+// Of an upgrade that has happened: versions, and how long the I/O of each block device paused.
+std::string upgrade_text(const control::Json& report);
+
 // The result of "stats": one line a part with count, mean, p50, p99 and maximum.
 std::string stats_text(const control::Json& stats);
 

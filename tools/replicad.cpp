@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
@@ -23,6 +24,7 @@
 #include "control/server.hpp"
 #include "control/service.hpp"
 #include "engine/node.hpp"
+#include "tools/replicad_upgrade.hpp"
 #include "tools/standard_streams.hpp"
 
 namespace {
@@ -30,6 +32,8 @@ namespace {
 using namespace replica;
 
 constexpr int exit_usage = 64;
+// From a thread of the control socket to the main one.
+constexpr int upgrade_signal = SIGUSR2;
 
 struct Options {
     std::string name;
@@ -97,7 +101,7 @@ std::string host_name() {
 sigset_t block_signals() {
     sigset_t set;
     sigemptyset(&set);
-    for (const int signal : {SIGTERM, SIGINT, SIGHUP})
+    for (const int signal : {SIGTERM, SIGINT, SIGHUP, upgrade_signal})
         sigaddset(&set, signal);
     pthread_sigmask(SIG_BLOCK, &set, nullptr);
     struct sigaction ignore {};
@@ -106,11 +110,13 @@ sigset_t block_signals() {
     return set;
 }
 
-void wait_for_stop(const sigset_t& set, const Log& log) {
+// True: to become another program; false: to stop.
+bool wait_for_stop(const sigset_t& set, const Log& log) {
     int signal = 0;
     while (signal != SIGTERM && signal != SIGINT) {
         sigwait(&set, &signal);
         if (signal == SIGHUP) log(LOG_INFO, "SIGHUP: there is nothing to reload");
+        if (signal == upgrade_signal) return true;
     }
     log(LOG_INFO, fmt::format("{}: bringing everything down", strsignal(signal)));
     notify_manager("STOPPING=1");
@@ -118,7 +124,9 @@ void wait_for_stop(const sigset_t& set, const Log& log) {
     // what is active in the activity log is resynced at the next start.
     sigset_t again = set;
     sigdelset(&again, SIGHUP);
+    sigdelset(&again, upgrade_signal);
     pthread_sigmask(SIG_UNBLOCK, &again, nullptr);
+    return false;
 }
 
 Status check(const Options& options) {
@@ -131,8 +139,27 @@ Status check(const Options& options) {
     return ok_status();
 }
 
-Status run(const Options& options, const Log& log, const sigset_t& signals) {
+// Returns if the upgrade came to nothing, and all is as before.
+void upgrade(Node& node, control::Service& service, tools::Upgrader& upgrader, const Log& log) {
+    const auto handed = node.hand_over();
+    if (!handed) {
+        log(LOG_ERR, fmt::format("no upgrade: {}", handed.error().message));
+        return service.go_on({upgrader.id(), REPLICA_VERSION_TEXT, handed.error().message});
+    }
+    log(LOG_INFO, "everything is handed over: the next program starts");
+    upgrader.become(handed.value());
+    // Everything is down, and what was held waits for whoever is started next.
+    log(LOG_CRIT, fmt::format("no program can be started: {}", std::strerror(errno)));
+    std::_Exit(static_cast<int>(Errc::io));
+}
+
+Status run(const Options& options, const Log& log, const sigset_t& signals,
+           tools::Upgrader& upgrader) {
     TRY_STATUS(check(options));
+    if (!upgrader.upgraded().id.empty()) {
+        log(LOG_INFO, fmt::format("version {} takes over from {}", REPLICA_VERSION_TEXT,
+                                  upgrader.upgraded().from));
+    }
     TRY(const auto store, control::ConfigStore::open(options.state));
     NodeOptions node_options;
     node_options.name = options.name;
@@ -141,8 +168,15 @@ Status run(const Options& options, const Log& log, const sigset_t& signals) {
     node_options.reactors = options.reactors;
     node_options.lock_memory = options.lock_memory;
     node_options.log = log;
+    node_options.handed = upgrader.handed();
     TRY(auto node, Node::create(node_options));
-    control::Service service(*node, *store, {options.name, options.listen, log});
+    const auto choose = [&upgrader](const std::string& program, const std::string& id) {
+        auto version = upgrader.choose(program, id);
+        if (version) ::kill(::getpid(), upgrade_signal);
+        return version;
+    };
+    control::Service service(*node, *store,
+                             {options.name, options.listen, log, choose, upgrader.upgraded()});
     TRY_STATUS(service.restore());
     control::ServerOptions server_options;
     server_options.path = options.control;
@@ -152,7 +186,11 @@ Status run(const Options& options, const Log& log, const sigset_t& signals) {
                               options.name, REPLICA_VERSION_TEXT, options.control,
                               options.listen.empty() ? "nothing else" : options.listen));
     notify_manager(fmt::format("READY=1\nSTATUS=node {} is ready", options.name));
-    wait_for_stop(signals, log);
+    while (wait_for_stop(signals, log)) {
+        server.reset();
+        upgrade(*node, service, upgrader, log);
+        TRY(server, control::Server::start(service, server_options));
+    }
     server.reset();
     node.reset();
     log(LOG_INFO, "everything is down");
@@ -180,6 +218,7 @@ void add_options(CLI::App& app, Options& options) {
 
 int main(int argc, char** argv) {
     tools::hold_standard_streams();
+    tools::Upgrader upgrader(argv);
     Options options;
     options.name = host_name();
     CLI::App app{"replicad: mirrors block volumes between machines"};
@@ -195,7 +234,7 @@ int main(int argc, char** argv) {
                 *path = std::filesystem::absolute(*path).lexically_normal().string();
         const sigset_t signals = block_signals();
         const Log log(options.log_level);
-        const auto status = run(options, log, signals);
+        const auto status = run(options, log, signals, upgrader);
         if (status) return 0;
         log(LOG_ERR, status.error().message);
         return static_cast<int>(status.error().code);

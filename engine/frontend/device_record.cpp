@@ -10,6 +10,7 @@
 #include <cinttypes>
 #include <cstdio>
 #include <cstring>
+#include <string_view>
 
 #include "engine/base/text.hpp"
 #include "engine/io/process.hpp"
@@ -17,9 +18,13 @@
 namespace replica {
 namespace {
 
+constexpr const char* read_only_line = "read-only\n";
 constexpr std::uint64_t magic = 0x5270;  // "Rp", in the highest 16 bits of a token
-constexpr const char* format =
-    "replica %s device 1\ntoken %016" PRIx64 "\ngeneration %016" PRIX64 "\n";
+std::string text_for(DeviceKind kind, const DeviceRecord& record) {
+    return text_of("replica %s device 1\ntoken %016" PRIx64 "\ngeneration %016" PRIX64 "\n%s",
+                   name_of(kind), record.token, record.generation,
+                   record.read_only ? read_only_line : "");
+}
 
 Error file_error(const std::string& path, const char* what) {
     return {Errc::io, errno,
@@ -79,7 +84,8 @@ Result<std::optional<DeviceRecord>> DeviceRecordFile::load() const {
     const int taken =
         std::sscanf(text, "replica %*s device 1\ntoken %16" SCNx64 "\ngeneration %16" SCNx64,
                     &record.token, &record.generation);
-    if (taken != 2 || text_of(format, name_of(kind_), record.token, record.generation) != text) {
+    record.read_only = std::string_view(text).ends_with(read_only_line);
+    if (taken != 2 || text_for(kind_, record) != text) {
         return Error{Errc::corrupt, 0,
                      text_of("%s is not the record of a device of %s: see which device waits (ls "
                              "/sys/block), end it, and remove the file",
@@ -93,7 +99,7 @@ Status DeviceRecordFile::save(const DeviceRecord& record) const {
         return file_error(directory_, "made");
     }
     const std::string next = path_ + ".new";
-    if (!write_stable(next, text_of(format, name_of(kind_), record.token, record.generation)) ||
+    if (!write_stable(next, text_for(kind_, record)) ||
         ::rename(next.c_str(), path_.c_str()) != 0 || !sync_directory(directory_)) {
         return file_error(path_, "written");
     }

@@ -20,6 +20,7 @@ struct DeviceRecord {
     std::uint64_t token = 0;
     // Of the data when the device was last known to be served. It is 0 in no record.
     std::uint64_t generation = 0;
+    bool read_only = false;
 
     friend bool operator==(const DeviceRecord&, const DeviceRecord&) = default;
 };

@@ -42,7 +42,7 @@ void remove_device_name(const KernelDeviceOptions& options, const std::string& p
 
 Status KernelDevice::note_generation(std::uint64_t generation) {
     if (generation == record_.generation) return ok_status();
-    const DeviceRecord next{record_.token, generation};
+    const DeviceRecord next{record_.token, generation, record_.read_only};
     TRY_STATUS(file_.save(next));
     record_ = next;
     return ok_status();

@@ -35,6 +35,19 @@ class KernelQueue {
     virtual void when_ended(std::function<void()> done) = 0;
     // The kernel does not reach this queue any more, though the device was not stopped here.
     virtual bool lost() const = 0;
+
+    // Passes no request on from now on: what comes waits, unanswered. `held` is called once, later,
+    // when what came before is answered; not if resume() comes first.
+    virtual void hold(std::function<void()> held) = 0;
+    // Ends that: what waited is passed on.
+    virtual void resume() = 0;
+    // Of a held queue, for the next program of this process (execve), which is to follow soon: the
+    // descriptor that it can go on with; -1: it has to take the device over. The queue touches
+    // neither its volume nor its log from now on.
+    virtual int abandon() = 0;
+    // Whether it may be destroyed then, or has to be left behind as it is, with what the kernel
+    // may still write to.
+    virtual bool destructible() const = 0;
 };
 
 // All that a queue needs: made where it may block, given to the reactor.
@@ -46,6 +59,8 @@ class KernelChannel {
         DeviceLog log;
         // On the reactor's thread, when the queue is lost; it must not be destroyed in there.
         std::function<void()> on_lost;
+        // The same, when the first request is answered; may be empty.
+        std::function<void()> on_answer;
     };
     virtual ~KernelChannel() = default;
     // On the reactor's thread, once; the queue has all that there is from then on.
@@ -79,6 +94,8 @@ class KernelDevice {
     // this node alone made of it.
     std::uint64_t generation() const { return record_.generation; }
     Status note_generation(std::uint64_t generation);
+    // It was made for a volume that was not writable, and nothing that waits in it is a write.
+    bool read_only() const { return record_.read_only; }
 
     // The channel for the queue that will serve the device. Of a found device: takes it over first.
     // Errors: busy (the old daemon is not gone yet, in the kernel's eyes: try again), state (it
@@ -139,8 +156,9 @@ class KernelDevice {
 // How devices of one kind come into being.
 struct DeviceMaker {
     DeviceKind kind = DeviceKind::ublk;
-    // A new device that is on record with the data's generation, and not yet live. Errors:
-    // unsupported, permission (a sentence for who asked for it), no_space, io.
+    // A new device that is on record with the data's generation, and not yet live; read-only, if
+    // the volume is not writable. Errors: unsupported, permission (a sentence for who asked for
+    // it), no_space, io.
     std::function<Result<std::unique_ptr<KernelDevice>>(const VolumeInfo&,
                                                         std::uint64_t generation)>
         create;

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "engine/base/assert.hpp"
 
@@ -85,6 +86,7 @@ void NbdConnection::open(int fd, std::uint64_t client_number, bool shaken_hands)
     session_ = NbdSession(context_.export_name);
     rx_begin_ = rx_end_ = 0;
     need_input_ = true;
+    holding_ = answered_ = false;
     progress_ = context_.reactor.now();
     if (shaken_hands) {
         session_.skip_handshake();
@@ -99,7 +101,7 @@ void NbdConnection::open(int fd, std::uint64_t client_number, bool shaken_hands)
 
 // Everything that changes something ends in schedule(), and this looks at all of it once a turn.
 void NbdConnection::on_turn() {
-    if (state_ == State::idle) return;
+    if (state_ == State::idle) return maybe_held();
     if (state_ != State::closing) {
         set_starved(false);
         splitter_.pump();
@@ -109,6 +111,7 @@ void NbdConnection::on_turn() {
     const bool nothing_left = busy_slots_ == 0 && iov_count_ == 0 && handshake_out_.empty();
     if (state_ == State::draining && nothing_left) drop("");
     if (state_ == State::open) receive();
+    maybe_held();
     maybe_end();
 }
 
@@ -378,13 +381,53 @@ void NbdConnection::receive() {
         rx_end_ -= rx_begin_;
         rx_begin_ = 0;
     }
-    const auto room = std::span(rx_).subspan(rx_end_);
+    auto room = std::span(rx_).subspan(rx_end_);
     ASSERT(!room.empty());
+    if (holding_) room = room.first(std::min(room.size(), rest_of_request()));
+    if (room.empty()) return;
     if (payload_ != nullptr) {
         context_.reactor.recv(recv_op_, fd_, room, 0);
     } else {
         context_.reactor.recv_later(recv_op_, fd_, room, 0);
     }
+}
+
+// What the stream still holds of the request that has begun; 0: none has, or it has to wait.
+std::size_t NbdConnection::rest_of_request() const {
+    const std::size_t have = rx_end_ - rx_begin_;
+    if (session_.skipping() > 0) return static_cast<std::size_t>(session_.skipping());
+    if (payload_ != nullptr) return payload_length_ - payload_filled_;
+    return have > 0 && have < nbd::request_bytes ? nbd::request_bytes - have : 0;
+}
+
+void NbdConnection::hold(std::function<void()> held) {
+    holding_ = true;
+    held_ = std::move(held);
+    if (state_ == State::open && !recv_direct_) context_.reactor.cancel(recv_op_);
+    context_.reactor.defer(turn_);
+}
+
+void NbdConnection::resume() {
+    holding_ = false;
+    held_ = nullptr;
+    need_input_ = true;
+    schedule();
+}
+
+void NbdConnection::maybe_held() {
+    if (!held_) return;
+    const bool reading = recv_op_.in_flight || rx_begin_ < rx_end_ || payload_ != nullptr ||
+                         payload_abandoned_ > 0 || session_.skipping() > 0;
+    const bool busy = reading || busy_slots_ > 0 || iov_count_ > 0 || send_op_.in_flight;
+    if (state_ == State::idle || (state_ == State::open && !busy)) std::exchange(held_, nullptr)();
+}
+
+int NbdConnection::give() {
+    ASSERT(holding_ && !held_);
+    if (state_ != State::open) return -1;
+    ASSERT(!recv_op_.in_flight && !send_op_.in_flight && busy_slots_ == 0 && held_bytes_ == 0);
+    state_ = State::idle;
+    return std::exchange(fd_, -1);
 }
 
 void NbdConnection::on_received(std::int32_t result) {
@@ -405,6 +448,7 @@ void NbdConnection::on_received(std::int32_t result) {
         return;
     }
     if (result == -EINTR || result == -EAGAIN) return;
+    if (result == -ECANCELED && holding_) return;
     if (result < 0) return drop(std::strerror(-result));
     // The client has closed its side. It may still want the answers to what it has asked, but not
     // to half a write.
@@ -482,6 +526,7 @@ void NbdConnection::maybe_end() {
     fd_ = -1;
     state_ = State::idle;
     log(LOG_DEBUG, "gone");
+    maybe_held();
     context_.on_ended(context_.server);
 }
 

@@ -38,6 +38,8 @@ struct NbdServerOptions {
     std::function<void(int level, const std::string& line)> log;  // syslog levels; reactor thread
     // The last client is gone, and nobody has asked for that by stop(). Reactor thread.
     std::function<void()> deserted;
+    // A client has got its first answers. Reactor thread.
+    std::function<void()> answered;
 };
 
 class NbdConnection {
@@ -65,6 +67,12 @@ class NbdConnection {
     void open(int fd, std::uint64_t client_number, bool shaken_hands = false);
     // Takes no more commands, answers those in flight, and closes.
     void finish();
+    // Of a client in the transmission phase: reads no further than to the end of a request that has
+    // begun. `held` is called when all that was read is answered, or the client is gone.
+    void hold(std::function<void()> held);
+    void resume();
+    // After `held`: gives the socket away, for somebody who reads on; -1: the client is gone.
+    int give();
     // Tries again to get a buffer.
     void retry();
     // Drops a client that keeps others waiting by not moving (see stall_timeout_ns).
@@ -133,6 +141,8 @@ class NbdConnection {
 
     // The socket (nbd_connection.cpp).
     void receive();
+    std::size_t rest_of_request() const;
+    void maybe_held();
     void on_received(std::int32_t result);
     void set_starved(bool starved);
     void schedule() { context_.reactor.defer(turn_); }
@@ -157,6 +167,9 @@ class NbdConnection {
     Instant progress_;      // when a byte last moved
     bool starved_ = false;  // the volume had no buffer
     bool need_input_ = false;
+    bool holding_ = false;
+    bool answered_ = false;
+    std::function<void()> held_;
 
     std::vector<Slot> slots_;
     Slot* free_ = nullptr;

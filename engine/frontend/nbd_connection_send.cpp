@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "engine/base/assert.hpp"
 #include "engine/frontend/nbd_connection.hpp"
@@ -211,6 +212,10 @@ void NbdConnection::on_sent(std::int32_t result) {
 // read.
 void NbdConnection::batch_sent() {
     ASSERT(!send_op_.in_flight);
+    const bool answers = iov_count_ > 0 && iov_sent_ == iov_count_ && !handshake_in_batch_;
+    if (answers && !std::exchange(answered_, true) && context_.options.answered) {
+        context_.options.answered();
+    }
     iov_count_ = iov_sent_ = staged_ = 0;
     if (handshake_in_batch_) handshake_out_.clear();
     handshake_in_batch_ = false;

@@ -91,6 +91,7 @@ class NbdSession {
     static constexpr std::size_t input_bytes_max = nbd::option_header_bytes + nbd_option_bytes_max;
     // Drops the next `bytes` of the stream: the rest of a payload whose write has failed.
     void skip(std::uint64_t bytes) { skip_bytes_ += bytes; }
+    std::uint64_t skipping() const { return skip_bytes_; }
 
     bool in_transmission() const { return phase_ == Phase::transmission; }
     bool structured() const { return structured_; }

@@ -24,6 +24,7 @@ NbdServerOptions options_for(const KernelChannel::Server& server, std::function<
     options.stall_timeout_ns = never_ns;
     options.log = server.log;
     options.deserted = std::move(deserted);
+    options.answered = server.on_answer;
     return options;
 }
 

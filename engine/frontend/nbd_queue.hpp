@@ -24,6 +24,7 @@ class NbdChannel final : public KernelChannel {
     NbdChannel(const NbdChannel&) = delete;
     NbdChannel& operator=(const NbdChannel&) = delete;
 
+    int fd() const { return fd_; }
     // The kernel has let go of its end: nothing will ever come.
     bool hung_up() const;
     std::unique_ptr<KernelQueue> serve(const Server& server) override;
@@ -42,6 +43,10 @@ class NbdQueue final : public KernelQueue {
     void when_ended(std::function<void()> done) override;
     // A socket that broke, which nobody has asked for: the kernel waits for another one.
     bool lost() const override { return lost_; }
+    void hold(std::function<void()> held) override { server_.hold(std::move(held)); }
+    void resume() override { server_.resume(); }
+    int abandon() override { return server_.give(); }
+    bool destructible() const override { return true; }
 
   private:
     NbdServer server_;

@@ -114,6 +114,18 @@ void NbdServer::take(int fd) {
     connection->open(fd, ++clients_seen_, true);
 }
 
+void NbdServer::hold(std::function<void()> held) {
+    ASSERT(connections_.size() == 1);
+    connections_.front()->hold(std::move(held));
+}
+
+void NbdServer::resume() { connections_.front()->resume(); }
+
+int NbdServer::give() {
+    retry_timer_.clear();
+    return connections_.front()->give();
+}
+
 NbdConnection* NbdServer::free_connection() {
     for (auto& connection : connections_) {
         if (connection->idle()) return connection.get();

@@ -38,6 +38,10 @@ class NbdServer final : private ListenerOwner {
     // Serves a connected socket that is in the transmission phase, in place of start(); the server
     // has it from now on.
     void take(int fd);
+    // As their namesakes in NbdConnection, for the socket that was taken.
+    void hold(std::function<void()> held);
+    void resume();
+    int give();
     // Closes the door: no new clients, no new commands; what is in flight is answered. `done` is
     // called later, once, from the reactor, when nothing of it is left; the server may be destroyed
     // then, from inside too. Requests that the engine holds back hold this up, so whoever takes the

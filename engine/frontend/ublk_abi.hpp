@@ -75,7 +75,7 @@ inline constexpr std::uint64_t flag_update_size = 1U << 10;
 
 // Parameters.
 inline constexpr std::uint32_t params_basic = 1, params_discard = 2;
-inline constexpr std::uint32_t attr_volatile_cache = 4, attr_fua = 8;
+inline constexpr std::uint32_t attr_read_only = 1, attr_volatile_cache = 4, attr_fua = 8;
 
 struct ParamBasic {
     std::uint32_t attrs = 0;

@@ -17,7 +17,7 @@ namespace {
 
 // The driver looks this often whether its server is gone when the dead one held every tag; else it
 // is told. The default is 30 s.
-constexpr unsigned dead_server_ms = 2000;
+constexpr unsigned dead_server_ms = 200;
 // Long enough to be quick, short enough to leave room for others in between.
 constexpr std::uint32_t discard_bytes_max = 64U << 20;
 
@@ -26,6 +26,7 @@ ublk::Params params_for(const VolumeInfo& info) {
     params.types = ublk::params_basic | ublk::params_discard;
     // Each member flushes its own disk, whatever that has for a cache: so there is one to flush.
     params.basic.attrs = ublk::attr_volatile_cache | ublk::attr_fua;
+    if (!info.writable) params.basic.attrs |= ublk::attr_read_only;
     params.basic.logical_shift =
         static_cast<std::uint8_t>(std::countr_zero(info.logical_block_bytes));
     params.basic.max_sectors = ublk_io_bytes_max / sector_bytes;
@@ -65,7 +66,7 @@ Result<std::unique_ptr<KernelDevice>> UblkDevice::create(const UblkDeviceOptions
                                                          std::uint64_t generation) {
     TRY(auto control, options.control());
     const DeviceRecordFile file(options.state_dir, DeviceKind::ublk, options.resource);
-    const DeviceRecord record{new_device_token(), generation};
+    const DeviceRecord record{new_device_token(), generation, !info.writable};
     TRY_STATUS(file.save(record));
     ublk::DeviceInfo wanted;
     wanted.queue_depth = ublk_queue_depth;

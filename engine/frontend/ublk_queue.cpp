@@ -15,6 +15,7 @@
 #include <utility>
 
 #include "engine/base/text.hpp"
+#include "engine/io/process.hpp"
 
 namespace replica {
 namespace {
@@ -101,15 +102,13 @@ Result<std::unique_ptr<UblkChannel>> UblkChannel::create(std::uint16_t depth,
     ASSERT(depth > 0 && depth <= ublk_depth_max && io_bytes > 0 && io_bytes <= io_bytes_max);
     std::unique_ptr<UblkChannel> self(new UblkChannel(depth, io_bytes));
     // Touched now: where memory is short, serving a write must not ask for more.
-    void* const memory = ::mmap(nullptr, self->buffers_bytes(), PROT_READ | PROT_WRITE,
-                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    if (memory == MAP_FAILED) {
+    self->buffers_ = map_touched(self->buffers_bytes());
+    if (self->buffers_ == nullptr) {
         return Error{Errc::no_space, errno,
                      text_of("no memory for the %zu MiB of buffers of a ublk device: free some, or "
                              "raise the limit of locked memory",
                              self->buffers_bytes() >> 20)};
     }
-    self->buffers_ = static_cast<std::byte*>(memory);
     return self;
 }
 
@@ -140,7 +139,7 @@ UblkChannel::~UblkChannel() {
 
 std::unique_ptr<KernelQueue> UblkService::serve(const Server& server) {
     return std::make_unique<UblkQueue>(server.reactor, server.volume, std::move(channel_),
-                                       server.log);
+                                       server.log, server.on_answer);
 }
 
 // ---- the queue ----------------------------------------------------------------------------------
@@ -160,13 +159,14 @@ const SplitHooks UblkQueue::hooks_ = {
 };
 
 UblkQueue::UblkQueue(Reactor& reactor, Volume& volume, std::unique_ptr<UblkChannel> channel,
-                     DeviceLog log)
+                     DeviceLog log, std::function<void()> on_answer)
     : reactor_(reactor),
       volume_(volume),
       channel_(std::move(channel)),
       log_(std::move(log)),
       splitter_(volume, channel_->depth() + more_pieces, pieces_per_request),
-      tags_(channel_->depth()) {
+      tags_(channel_->depth()),
+      on_answer_(std::move(on_answer)) {
     starting_ = true;
     if (starting++ == 0) set_admin_right(false);
     turn_.context = this;
@@ -205,7 +205,12 @@ void UblkQueue::fetch(Tag& tag, std::uint32_t command) {
 
 // 0: there is a request.
 void UblkQueue::on_request(Tag& tag, std::int32_t result) {
+    if (abandoned_) return;
     if (result != 0) return on_refusal(tag, result);
+    if (holding_) {
+        tag.kept = true;
+        return;
+    }
     const ublk::IoDescriptor& asked = channel_->descriptor(tag.command.tag);
     SplitRequest& request = tag.split;
     if (!kind_of(asked.op_flags & ublk::op_mask, request.kind)) return finish(tag, EIO);
@@ -249,6 +254,29 @@ void UblkQueue::finish(Tag& tag, int error) {
                          : data     ? static_cast<std::int32_t>(tag.split.length)
                                     : 0;
     fetch(tag, ublk::cmd_commit_and_fetch);
+    if (on_answer_) std::exchange(on_answer_, nullptr)();
+    if (held_) reactor_.defer(turn_);
+}
+
+void UblkQueue::hold(std::function<void()> held) {
+    holding_ = true;
+    held_ = std::move(held);
+    reactor_.defer(turn_);
+}
+
+void UblkQueue::resume() {
+    holding_ = false;
+    held_ = nullptr;
+    for (Tag& tag : tags_) {
+        if (std::exchange(tag.kept, false)) on_request(tag, 0);
+    }
+}
+
+// The kernel takes what is armed back when this thread ends, and gives all to the next server.
+int UblkQueue::abandon() {
+    ASSERT(holding_ && splitter_.requests() == 0);
+    abandoned_ = true;
+    return -1;
 }
 
 void UblkQueue::when_ended(std::function<void()> done) {
@@ -257,6 +285,7 @@ void UblkQueue::when_ended(std::function<void()> done) {
 }
 
 void UblkQueue::on_turn() {
+    if (held_ && splitter_.requests() == 0) std::exchange(held_, nullptr)();
     if (armed_ > 0) return;
     // The first one may destroy this queue.
     for (const std::function<void()>& ended : std::exchange(ended_, {}))

@@ -77,8 +77,8 @@ class UblkQueue final : public KernelQueue {
   public:
     // Asks the kernel for requests at once, without the right that would make it look for a
     // partition table while the device is started (ublk_queue.cpp): until started() was called.
-    UblkQueue(Reactor& reactor, Volume& volume, std::unique_ptr<UblkChannel> channel,
-              DeviceLog log);
+    UblkQueue(Reactor& reactor, Volume& volume, std::unique_ptr<UblkChannel> channel, DeviceLog log,
+              std::function<void()> on_answer);
     ~UblkQueue() override;  // only when ended
     UblkQueue(const UblkQueue&) = delete;
     UblkQueue& operator=(const UblkQueue&) = delete;
@@ -86,6 +86,10 @@ class UblkQueue final : public KernelQueue {
     void started() override;
     void when_ended(std::function<void()> done) override;
     bool lost() const override { return false; }  // the kernel ends it only when it is stopped
+    void hold(std::function<void()> held) override;
+    void resume() override;
+    int abandon() override;
+    bool destructible() const override { return armed_ == 0; }
 
   private:
     struct Tag {
@@ -93,6 +97,7 @@ class UblkQueue final : public KernelQueue {
         SplitRequest split;
         ublk::IoCommand command;
         std::uint32_t command_number = 0;
+        bool kept = false;  // has a request that waits, as the queue is held
         UblkQueue* queue = nullptr;
     };
 
@@ -114,6 +119,8 @@ class UblkQueue final : public KernelQueue {
     Deferred turn_;
     std::vector<std::function<void()>> ended_;
     bool starting_ = false;
+    bool holding_ = false, abandoned_ = false;
+    std::function<void()> held_, on_answer_;
 };
 
 // The errno that says to the block layer what became of a request (docs/doors.md, "Errors").

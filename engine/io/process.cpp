@@ -85,6 +85,24 @@ std::vector<std::string> prepare_process(const ProcessOptions& options) {
     return warnings;
 }
 
+std::byte* map_touched(std::size_t bytes) {
+    void* const memory =
+        ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return nullptr;
+    static_cast<void>(::madvise(memory, bytes, MADV_HUGEPAGE));
+    auto* const begin = static_cast<std::byte*>(memory);
+    if (::madvise(memory, bytes, MADV_POPULATE_WRITE) == 0) return begin;
+    if (errno == EINVAL) {  // not known before Linux 5.14
+        for (std::size_t at = 0; at < bytes; at += 4096)
+            static_cast<volatile std::byte*>(begin)[at] = std::byte{0};
+        return begin;
+    }
+    const int error = errno;
+    ::munmap(memory, bytes);
+    errno = error;
+    return nullptr;
+}
+
 Result<std::array<std::byte, 16>> read_boot_id() {
     static constexpr const char* path = "/proc/sys/kernel/random/boot_id";
     const Error failure{Errc::io, EIO, text_of("%s can not be read: mount /proc", path)};

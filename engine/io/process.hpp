@@ -23,6 +23,11 @@ struct ProcessOptions {
 // comes back as sentences for the log, each saying what would make it work.
 std::vector<std::string> prepare_process(const ProcessOptions& options);
 
+// Anonymous memory that is there from the start, not at its first use; in large pages where the
+// system has them, as a daemon that takes over from another has no time for thousands of small
+// ones. nullptr: none, with errno. munmap() gives it back.
+std::byte* map_touched(std::size_t bytes);
+
 // The kernel's id of this boot: equal for every process until the machine restarts.
 // Errors: io (no /proc).
 Result<std::array<std::byte, 16>> read_boot_id();

@@ -21,6 +21,8 @@
 #include <utility>
 #include <vector>
 
+#include "engine/io/process.hpp"
+
 namespace replica {
 
 Op::~Op() { ASSERT(!in_flight); }
@@ -238,14 +240,13 @@ Status UringReactor::open_ring(const ReactorOptions& options) {
 Status UringReactor::open_arena(std::size_t bytes) {
     if (bytes == 0) return ok_status();
     bytes = page_up(bytes);
-    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-    if (memory == MAP_FAILED) {
+    std::byte* const memory = map_touched(bytes);
+    if (memory == nullptr) {
         return Error{Errc::no_space, errno,
                      "no memory for " + std::to_string(bytes >> 20) +
                          " MiB of IO buffers: free some, or raise the limit of locked memory"};
     }
-    arena_ = static_cast<std::byte*>(memory);
+    arena_ = memory;
     arena_bytes_ = bytes;
     register_arena();
     return ok_status();

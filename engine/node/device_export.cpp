@@ -7,12 +7,13 @@
 #include <utility>
 
 #include "engine/base/text.hpp"
+#include "engine/node/handover.hpp"
 
 namespace replica {
 namespace {
 
 using std::chrono::milliseconds;
-constexpr milliseconds somebody_else{20}, soon{100}, later{1000}, idle{3'600'000};
+constexpr milliseconds somebody_else{20}, soon{50}, later{1000}, idle{3'600'000};
 constexpr std::chrono::seconds end_timeout{120};
 
 }  // namespace
@@ -29,7 +30,7 @@ DeviceExport::~DeviceExport() { leave(); }
 
 // ---- by command ---------------------------------------------------------------------------------
 
-Status DeviceExport::open() {
+Status DeviceExport::open(bool read_only) {
     TRY_STATUS(look());
     if (device_ && state_ == State::live) {
         return Error{Errc::exists, 0, name_ + " is exported at " + device_->path() + " already"};
@@ -40,14 +41,15 @@ Status DeviceExport::open() {
                          " of an earlier daemon waits to be adopted: see the status for what it "
                          "waits for, or unexport it"};
     }
-    TRY_STATUS(ask([](ResourceShell& shell) { return shell.may_export(); }));
+    TRY_STATUS(ask([read_only](ResourceShell& shell) {
+        return read_only ? shell.may_read() : shell.may_export();
+    }));
     struct View {
         VolumeInfo info;
         std::uint64_t generation;
     };
-    const View view = ask([](ResourceShell& shell) {
-        return View{shell.info(), shell.generation()};
-    });
+    View view = ask([](ResourceShell& shell) { return View{shell.info(), shell.generation()}; });
+    view.info.writable = !read_only;
     TRY(device_, maker_.create(view.info, view.generation));
     state_ = State::ending;  // unless all goes well
     const Status served = serve();
@@ -62,10 +64,13 @@ Status DeviceExport::open() {
 
 // From the opening of the channel on, this process is the one that answers.
 Status DeviceExport::serve() {
-    const VolumeInfo info = ask([](ResourceShell& shell) { return shell.info(); });
+    VolumeInfo info = ask([](ResourceShell& shell) { return shell.info(); });
+    info.writable = !device_->read_only();
     TRY(auto channel, device_->open_channel(info));
     TRY_STATUS(ask([&](ResourceShell& shell) {
-        return shell.open_device(kind(), *channel, device_->door(), [this] { wake(); });
+        return shell.open_device(
+            kind(), *channel, device_->door(), device_->read_only(), [this] { wake(); },
+            [this] { answered_ns_ = monotonic_ns(); });
     }));
     const Status started = device_->start();
     ask([this](ResourceShell& shell) {
@@ -143,6 +148,54 @@ Status DeviceExport::close_left(bool force) {
     return left->remove();
 }
 
+// ---- to the next program ------------------------------------------------------------------------
+
+Status DeviceExport::hold(std::chrono::seconds timeout) {
+    if (state_ != State::live) return ok_status();
+    held_ns_ = monotonic_ns();
+    const Status held = resource_.thread.call_async(
+        [this](ResourceShell::Done done) { resource_.shell->hold_device(kind(), std::move(done)); },
+        timeout);
+    if (held) return held;
+    resume();
+    return Error{Errc::timeout, 0,
+                 text_of("%s has requests that do not end in %lld s: see the status for what they "
+                         "wait for",
+                         device_->path().c_str(), static_cast<long long>(timeout.count()))};
+}
+
+void DeviceExport::resume() {
+    if (state_ != State::live) return;
+    ask([this](ResourceShell& shell) {
+        shell.resume_device(kind());
+        return true;
+    });
+}
+
+int DeviceExport::hand_over() {
+    leave();
+    int socket = -1;
+    if (state_ == State::live) {
+        static_cast<void>(note());
+        socket = ask([this](ResourceShell& shell) { return shell.abandon_device(kind()); });
+    }
+    if (device_) {
+        ask([this](ResourceShell& shell) {
+            shell.device_waits(kind(), 0, "");
+            return true;
+        });
+    }
+    device_.reset();
+    state_ = State::none;
+    return socket;
+}
+
+std::optional<DeviceExport::Pause> DeviceExport::pause() const {
+    const std::uint64_t held = held_ns_, adopted = adopted_ns_, answered = answered_ns_;
+    if (held == 0) return {};
+    return Pause{adopted == 0 ? 0 : adopted - held, answered == 0 ? 0 : answered - held};
+}
+
 // ---- what an earlier daemon left ----------------------------------------------------------------
 
 bool DeviceExport::may_be_left() const { return record_.exists(); }
@@ -160,14 +213,15 @@ Status DeviceExport::look() {
     if (!device_) return ok_status();
     state_ = State::waiting;
     trouble_.clear();
-    say(LOG_NOTICE, "until this node is Primary again");
+    say(LOG_NOTICE,
+        device_->read_only() ? "until this disk is UpToDate" : "until this node is Primary again");
     wake();
     return ok_status();
 }
 
 Status DeviceExport::before_promotion(bool force) {
     TRY_STATUS(look());
-    if (state_ != State::waiting) return ok_status();
+    if (state_ != State::waiting || device_->read_only()) return ok_status();
     const Lineage lineage = ask([this](ResourceShell& shell) { return shell.lineage(kind()); });
     if (lineage == Lineage::good) return ok_status();
     if (lineage == Lineage::stale) return give_up("another node has written since");
@@ -191,12 +245,13 @@ void DeviceExport::say(int level, const std::string& text) {
     const std::string line = device_->path() + " of an earlier daemon waits: " + text;
     log(level, line);
     ask([&](ResourceShell& shell) {
-        shell.device_waits(kind(), device_->generation(), line);
+        shell.device_waits(kind(), device_->read_only() ? 0 : device_->generation(), line);
         return true;
     });
 }
 
 milliseconds DeviceExport::adopt() {
+    if (device_->read_only()) return adopt_reader();
     struct View {
         Lineage lineage;
         bool primary, serves;
@@ -223,8 +278,21 @@ milliseconds DeviceExport::adopt() {
         return promoted ? milliseconds(0) : soon;
     }
     if (!view.serves) return somebody_else;
+    return take_on();
+}
+
+// Reads may be repeated at any time, and nobody has to be Primary for them.
+milliseconds DeviceExport::adopt_reader() {
+    const Status may = ask([](ResourceShell& shell) { return shell.may_read(); });
+    if (may) return take_on();
+    say(LOG_NOTICE, may.error().message);
+    return soon;
+}
+
+milliseconds DeviceExport::take_on() {
     const Status served = serve();
     if (served) {
+        adopted_ns_ = monotonic_ns();
         log(LOG_NOTICE, device_->path() + " of an earlier daemon is adopted, and goes on");
         go_live();
         return milliseconds(0);

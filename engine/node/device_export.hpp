@@ -8,11 +8,13 @@
 // a live one up to date.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -39,9 +41,9 @@ class DeviceExport {
     DeviceExport(const DeviceExport&) = delete;
     DeviceExport& operator=(const DeviceExport&) = delete;
 
-    // Errors: those of ResourceShell::may_export() and of the device; exists, busy (a device waits
-    // to be adopted).
-    Status open();
+    // Errors: those of ResourceShell::may_export() or may_read() and of the device; exists, busy (a
+    // device waits to be adopted).
+    Status open(bool read_only);
     // Errors: busy (in use). By force it is stopped all the same, and what waits in it fails.
     Status close(bool force);
     Status check_unused();
@@ -56,6 +58,22 @@ class DeviceExport {
     KernelDevice* device() { return device_.get(); }  // nullptr: none is open
     // Nothing more is adopted; what there is stays for the next daemon.
     void leave();
+
+    // For a planned hand-over to the next program of this process. If the device is live: passes no
+    // request on any more; returns when none is under way. Errors: timeout (some do not end).
+    Status hold(std::chrono::seconds timeout);
+    void resume();
+    // After hold(): lets go of the device, live or waiting, without ending it. Nothing else may be
+    // done with this export then. Returns the socket to go on with, or -1.
+    int hand_over();
+    // When the device was held by the program before, and what the pause was: from then on to its
+    // adoption, and to the first request that was answered. 0: not yet; nullopt: it was not held.
+    struct Pause {
+        std::uint64_t adopted_ns = 0, answered_ns = 0;
+    };
+    std::optional<Pause> pause() const;
+    void handed(std::uint64_t held_ns) { held_ns_ = held_ns; }
+    std::uint64_t held_ns() const { return held_ns_; }
 
     // For a resource that is up: looks for a device that was left. What it finds is adopted as soon
     // as this node can be Primary again, if nobody else has written meanwhile; otherwise the
@@ -96,6 +114,8 @@ class DeviceExport {
     void keep();
     Milliseconds turn();
     Milliseconds adopt();
+    Milliseconds adopt_reader();
+    Milliseconds take_on();
     Milliseconds serve_again();
     Milliseconds note();
 
@@ -109,6 +129,8 @@ class DeviceExport {
     bool wanted_ = false;           // keep_trying()
     std::string trouble_;           // said once
     std::uint64_t size_tried_ = 0;  // to grow to, with or without success
+    // Of the last hand-over, if there was one.
+    std::atomic<std::uint64_t> held_ns_ = 0, adopted_ns_ = 0, answered_ns_ = 0;
 
     std::mutex keeper_mutex_;  // guards the rest; nothing is locked while it is held
     std::condition_variable keeper_wakes_;

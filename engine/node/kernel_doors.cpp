@@ -14,7 +14,9 @@
 namespace replica {
 
 KernelDoors::KernelDoors(DeviceExport::Resource resource, const std::string& state_dir,
-                         const std::string& name, const DeviceLog& log) {
+                         const std::string& name, const DeviceLog& log,
+                         const std::vector<HandedDevice>& handed)
+    : name_(name) {
     // A promotion for one device is one before which the others have to be looked at.
     resource.promote = [this, promote = std::move(resource.promote)]() -> Status {
         TRY_STATUS(before_promotion(false));
@@ -26,10 +28,17 @@ KernelDoors::KernelDoors(DeviceExport::Resource resource, const std::string& sta
     NbdBlockDeviceOptions nbd;
     static_cast<KernelDeviceOptions&>(ublk) = options;
     static_cast<KernelDeviceOptions&>(nbd) = options;
+    for (const HandedDevice& device : handed) {
+        if (device.socket < 0) continue;
+        nbd.handed = std::make_shared<std::unique_ptr<NbdChannel>>(
+            std::make_unique<NbdChannel>(device.socket));
+    }
     for (DeviceMaker maker : {UblkDevice::maker(ublk), NbdBlockDevice::maker(nbd)}) {
         auto& place = exports_[static_cast<std::size_t>(maker.kind)];
         place = std::make_unique<DeviceExport>(resource, options, std::move(maker));
     }
+    for (const HandedDevice& device : handed)
+        of(device.kind).handed(device.held_ns);
 }
 
 Status KernelDoors::close(Kind kind, bool force) {
@@ -77,6 +86,41 @@ std::vector<std::string> KernelDoors::grow(std::uint64_t size_bytes) {
         if (!grown) remarks.push_back(grown.error().message);
     }
     return remarks;
+}
+
+Status KernelDoors::hold(std::chrono::seconds timeout) {
+    for (const auto& each : exports_) {
+        const Status held = each->hold(timeout);
+        if (held) continue;
+        resume();
+        return held;
+    }
+    return ok_status();
+}
+
+void KernelDoors::resume() {
+    for (const auto& each : exports_)
+        each->resume();
+}
+
+std::vector<HandedDevice> KernelDoors::hand_over() {
+    std::vector<HandedDevice> handed;
+    for (const auto& each : exports_) {
+        const bool live = each->is_live();
+        const std::uint64_t held_ns = each->held_ns();
+        const int socket = each->hand_over();
+        if (live) handed.push_back({name_, each->kind(), held_ns, socket});
+    }
+    return handed;
+}
+
+std::vector<DoorPause> KernelDoors::pauses() const {
+    std::vector<DoorPause> pauses;
+    for (const auto& each : exports_) {
+        const auto pause = each->pause();
+        if (pause) pauses.push_back({name_, each->kind(), pause->adopted_ns, pause->answered_ns});
+    }
+    return pauses;
 }
 
 void KernelDoors::leave() {
@@ -142,7 +186,7 @@ VolumeMapping::Doors doors_to_map(KernelDoors& doors, const bool& up) {
     const auto open = [&, facts](const std::string& place) -> Result<BlockTarget> {
         if (!up) return Error{Errc::state, 0, "the resource is down: bring it up first"};
         const DeviceKind kind = *KernelDoors::kind_of(place);
-        if (!doors.is_live(kind)) TRY_STATUS(doors.open(kind));
+        if (!doors.is_live(kind)) TRY_STATUS(doors.open(kind, false));
         return facts(place);
     };
     const auto close = [&](const std::string& place, bool force) {

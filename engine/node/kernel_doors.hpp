@@ -15,6 +15,7 @@
 #include "engine/base/result.hpp"
 #include "engine/node.hpp"
 #include "engine/node/device_export.hpp"
+#include "engine/node/handover.hpp"
 #include "engine/node/volume_mapping.hpp"
 
 namespace replica {
@@ -26,11 +27,13 @@ class KernelDoors {
     static Kind kind_of(const std::string& door);
 
     // resource.promote: told nothing of devices; what they demand is asked for here, before.
+    // handed: of this resource, by the program before.
     KernelDoors(DeviceExport::Resource resource, const std::string& state_dir,
-                const std::string& name, const DeviceLog& log);
+                const std::string& name, const DeviceLog& log,
+                const std::vector<HandedDevice>& handed);
 
     // Errors: as DeviceExport::open().
-    Status open(DeviceKind kind) { return of(kind).open(); }
+    Status open(DeviceKind kind, bool read_only) { return of(kind).open(read_only); }
     // None is closed if one is in use. Errors: as DeviceExport::close().
     Status close(Kind kind, bool force);
     // Of a resource that is down. Errors: not_found (there is none), and as close().
@@ -42,6 +45,12 @@ class KernelDoors {
     std::vector<std::string> grow(std::uint64_t size_bytes);
     // Errors: not_found (it is not open), io.
     Result<BlockDoor> facts(DeviceKind kind);
+
+    // For a hand-over, as in DeviceExport. If one can not be held, none is.
+    Status hold(std::chrono::seconds timeout);
+    void resume();
+    std::vector<HandedDevice> hand_over();
+    std::vector<DoorPause> pauses() const;
 
     // As their namesakes in DeviceExport, for each kind.
     void leave();
@@ -55,6 +64,7 @@ class KernelDoors {
     DeviceExport& of(DeviceKind kind) { return *exports_[static_cast<std::size_t>(kind)]; }
     void name_what_is_left();
 
+    const std::string name_;  // of the resource
     std::array<std::unique_ptr<DeviceExport>, device_kinds> exports_;
 };
 

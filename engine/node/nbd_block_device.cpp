@@ -58,12 +58,13 @@ NbdBlockDevice::NbdBlockDevice(const NbdBlockDeviceOptions& options,
                                std::unique_ptr<NbdControl> control, const DeviceRecord& record)
     : KernelDevice(DeviceKind::nbd, options, record),
       control_(std::move(control)),
+      handed_(options.handed),
       backend_(backend_for(options, record)) {}
 
 DeviceMaker NbdBlockDevice::maker(const NbdBlockDeviceOptions& options) {
     return {DeviceKind::nbd,
-            [options](const VolumeInfo&, std::uint64_t generation) {
-                return create(options, generation);
+            [options](const VolumeInfo& info, std::uint64_t generation) {
+                return create(options, info, generation);
             },
             [options] { return find(options); }};
 }
@@ -75,9 +76,10 @@ void NbdBlockDevice::set_index(int index) {
 
 // On record first: whenever this process dies, the next one finds what there is.
 Result<std::unique_ptr<KernelDevice>> NbdBlockDevice::create(const NbdBlockDeviceOptions& options,
+                                                             const VolumeInfo& info,
                                                              std::uint64_t generation) {
     TRY(auto control, options.control());
-    const DeviceRecord record{new_device_token(), generation};
+    const DeviceRecord record{new_device_token(), generation, !info.writable};
     TRY_STATUS(DeviceRecordFile(options.state_dir, DeviceKind::nbd, options.resource).save(record));
     return std::unique_ptr<KernelDevice>(new NbdBlockDevice(options, std::move(control), record));
 }
@@ -113,6 +115,13 @@ Result<std::unique_ptr<KernelChannel>> NbdBlockDevice::open_channel(const Volume
     if (found_) {
         TRY(const BlockFacts facts, this->facts());
         TRY_STATUS(check_fit(facts.size_bytes, facts.logical_block_bytes, info));
+    }
+    if (found_ && handed_ && *handed_) {
+        std::unique_ptr<NbdChannel> channel = std::move(*handed_);
+        if (!channel->hung_up()) {
+            found_ = false;
+            return std::unique_ptr<KernelChannel>(std::move(channel));
+        }
     }
     SocketPair pair;
     TRY_STATUS(pair.open());
@@ -159,6 +168,7 @@ Status NbdBlockDevice::grow(std::uint64_t size_bytes) {
 unsigned NbdBlockDevice::io_timeout_ms() const { return look_ms; }
 
 Status NbdBlockDevice::end() {
+    if (handed_) handed_->reset();  // nobody will read it: the kernel must not wait for that
     if (!is_ours()) return ok_status();
     const Status ended = control_->disconnect(index_);
     if (!ended && ended.error().code == Errc::invalid) return ok_status();

@@ -17,6 +17,8 @@ namespace replica {
 
 struct NbdBlockDeviceOptions : KernelDeviceOptions {
     std::function<Result<std::unique_ptr<NbdControl>>()> control = &NbdControl::open;
+    // The socket that the program before this one in the same process served, for one time.
+    std::shared_ptr<std::unique_ptr<NbdChannel>> handed;
 };
 
 class NbdBlockDevice final : public KernelDevice {
@@ -25,6 +27,7 @@ class NbdBlockDevice final : public KernelDevice {
     // As DeviceMaker says. The kernel is not asked for the device before open_channel(). Errors:
     // those of NbdControl::open(), io.
     static Result<std::unique_ptr<KernelDevice>> create(const NbdBlockDeviceOptions& options,
+                                                        const VolumeInfo& info,
                                                         std::uint64_t generation);
     // As DeviceMaker says. Errors: those of NbdControl::open() and status(), and of
     // DeviceRecordFile::load().
@@ -47,6 +50,7 @@ class NbdBlockDevice final : public KernelDevice {
     Status reconnect(int socket);
 
     std::unique_ptr<NbdControl> control_;
+    const std::shared_ptr<std::unique_ptr<NbdChannel>> handed_;
     const std::string backend_;
     int index_ = -1;      // N of /dev/nbdN
     bool found_ = false;  // left by another process, and not live here yet

@@ -4,6 +4,7 @@
 
 #include <pthread.h>
 #include <syslog.h>
+#include <unistd.h>
 
 #include <csignal>
 #include <utility>
@@ -54,6 +55,17 @@ ReactorThread::~ReactorThread() {
     if (!thread_.joinable()) return;
     reactor_->stop();
     thread_.join();
+}
+
+// What a process takes down at its end must have no users.
+void ReactorThread::park() {
+    const auto parked = std::make_shared<Baton>();
+    reactor_->post([parked] {
+        parked->pass();
+        for (;;)
+            ::pause();
+    });
+    parked->wait();
 }
 
 Status ReactorThread::call_async(std::function<void(Done)> f, std::chrono::seconds timeout) {

@@ -72,6 +72,10 @@ class ReactorThread {
     using Done = std::function<void(Status)>;
     Status call_async(std::function<void(Done)> f, std::chrono::seconds timeout);
 
+    // Stops it for good, with all that lives on it as it is: for a process that ends and can not
+    // take everything down.
+    void park();
+
   private:
     ReactorThread() = default;
 

@@ -10,7 +10,8 @@ namespace replica {
 Status ResourceShell::may_serve() const {
     if (!primary()) {
         return Error{Errc::state, 0,
-                     config_.name + " is Secondary here: promote it, then export it"};
+                     config_.name +
+                         " is Secondary here: promote it, then export it; or export it read-only"};
     }
     if (!serves()) return Error{Errc::state, 0, config_.name + " is being promoted"};
     if (refusing_) return Error{Errc::state, 0, config_.name + " is going down"};
@@ -18,6 +19,21 @@ Status ResourceShell::may_serve() const {
         return Error{Errc::state, 0, config_.name + " has no size yet: attach its disk"};
     }
     return ok_status();
+}
+
+ReadView::Source ResourceShell::read_source() const {
+    if (serves()) return ReadView::Source::whole;
+    const bool good = core_->disk() == DiskState::up_to_date;
+    return good ? ReadView::Source::disk : ReadView::Source::nothing;
+}
+
+Status ResourceShell::may_read() const {
+    if (serves()) return may_serve();
+    if (refusing_) return Error{Errc::state, 0, config_.name + " is going down"};
+    if (read_source() == ReadView::Source::disk && core_->volume_bytes() > 0) return ok_status();
+    return Error{Errc::state, 0,
+                 config_.name + " can be read only where its disk is UpToDate, and here it is " +
+                     name_of(core_->disk())};
 }
 
 // What waits was written before anything that comes by another door, and would be repeated after.
@@ -29,17 +45,18 @@ Status ResourceShell::may_export() const {
     return ok_status();
 }
 
-Status ResourceShell::export_nbd(const std::string& name) {
-    TRY_STATUS(may_export());
+Status ResourceShell::export_nbd(const std::string& name, bool read_only) {
+    TRY_STATUS(read_only ? may_read() : may_export());
     const bool known = std::any_of(doors_.begin(), doors_.end(), [&](const Door& door) {
         return door.name == name || door.server->door() == name;
     });
     if (known) return Error{Errc::exists, 0, config_.name + " is exported at " + name + " already"};
     NbdServerOptions options;
     options.log = [this](int level, const std::string& line) { log_(level, line); };
-    auto server = std::make_unique<NbdServer>(reactor_, *this, config_.name, options);
+    Volume& volume = read_only ? static_cast<Volume&>(view_) : *this;
+    auto server = std::make_unique<NbdServer>(reactor_, volume, config_.name, options);
     TRY_STATUS(server->start(name));
-    doors_.push_back({std::move(server), name, false});
+    doors_.push_back({std::move(server), name, read_only, false});
     publish("door", "create", "", doors_.back().server->door());
     return ok_status();
 }
@@ -75,14 +92,16 @@ void ResourceShell::unexport(const std::string& name, Done done) {
 // ---- block devices ------------------------------------------------------------------------------
 
 Status ResourceShell::open_device(DeviceKind kind, KernelChannel& channel, const std::string& door,
-                                  std::function<void()> on_lost) {
-    TRY_STATUS(may_serve());
+                                  bool read_only, std::function<void()> on_lost,
+                                  std::function<void()> on_answer) {
+    TRY_STATUS(read_only ? may_read() : may_serve());
     Device& device = this->device(kind);
     ASSERT(!device.queue || device.lost());
     const bool again = device.queue != nullptr;
-    device.queue = channel.serve({reactor_, *this,
+    Volume& volume = read_only ? static_cast<Volume&>(view_) : *this;
+    device.queue = channel.serve({reactor_, volume,
                                   [this](int level, const std::string& line) { log(level, line); },
-                                  std::move(on_lost)});
+                                  std::move(on_lost), std::move(on_answer)});
     device.door = door;
     if (!again) publish("door", "create", "", door);
     return ok_status();
@@ -90,6 +109,28 @@ Status ResourceShell::open_device(DeviceKind kind, KernelChannel& channel, const
 
 void ResourceShell::device_started(DeviceKind kind) {
     if (device(kind).queue) device(kind).queue->started();
+}
+
+void ResourceShell::hold_device(DeviceKind kind, Done done) {
+    KernelQueue* const queue = device(kind).queue.get();
+    if (queue == nullptr) return done(ok_status());
+    queue->hold([done = std::move(done)] { done(ok_status()); });
+}
+
+void ResourceShell::resume_device(DeviceKind kind) {
+    if (device(kind).queue) device(kind).queue->resume();
+}
+
+int ResourceShell::abandon_device(DeviceKind kind) {
+    Device& device = this->device(kind);
+    device.changed = nullptr;
+    if (!device.queue) return -1;
+    const int socket = device.queue->abandon();
+    // What the kernel may still write to is left behind; the process goes on as another program.
+    if (!device.queue->destructible()) static_cast<void>(device.queue.release());
+    device.queue.reset();
+    reactor_.defer(turn_);
+    return socket;
 }
 
 void ResourceShell::wait_device_ended(DeviceKind kind, Done done) {
@@ -206,8 +247,9 @@ void ResourceShell::maybe_doors_stopped() {
     }
     // Whoever lost its role serves nobody.
     if (!primary()) {
-        for (Door& door : doors_)
-            stop_door(door);
+        for (Door& door : doors_) {
+            if (!door.read_only) stop_door(door);
+        }
     }
     const bool stopping =
         std::any_of(doors_.begin(), doors_.end(), [](const Door& door) { return door.stopping; });

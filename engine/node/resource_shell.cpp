@@ -46,6 +46,7 @@ ResourceShell::ResourceShell(const Context& context, const ResourceConfig& confi
       config_(config),
       limits_(shell_limits()),
       core_(std::make_unique<Core>(core_config(config, limits_))),
+      view_(reactor_, *this, [this] { return read_source(); }),
       snapshot_(reactor_, config.name,
                 [this](int level, const std::string& text) { log(level, text); }),
       slots_(limits_.requests),
@@ -418,6 +419,7 @@ void ResourceShell::attach(OpenDisk disk, Done done) {
             static_cast<ResourceShell*>(context)->on_disk_done(tag, error, zeroes);
         },
         this);
+    view_.attach(*disk_->data);
     metadata_ = std::make_unique<MetadataStore>(
         reactor_, disk_->metadata(), disk_->copy.get(), disk_->layout,
         [](void* context, IoTag tag, int error) {
@@ -497,11 +499,12 @@ void ResourceShell::note_failed_disk() {
 // The core has let go of the disk, after a detach or a failure: others may have it.
 void ResourceShell::close_dead_disk() {
     if (!disk_ || core_->disk() != DiskState::diskless) return;
-    if (!data_->idle() || !metadata_->idle()) return;
+    if (!data_->idle() || !metadata_->idle() || !view_.idle()) return;
     for (DiskWatch& watch : disk_watches_) {
         if (watch.monitor != nullptr) watch.monitor->stop(watch);
     }
     data_.reset();
+    view_.detach();
     metadata_.reset();
     disk_.reset();
     for (const Done& done : std::exchange(detach_done_, {}))
@@ -592,7 +595,7 @@ void ResourceShell::maybe_quiet() {
 
 bool ResourceShell::removable() const {
     if (disk_ || snapshot_.busy() || !accepted_.empty() || !doors_.empty() || any_device() ||
-        turn_.queued || queue_ != nullptr || !completions_.empty()) {
+        turn_.queued || !view_.idle() || queue_ != nullptr || !completions_.empty()) {
         return false;
     }
     for (const auto& state : peers_) {

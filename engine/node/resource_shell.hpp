@@ -32,6 +32,7 @@
 #include "engine/node/metadata_store.hpp"
 #include "engine/node/peer_link.hpp"
 #include "engine/node/reactor_thread.hpp"
+#include "engine/node/read_view.hpp"
 #include "engine/node/resync_snapshot.hpp"
 
 namespace replica {
@@ -88,7 +89,7 @@ class ResourceShell final : public Volume, private LinkOwner {
     bool removable() const;
 
     // --- Doors.
-    Status export_nbd(const std::string& door);
+    Status export_nbd(const std::string& door, bool read_only);
     void unexport(const std::string& door, Done done);  // "": all
     // Errors: busy (somebody uses one).
     Status doors_unused() const;
@@ -96,12 +97,20 @@ class ResourceShell final : public Volume, private LinkOwner {
     std::vector<std::string> clients_of_old_size() const;
     // Errors: state (not primary, no size, going down); busy (a block device waits).
     Status may_export() const;
-    // The queue of a block device, whose life is DeviceExport's business. on_lost: called on this
-    // thread when the kernel does not reach it any more. Errors: those of may_export(), but for
-    // busy.
+    // For a door that only reads, on a Secondary, too. Errors: state (the disk is not UpToDate, no
+    // size, going down).
+    Status may_read() const;
+    // The queue of a block device, whose life is DeviceExport's business. on_lost, on_answer:
+    // called on this thread, see KernelChannel::Server. Errors: those of may_export(), but for
+    // busy; or of may_read().
     Status open_device(DeviceKind kind, KernelChannel& channel, const std::string& door,
-                       std::function<void()> on_lost);
+                       bool read_only, std::function<void()> on_lost,
+                       std::function<void()> on_answer);
     void device_started(DeviceKind kind);  // or not: the kernel has answered
+    // As their namesakes in KernelQueue; `done` at once if there is none.
+    void hold_device(DeviceKind kind, Done done);
+    void resume_device(DeviceKind kind);
+    int abandon_device(DeviceKind kind);
     bool has_device(DeviceKind kind) const { return device(kind).queue && !device(kind).lost(); }
     // When the kernel has let go of it, at once if there is none.
     void wait_device_ended(DeviceKind kind, Done done);
@@ -177,6 +186,7 @@ class ResourceShell final : public Volume, private LinkOwner {
     struct Door {
         std::unique_ptr<NbdServer> server;
         std::string name;
+        bool read_only = false;
         bool stopping = false;
     };
     // A block device of the kernel: served, or waiting to be.
@@ -277,6 +287,7 @@ class ResourceShell final : public Volume, private LinkOwner {
     void on_door_stopped(Door& door);
     void maybe_doors_stopped();
     Status may_serve() const;
+    ReadView::Source read_source() const;
     void watch_lineage();
     Device& device(DeviceKind kind) { return devices_[static_cast<std::size_t>(kind)]; }
     const Device& device(DeviceKind kind) const { return devices_[static_cast<std::size_t>(kind)]; }
@@ -304,6 +315,7 @@ class ResourceShell final : public Volume, private LinkOwner {
 
     std::unique_ptr<OpenDisk> disk_;
     std::unique_ptr<BackingDisk> data_;
+    ReadView view_;  // of read-only doors
     std::unique_ptr<MetadataStore> metadata_;
     // Of the disk and of an external metadata device, while they are attached.
     std::array<DiskWatch, 2> disk_watches_;
@@ -375,6 +387,9 @@ void ResourceShell::step(F&& input) {
     watch_lineage();
     reactor_.defer(turn_);
 }
+
+// Of a resource without a shell.
+ResourceStatus status_when_down(const ResourceConfig& config);
 
 // Counts one latency.
 void add(Histogram& histogram, Instant from, Instant to);

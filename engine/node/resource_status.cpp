@@ -146,6 +146,25 @@ std::string ResourceShell::why() const {
     return "";
 }
 
+ResourceStatus status_when_down(const ResourceConfig& config) {
+    ResourceStatus status;
+    status.name = config.name;
+    status.node_id = config.node_id;
+    status.volume = config.volume;
+    status.role = "Secondary";
+    status.disk = "Diskless";
+    for (const PeerConfig& peer : config.peers) {
+        PeerStatus& down = status.peers.emplace_back();
+        down.name = peer.name;
+        down.node_id = peer.node_id;
+        down.connection = "StandAlone";
+        down.role = "Unknown";
+        down.disk = "DUnknown";
+        down.replication = "Off";
+    }
+    return status;
+}
+
 ResourceStatus ResourceShell::status() const {
     ResourceStatus status;
     status.name = config_.name;

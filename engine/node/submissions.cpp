@@ -2,6 +2,8 @@
 // See submissions.hpp.
 #include "engine/node/submissions.hpp"
 
+#include <cerrno>
+#include <cstring>
 #include <utility>
 
 namespace replica {
@@ -46,6 +48,27 @@ Submission* Submissions::pop_all(std::shared_ptr<void>& owner) {
     owner = std::move(owner_);
     tail_ = &first_;
     return std::exchange(first_, nullptr);
+}
+
+Error io_error(const std::string& name, int error) {
+    switch (error) {
+        case EROFS:
+            return {Errc::state, error, name + " is Secondary here: promote it first"};
+        case ENOSPC:
+            return {Errc::no_space, error, name + ": a backing disk is full"};
+        case EINVAL:
+            return {Errc::invalid, error,
+                    name + ": the range lies beyond the end, or is not a whole number of sectors"};
+        case ESHUTDOWN:
+            return {Errc::cancelled, error, name + " is down, or going down"};
+        case EBUSY:
+            return {Errc::busy, error,
+                    name +
+                        ": its block device of an earlier daemon waits to be adopted; only reads "
+                        "are served before"};
+        default:
+            return {Errc::io, error, name + ": " + std::strerror(error)};
+    }
 }
 
 }  // namespace replica

@@ -7,7 +7,9 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <string>
 
+#include "engine/base/result.hpp"
 #include "engine/frontend/local_door.hpp"
 
 namespace replica {
@@ -45,5 +47,8 @@ class Submissions {
     std::deque<Submission> records_;
     Submission* free_ = nullptr;
 };
+
+// What an errno that a caller of this process gets means, for people.
+Error io_error(const std::string& name, int error);
 
 }  // namespace replica

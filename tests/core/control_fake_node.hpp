@@ -119,10 +119,10 @@ class FakeNode final : public Node {
     Status new_current_uuid(const std::string& name, bool clear) override {
         return record("new-current-uuid " + name + (clear ? " clear" : ""));
     }
-    Status export_nbd(const std::string& name, const std::string& door) override {
+    Status export_nbd(const std::string& name, const std::string& door, bool) override {
         return act("export " + name + " " + door, name, [&](auto& s) { s.doors.push_back(door); });
     }
-    Result<BlockDoor> export_device(const std::string& name, DeviceKind kind) override {
+    Result<BlockDoor> export_device(const std::string& name, DeviceKind kind, bool) override {
         BlockDoor door{kind, "", std::string("/dev/") + name_of(kind) + "0", 1 << 20, 43, 7};
         door.door = name_of(kind) + (":" + door.path);
         TRY_STATUS(act("export " + name + " " + name_of(kind), name,
@@ -141,6 +141,9 @@ class FakeNode final : public Node {
         return "restored " + name;
     }
     Status hold_volume(const std::string& name) override { return record("hold " + name); }
+    Status may_hand_over(bool) override { return ok_status(); }
+    Result<std::string> hand_over() override { return std::string(); }
+    std::vector<DoorPause> pauses() override { return {{"r0", DeviceKind::nbd, 1'500'000, 0}}; }
     Status unexport(const std::string& name, const std::string& door, bool force) override {
         return act("unexport " + name + " " + door + (force ? " force" : ""), name,
                    [](auto& s) { s.doors.clear(); });

@@ -141,3 +141,18 @@ TEST_CASE("documents of another version do not break the text", "[replicactl]") 
     CHECK_NOTHROW(stats_text(Json::parse(R"({"write-total":{"counts-log2-ns":["x"]}})")));
     CHECK_NOTHROW(event_text(Json::parse("[]")));
 }
+
+TEST_CASE("an upgrade tells the versions and each pause", "[control]") {
+    const Json report = {
+        {"from", "1.0"},
+        {"to", "1.1"},
+        {"doors",
+         Json::array(
+             {{{"resource", "r0"}, {"door", "ublk"}, {"adopted-ms", 300.4}, {"pause-ms", 412.7}},
+              {{"resource", "r1"}, {"door", "nbd"}, {"adopted-ms", 250.0}, {"pause-ms", 0.0}}})}};
+    CHECK(replicactl::upgrade_text(report) ==
+          "1.0 -> 1.1\n"
+          "r0, ublk: I/O paused for 413 ms\n"
+          "r1, nbd: adopted after 250 ms, not used since\n");
+    CHECK(replicactl::upgrade_text(Json::object()) == " -> \n");
+}

@@ -95,6 +95,8 @@ TEST_CASE("a request with something wrong in it changes nothing", "[control]") {
             "it has beta, gamma");
     refused("resource.invalidate-remote", {{"name", "r0"}}, Errc::invalid, "several peers");
     refused("resource.export", {{"name", "r0"}, {"door", "file:x"}}, Errc::invalid, "unix:PATH");
+    refused("node.upgrade", {{"program", "replicad"}}, Errc::invalid, "program");
+    refused("node.upgrade", Json::object(), Errc::unsupported, "only replicad is upgraded");
     refused("resource.wait", {{"name", "r0"}, {"until", "later"}}, Errc::invalid, "connected");
     refused("resource.create", {{"config", to_json(sample_config("r0"))}}, Errc::exists,
             "exists already");

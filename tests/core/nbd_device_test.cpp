@@ -16,6 +16,7 @@
 #include <functional>
 #include <memory>
 
+#include "engine/node/handover.hpp"
 #include "engine/node/nbd_block_device.hpp"
 #include "tests/catch.hpp"
 
@@ -212,13 +213,13 @@ struct World {
 };
 
 int first_life(World& world) {
-    auto device = NbdBlockDevice::create(world.options(), generation);
+    auto device = NbdBlockDevice::create(world.options(), volume(), generation);
     if (!device) return 1;
     return device.value()->open_channel(volume()) && device.value()->start() ? 0 : 2;
 }
 
 int whole_life(World& world) {
-    auto device = NbdBlockDevice::create(world.options(), generation);
+    auto device = NbdBlockDevice::create(world.options(), volume(), generation);
     if (!device) return 1;
     const auto channel = device.value()->open_channel(volume());
     if (!channel || !device.value()->start()) return 2;
@@ -378,7 +379,7 @@ TEST_CASE("nbd: a device is ours by its record alone, and only if it fits") {
 
 TEST_CASE("nbd: nothing is stopped under its users") {
     World world;
-    auto made = NbdBlockDevice::create(world.options(), generation);
+    auto made = NbdBlockDevice::create(world.options(), volume(), generation);
     REQUIRE(made);
     KernelDevice& device = *made.value();
     const auto channel = device.open_channel(volume());
@@ -400,7 +401,7 @@ TEST_CASE("nbd: nothing is stopped under its users") {
 
 TEST_CASE("nbd: a live device grows, and is not served anew for that") {
     World world;
-    auto made = NbdBlockDevice::create(world.options(), generation);
+    auto made = NbdBlockDevice::create(world.options(), volume(), generation);
     REQUIRE(made);
     const auto channel = made.value()->open_channel(volume());
     REQUIRE(channel);
@@ -419,4 +420,43 @@ TEST_CASE("nbd: a kernel without it is told in a sentence") {
     CHECK((control.error().code == Errc::unsupported || control.error().code == Errc::permission));
     CHECK(control.error().message.find("nbd") != std::string::npos);
     CHECK(nbd_device_of("replica:r0:0123456789abcdef") == -1);
+}
+
+TEST_CASE("what is handed on survives the way, and garbage does not") {
+    int ends[2];
+    REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) == 0);
+    const std::vector<HandedDevice> devices = {
+        {"r0", DeviceKind::nbd, 123'456'789'012, ends[0]},
+        {std::string(63, 'x'), DeviceKind::ublk, 7, -1},
+    };
+    CHECK(handed_devices(to_text(devices)) == devices);
+    CHECK(handed_devices("").empty());
+    CHECK(handed_devices("r0 nbd r0/nbd r0/nbd@ =7 @=").empty());
+    // What is no socket is nobody's to read from.
+    const int file = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+    const auto other = handed_devices("r0/nbd@1=" + std::to_string(file));
+    REQUIRE(other.size() == 1);
+    CHECK(other.front().socket == -1);
+    for (const int fd : {ends[0], ends[1], file})
+        ::close(fd);
+}
+
+TEST_CASE("nbd: a device of a volume that is not writable says so, also to the next server") {
+    World world;
+    VolumeInfo info = volume();
+    info.writable = false;
+    CHECK((nbd_device_flags(info) & nbd::flag_read_only) != 0);
+    CHECK((nbd_device_flags(volume()) & nbd::flag_read_only) == 0);
+    REQUIRE(world.serve(-1, [&] {
+        auto device = NbdBlockDevice::create(world.options(), info, generation);
+        return device && device.value()->open_channel(info) && device.value()->start() &&
+                       device.value()->note_generation(generation + 2)
+                   ? 0
+                   : 1;
+    }) == 0);
+    const auto found = NbdBlockDevice::find(world.options());
+    REQUIRE(found);
+    REQUIRE(found.value() != nullptr);
+    CHECK(found.value()->read_only());
+    CHECK(found.value()->generation() == generation + 2);
 }

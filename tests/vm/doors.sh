@@ -107,7 +107,7 @@ killed() {  # killed FILE-SYSTEM ROUNDS
     tree=$!
     for round in $(seq "$2"); do
         begun=$(writes_begun)
-        begin_load $((round % 2)) 4
+        begin_load $((round % 2)) 2
         wait_for 60 "the load writes" has_written $((begun + 50))
         sleep 0.$((RANDOM % 10))
         cluster_crash alpha
@@ -132,24 +132,31 @@ killed() {  # killed FILE-SYSTEM ROUNDS
         "$reads reads verified, file tree $tree: no error above"
 }
 
-# A file system of this kind, mounted and under load, through so many kills; then looked at.
-# Leaves alpha Primary without a device.
-file_system() {  # file_system ext4|xfs ROUNDS
+make_file_system() {  # make_file_system ext4|xfs
     # Told that it is a test, mkfs.xfs makes file systems below 300 MB, too.
     if [ "$1" = ext4 ]; then
         mkfs.ext4 -q "$name"
     else
         TEST_DIR=/ TEST_DEV=/ QA_CHECK_FS=1 mkfs.xfs -q -f "$name"
     fi
-    mkdir -p /mnt/volume
-    mount "$name" /mnt/volume
-    killed "$1" "$2"
-    umount /mnt/volume
+}
+check_file_system() {  # the same; it is not mounted any more
     if [ "$1" = ext4 ]; then
         e2fsck -fn "$name" >/dev/null 2>&1 || cluster_fail "e2fsck finds damage"
     else
         xfs_repair -n "$name" >/dev/null 2>&1 || cluster_fail "xfs_repair finds damage"
     fi
+}
+
+# A file system of this kind, mounted and under load, through so many kills; then looked at.
+# Leaves alpha Primary, with the device unused.
+file_system() {  # file_system ext4|xfs ROUNDS
+    make_file_system "$1"
+    mkdir -p /mnt/volume
+    mount "$name" /mnt/volume
+    killed "$1" "$2"
+    umount /mnt/volume
+    check_file_system "$1"
     ctl alpha wait "$resource" --until synced --timeout 60
 }
 

@@ -140,6 +140,41 @@ both() {
     seen "both kinds open at once, adopted by the next daemon, one closed"
 }
 
+# On the Secondary, to read from: refused unless asked for, read-only for the kernel, up to date
+# with what the Primary writes, and adopted without a promotion.
+reader() {
+    local node kind path waiting
+    for node in "${NODES[@]}"; do
+        ctl "$node" up $resource
+    done
+    ctl alpha wait $resource --until synced --timeout 100
+    cluster_primary alpha $resource
+    dd if=/dev/urandom of="$CLUSTER_DIR/data" bs=1M count=8 status=none
+    truncate -s $size "$CLUSTER_DIR/data"
+    nbdcopy --destination-is-zero "$CLUSTER_DIR/data" "$(uri_of alpha $resource)"
+    for kind in nbd ublk; do
+        refuses beta 8 export $resource --door $kind
+        path=$(ctl beta export $resource --read-only --door $kind)
+        path=${path%%,*}
+        [ "$(blockdev --getro "$path")" = 1 ] || cluster_fail "$path is not read-only"
+        cmp --bytes=$((8 << 20)) "$path" "$CLUSTER_DIR/data" || cluster_fail "it reads other data"
+        if dd if=/dev/zero of="$path" bs=4k count=1 oflag=direct status=none 2>/dev/null; then
+            cluster_fail "$path takes writes"
+        fi
+        cluster_crash beta
+        timeout 60 dd if="$path" of="$CLUSTER_DIR/read" bs=64k count=1 iflag=direct status=none &
+        waiting=$!
+        cluster_start beta
+        wait $waiting || cluster_fail "a read has failed that waited"
+        cmp --bytes=65536 "$CLUSTER_DIR/read" "$CLUSTER_DIR/data" || cluster_fail "it read else"
+        [ "$(status_field beta $resource .role)" = Secondary ] || cluster_fail "beta was promoted"
+        ctl beta wait $resource --until synced --timeout 60
+        ctl beta unexport $resource --door $kind
+    done
+    no_errors
+    seen "read-only on the Secondary, by both kinds, adopted"
+}
+
 mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null || true
 bring_up
 chosen
@@ -147,7 +182,8 @@ the_device
 mounted
 broken
 both
-file_system ext4 "$kills"
 file_system xfs "$kills"
+file_system ext4 "$kills"
 compare_replicas
 fenced
+reader

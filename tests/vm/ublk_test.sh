@@ -50,7 +50,7 @@ discard_max_bytes 67108864
 write_zeroes_max_bytes 67108864
 write_cache write back
 fua 1
-io_timeout 2000
+io_timeout 200
 PARAMETERS
     generation=$(status_field alpha $resource '.devices[0]."current-uuid"')
     grep -qi "^generation ${generation%?}" "$(record_of)" ||

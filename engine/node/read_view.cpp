@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+// See read_view.hpp.
+#include "engine/node/read_view.hpp"
+
+#include <cerrno>
+#include <utility>
+
+namespace replica {
+
+ReadView::ReadView(Reactor& reactor, Volume& whole, std::function<Source()> source)
+    : reactor_(reactor), whole_(whole), source_(std::move(source)) {
+    turn_.context = this;
+    turn_.callback = [](Deferred& task) { static_cast<ReadView*>(task.context)->on_turn(); };
+}
+
+ReadView::~ReadView() { ASSERT(idle() && !turn_.queued); }
+
+void ReadView::attach(BlockFile& file) {
+    disk_ = std::make_unique<BackingDisk>(
+        file,
+        [](void* context, IoTag tag, int error, bool) {
+            static_cast<ReadView*>(context)->on_read(tag.index, error);
+        },
+        this);
+}
+
+VolumeInfo ReadView::info() const {
+    VolumeInfo info = whole_.info();
+    info.writable = false;
+    return info;
+}
+
+void ReadView::submit(IoRequest& request) {
+    if (request.kind == IoKind::flush) return finish_later(request, 0);
+    if (request.kind != IoKind::read) return finish_later(request, EROFS);
+    const Source source = source_();
+    if (source == Source::whole) return whole_.submit(request);
+    const std::uint64_t size = whole_.info().size_bytes;
+    if (request.offset > size || request.length > size - request.offset) {
+        return finish_later(request, EINVAL);
+    }
+    if (source == Source::nothing || !disk_) return finish_later(request, EIO);
+    if (free_.empty()) {
+        free_.push_back(static_cast<std::uint32_t>(slots_.size()));
+        slots_.push_back(nullptr);
+    }
+    const std::uint32_t slot = free_.back();
+    free_.pop_back();
+    slots_[slot] = &request;
+    disk_->read({.index = slot}, {request.buffer, request.length}, request.offset, false);
+}
+
+// A disk that has lost its place meanwhile may have given what it lost its place for.
+void ReadView::on_read(std::uint32_t slot, int error) {
+    IoRequest& request = *std::exchange(slots_[slot], nullptr);
+    free_.push_back(slot);
+    request.done(request, error != 0 || source_() == Source::nothing ? EIO : 0);
+}
+
+void ReadView::finish_later(IoRequest& request, int error) {
+    request.slot = static_cast<std::uint32_t>(error);
+    request.next = done_;
+    done_ = &request;
+    reactor_.defer(turn_);
+}
+
+void ReadView::on_turn() {
+    while (done_ != nullptr) {
+        IoRequest& request = *std::exchange(done_, done_->next);
+        request.done(request, static_cast<int>(request.slot));
+    }
+}
+
+}  // namespace replica
