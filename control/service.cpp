@@ -664,12 +664,13 @@ Json Service::resource_promote(Params& params, const Caller&) {
     return done;
 }
 
-Json Service::resource_resize(Params& params, const Caller&) {
+Json Service::resource_resize(Params& params, const Caller& caller) {
     const auto name = take_name(params);
     const auto size = params.size_or("size-bytes", 0);
     params.finish();
     ensure_known(*find(name));
-    return to_json(demand(node_.resize(name, size)));
+    return to_json(demand(
+        node_.resize(name, size, [&] { return !stopping_ && !(caller.gone && caller.gone()); })));
 }
 
 Json Service::resource_new_current_uuid(Params& params, const Caller&) {

@@ -4,16 +4,12 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <syslog.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
-#include <map>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -23,6 +19,7 @@
 #include "engine/io/process.hpp"
 #include "engine/node/accepted_socket.hpp"
 #include "engine/node/acceptor.hpp"
+#include "engine/node/change_lock.hpp"
 #include "engine/node/check_config.hpp"
 #include "engine/node/create_disk.hpp"
 #include "engine/node/kernel_doors.hpp"

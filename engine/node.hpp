@@ -200,9 +200,11 @@ class Node {
     // moved to its new end while the volume is in use, and what the volume may grow into is zeroed.
     // Then the volume grows to size_bytes, 0: to all that there is room for on every node, once
     // they all have made room; until then it keeps its size and that is no error. Takes as long as
-    // the zeroing. Errors: state (no disk), no_space (size_bytes is more than any disk here takes),
-    // unsupported (a volume can not shrink), io.
-    virtual Result<ResizeResult> resize(const std::string& name, std::uint64_t size_bytes) = 0;
+    // the zeroing, which lets other commands go first, and ends when go_on() says false. Errors:
+    // state (no disk), no_space (size_bytes is more than the disk takes), unsupported (a volume can
+    // not shrink), cancelled (by go_on), io.
+    virtual Result<ResizeResult> resize(const std::string& name, std::uint64_t size_bytes,
+                                        const std::function<bool()>& go_on) = 0;
     // New generation on a lone Secondary; with clear_bitmap both sides must be just created and
     // provably equal (both disks all zeroes or holes), which is checked.
     virtual Status new_current_uuid(const std::string& name, bool clear_bitmap) = 0;

@@ -116,7 +116,8 @@ void Core::on_command(Instant now, const Command& c) {
             command_hold_metadata(c);
             break;
         case CommandKind::release_metadata:
-            if (hold_ == MetadataHold::held) end_hold(Errc::ok, "");
+            if (hold_ == MetadataHold::draining || hold_ == MetadataHold::held)
+                end_hold(Errc::cancelled, "its metadata is not moved");
             reply(c.token, Errc::ok, "");
             break;
         case CommandKind::down:

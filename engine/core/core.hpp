@@ -85,6 +85,7 @@ struct AttachInfo {
     std::uint64_t data_bytes_max = 0;        // the largest volume that fits the disk
     bool all_zero = false;                   // the data area is known to read as zeroes
     bool cache_suspect = false;              // Core::cache_suspect() of an earlier process
+    std::uint64_t device_bytes = 0;          // of the disk, with internal metadata
 };
 
 enum class CommandKind : std::uint8_t {
@@ -200,6 +201,7 @@ class Core {
     // remembers this until the machine starts anew, which says so by itself.
     bool cache_suspect() const { return disk_failed_; }
     std::uint64_t volume_bytes() const { return volume_bytes_; }
+    bool metadata_is_held() const { return hold_ != MetadataHold::none; }
     std::uint64_t room() const;  // how large the volume could be on this disk
     const Superblock& superblock() const { return sb_; }
     const Bitmap* bitmap() const { return bitmap_ ? &*bitmap_ : nullptr; }

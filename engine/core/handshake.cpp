@@ -61,7 +61,7 @@ void Core::maybe_send_state(NodeId id) {
     const bool changing = meta_ != MetaPhase::attached && meta_ != MetaPhase::detached;
     if (peer.state_sent || changing || !settled() || promotion_ == Promotion::recording) return;
     if (disk_usable() && (flush_wanted_ || flushing_)) return;
-    if (recorded_bytes_ < volume_bytes_) return;  // who names a size has it on record
+    if (metadata_usable() && sb_durable_ < size_version_) return;  // who names a size has it
     // Its size may have to change, and that of the bitmap.
     const bool created = uuid_identity(sb_.current_uuid) == uuid_just_created;
     if (disk_usable() && created && !quiet()) return;

@@ -327,6 +327,7 @@ void Core::keep_live_label(const Superblock& live) {
         md.bitmap_uuid = live.peers[n].bitmap_uuid;
         md.admitting_uuid = live.peers[n].admitting_uuid;
     }
+    if (uuid_identity(carried) == uuid_just_created) sb_.extension.ready_bytes = 0;
     sb_.effective_size_sectors = live.effective_size_sectors;
     sb_.current_uuid = live.current_uuid;
     sb_.history = live.history;
@@ -423,6 +424,9 @@ void Core::on_attach(Instant now, AttachInfo info) {
     now_ = now;
     ASSERT(meta_ == MetaPhase::detached && bitmap_);
     data_bytes_max_ = info.data_bytes_max;
+    // The disk may have been smaller meanwhile.
+    sb_.extension.ready_bytes = std::min(sb_.extension.ready_bytes, data_bytes_max_);
+    if (sb_.extension.device_bytes == 0) sb_.extension.device_bytes = info.device_bytes;
     all_zero_ = info.all_zero && uuid_identity(sb_.current_uuid) == uuid_just_created;
     was_primary_ = sb_.extension.primary_node == config_.node_id;
     const bool went_down_hard = (sb_.flags & md_flag::primary_ind) != 0;
@@ -583,6 +587,7 @@ void Core::local_disk_failed(const char* why) {
     disk_ = DiskState::failed;
     disk_failed_ = true;
     end_hold(Errc::io, why);
+    recorded_bytes_ = volume_bytes_;  // the peers have it
     lost_disk_uuid_ = sb_.current_uuid;
     why_ = why;
     notice(3, -1, why);

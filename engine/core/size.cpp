@@ -69,6 +69,7 @@ bool Core::agree_on_size(NodeId id) {
     drop_journal(false);  // everything is marked below
     ASSERT(al_->held() == 0);
     change_volume_size(wanted);
+    sb_.extension.ready_bytes = 0;  // the end of the volume is another one
     al_->reset();
     for_peers([&](Peer&, NodeId other) {
         set_slot_full(other);
@@ -119,7 +120,7 @@ void Core::grow(std::uint64_t bytes) {
     al_->grow(extents_of(bytes));
     persist();
     size_version_ = sb_version_;
-    if (is(Mutant::grow_unrecorded)) recorded_bytes_ = bytes;
+    if (is(Mutant::grow_unrecorded)) recorded_bytes_ = bytes, size_version_ = 0;
     notice(5, -1, "the volume has grown");
 }
 
@@ -177,6 +178,7 @@ void Core::on_room(Instant now, std::uint64_t bytes) {
     if (disk_usable() && bytes != sb_.extension.ready_bytes) {
         sb_.extension.ready_bytes = bytes;
         persist();
+        size_version_ = sb_version_;  // told when it is on record
         for_peers([&](Peer&, NodeId id) { want_handshake(id); });
         touch();
     }
@@ -218,7 +220,7 @@ void Core::begin_resize() {
     if (wanted < volume_bytes_) return refuse(Errc::unsupported, "a volume can not shrink");
     if (wanted == volume_bytes_) return refuse(Errc::ok, "");
     if (!all) {
-        return refuse(Errc::state,
+        return refuse(Errc::no_space,
                       "a volume grows on all nodes or on none, and not all are "
                       "connected with their disks");
     }

@@ -211,6 +211,20 @@ Result<Superblock> find_superblock(MetadataFile& file, std::span<const std::byte
     TRY(const MetadataFile::Block before, file.read_superblock());
     const auto there = choose_superblock(before, copy);
     if (!there) file.assume_placed_for(0);
+    // DRBD knows no device_bytes. It may have grown the disk, or have had one of this size before.
+    const bool drbds = found && !found.value().extension.present &&
+                       check_layout(file.place(), file.disk().size_bytes(), 0, found.value());
+    if (drbds && there) {
+        return Error{Errc::corrupt, 0,
+                     text_of("%s holds metadata that DRBD wrote at its end, and this node's own "
+                             "where it ended when it had %" PRIu64
+                             " bytes: nobody can tell which is newer. Clear the 4096 bytes of the "
+                             "wrong one, at %" PRIu64 " or %" PRIu64,
+                             file.disk().path().c_str(), placed_for,
+                             superblock_position(file.place(), file.disk().size_bytes()),
+                             superblock_position(file.place(), placed_for))};
+    }
+    if (drbds) return found;
     if (there || found) return there;
     return found;  // it says why
 }

@@ -20,6 +20,7 @@
 
 #include "engine/base/result.hpp"
 #include "engine/frontend/kernel_device.hpp"
+#include "engine/node/change_lock.hpp"
 #include "engine/node/reactor_thread.hpp"
 #include "engine/node/resource_shell.hpp"
 
@@ -30,7 +31,7 @@ class DeviceExport {
     struct Resource {
         ReactorThread& thread;
         std::unique_ptr<ResourceShell>& shell;  // used on the reactor's thread
-        std::mutex& changing;
+        ChangeLock& changing;
         std::function<Status()> promote;   // without force; soon back, and may then go on
         std::function<Status()> bring_up;  // what was not possible before, and then look()
         std::function<void()> closed;      // a device is gone

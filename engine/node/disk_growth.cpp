@@ -134,7 +134,9 @@ Result<GrowthPlan> plan_growth(const AttachedDisk& disk) {
 Status prepare_move(const AttachedDisk& disk, const GrowthPlan& plan) {
     const MetadataLayout& to = plan.layout;
     if (to.place == MetadataPlace::external) {
-        const std::uint64_t known = disk.layout.bitmap_bytes;
+        // Whether the disk grew before or after it was attached: what no volume used may be litter.
+        const std::uint64_t known = bitmap_bytes_for(
+            disk.zeroed_bytes, disk.superblock.bytes_per_bit, disk.superblock.max_peers);
         TRY_STATUS(blank(disk, to.bitmap_offset + known, to.bitmap_bytes - known));
     } else if (to.superblock_offset != disk.layout.superblock_offset) {
         TRY_STATUS(blank(disk, to.bitmap_offset,
@@ -147,7 +149,9 @@ Status copy_metadata(const AttachedDisk& disk, const GrowthPlan& plan) {
     const MetadataLayout& from = disk.layout;
     const MetadataLayout& to = plan.layout;
     if (to.superblock_offset == from.superblock_offset) return ok_status();
-    TRY_STATUS(copy_range(disk, from.bitmap_offset, to.bitmap_offset, from.bitmap_bytes, true));
+    const std::uint64_t used = bitmap_bytes_for(disk.zeroed_bytes, disk.superblock.bytes_per_bit,
+                                                disk.superblock.max_peers);
+    TRY_STATUS(copy_range(disk, from.bitmap_offset, to.bitmap_offset, used, true));
     TRY_STATUS(copy_range(disk, from.al_offset, to.al_offset, from.al_bytes, false));
     return flush(disk, disk.metadata());
 }

@@ -36,7 +36,8 @@ struct GrowthPlan {
 // or shrunk), limit, io.
 Result<GrowthPlan> plan_growth(const AttachedDisk& disk);
 
-// Makes the new place blank. Nothing refers to it yet. Errors: io, no_space.
+// Makes the new place blank, or, of external metadata, what the bitmap needs in addition. Nothing
+// refers to it yet. Errors: io, no_space.
 Status prepare_move(const AttachedDisk& disk, const GrowthPlan& plan);
 // Copies log and bitmap while nobody writes them, and flushes. Errors: io, no_space.
 Status copy_metadata(const AttachedDisk& disk, const GrowthPlan& plan);

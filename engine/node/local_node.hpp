@@ -23,6 +23,7 @@
 
 #include "engine/node.hpp"
 #include "engine/node/acceptor.hpp"
+#include "engine/node/change_lock.hpp"
 #include "engine/node/create_disk.hpp"
 #include "engine/node/kernel_doors.hpp"
 #include "engine/node/resource_shell.hpp"
@@ -47,7 +48,7 @@ inline constexpr std::uint64_t size_unit = block_bytes;
 struct Resource {
     ResourceConfig config;  // all but the options never changes
     ReactorThread* thread = nullptr;
-    std::mutex changing;
+    ChangeLock changing;
     bool removed = false;                  // under `changing`
     bool up = false;                       // under `changing`: there is a shell
     std::unique_ptr<ResourceShell> shell;  // made under `changing`; used on the reactor's thread
@@ -88,7 +89,8 @@ class LocalNode final : public Node {
     Status pause_sync(const std::string& name, const std::string& peer) override;
     Status resume_sync(const std::string& name, const std::string& peer) override;
     Status new_current_uuid(const std::string& name, bool clear_bitmap) override;
-    Result<ResizeResult> resize(const std::string& name, std::uint64_t size_bytes) override;
+    Result<ResizeResult> resize(const std::string& name, std::uint64_t size_bytes,
+                                const std::function<bool()>& go_on) override;
 
     Status export_nbd(const std::string& name, const std::string& door, bool read_only) override;
     Result<BlockDoor> export_device(const std::string& name, DeviceKind kind,
@@ -139,7 +141,9 @@ class LocalNode final : public Node {
     Status close_doors(const ResourcePtr& resource, const std::string& door, bool force);
     Status bring_up(Resource& resource);
     Status move_metadata(Resource& resource, AttachedDisk& disk, const GrowthPlan& plan);
-    Status make_room(Resource& resource);
+    Result<bool> make_room(Resource& resource, std::uint64_t size_bytes,
+                           const std::function<bool()>& go_on);
+    Result<ResizeResult> grow_volume(Resource& resource, std::uint64_t size_bytes);
     void destroy_shell(Resource& resource);
     Status connect_all(Resource& resource);
 

@@ -3,21 +3,10 @@
 #include "engine/node/local_node.hpp"
 
 #include <fcntl.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <syslog.h>
-#include <unistd.h>
-#include <algorithm>
-#include <atomic>
-#include <cerrno>
-#include <chrono>
-#include <cstring>
-#include <map>
-#include <mutex>
-#include <thread>
-#include <utility>
 
-#include "engine/base/text.hpp"
+#include <mutex>
+#include <utility>
 
 namespace replica {
 
@@ -136,7 +125,7 @@ Result<std::string> LocalNode::hand_over() {
     for (const std::string& name : resources()) {
         if (const auto found = find(name)) all.push_back(found.value());
     }
-    std::vector<std::unique_lock<std::mutex>> changing;
+    std::vector<std::unique_lock<ChangeLock>> changing;
     for (const ResourcePtr& resource : all)
         changing.emplace_back(resource->changing);
     for (std::size_t i = 0; i < all.size(); ++i) {

@@ -2,25 +2,12 @@
 // Requests of callers in this process. See local_node.hpp.
 #include "engine/node/local_node.hpp"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
-#include <syslog.h>
 #include <unistd.h>
-#include <algorithm>
-#include <atomic>
+
 #include <cerrno>
-#include <chrono>
-#include <cstring>
-#include <map>
-#include <mutex>
-#include <thread>
 #include <utility>
 
-#include "engine/base/text.hpp"
-
 namespace replica {
-
 namespace {
 
 // On the reactor's thread.

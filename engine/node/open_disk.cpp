@@ -180,10 +180,6 @@ Result<OpenDisk> open_disk(Reactor& reactor, const DiskPaths& paths) {
         MetadataFile::open({paths.disk, paths.metadata}, DiskAccess::shared_read));
     TRY_STATUS(settle_superblock(disk, file));
     TRY(disk.layout, file.layout_of(disk.superblock));
-    SuperblockExtension& extension = disk.superblock.extension;
-    if (paths.metadata.empty() && extension.present && extension.device_bytes == 0) {
-        extension.device_bytes = disk.data->size_bytes();  // goes to the disk with the next update
-    }
     disk.volume_bytes = disk.superblock.effective_size_sectors * sector_bytes;
     if (disk.volume_bytes == 0) {
         disk.volume_bytes = disk.layout.data_bytes_max / block_bytes * block_bytes;
@@ -193,6 +189,7 @@ Result<OpenDisk> open_disk(Reactor& reactor, const DiskPaths& paths) {
     std::transform(boot_id.begin(), boot_id.end(), disk.info.boot_id.begin(),
                    [](std::byte b) { return std::to_integer<std::uint8_t>(b); });
     disk.info.data_bytes_max = disk.layout.data_bytes_max;
+    if (paths.metadata.empty()) disk.info.device_bytes = disk.data->size_bytes();
     disk.info.all_zero = reads_as_zeroes(disk);
     disk.info.cache_suspect = ::access(failure_note(paths).c_str(), F_OK) == 0;
     for (const BlockFile* device : {disk.data.get(), disk.external.get()}) {

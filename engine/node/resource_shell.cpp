@@ -404,6 +404,12 @@ Status ResourceShell::load(OpenDisk& disk, const std::vector<Page>& pages) {
                          std::to_string(disk.data->logical_block_bytes()) +
                          ": demote it first, or attach another disk"};
     }
+    if (primary() && disk.info.data_bytes_max < core_->volume_bytes()) {
+        return Error{Errc::no_space, 0,
+                     config_.name + " is in use with " + std::to_string(core_->volume_bytes()) +
+                         " bytes, and the disk takes only " +
+                         std::to_string(disk.info.data_bytes_max) + ": attach a larger one"};
+    }
     TRY_STATUS(load_superblock(disk));
     for (const Page& page : pages)
         core_->load_bitmap_page(page.index, page.bytes);
@@ -522,6 +528,16 @@ Result<AttachedDisk> ResourceShell::attached_disk() const {
     if (!disk_ || core_->disk() < DiskState::inconsistent) {
         return Error{Errc::state, 0, config_.name + " has no disk attached"};
     }
+    if (core_->metadata_is_held()) {
+        return Error{Errc::busy, 0, config_.name + " has its metadata moved already"};
+    }
+    // It may take another volume at any moment, and with it what would be zeroed.
+    if (uuid_identity(core_->superblock().current_uuid) == uuid_just_created) {
+        return Error{Errc::state, 0,
+                     config_.name +
+                         " holds nothing yet: create it anew, with the size that it "
+                         "shall have, or promote it first"};
+    }
     AttachedDisk disk;
     disk.path = disk_->metadata().path();
     disk.data = OwnedFd(::fcntl(disk_->data->fd(), F_DUPFD_CLOEXEC, 0));
@@ -565,7 +581,9 @@ ResizeResult ResourceShell::sizes() const {
         if (!peers_[id]) continue;
         const PeerView view = core_->view(id);
         const std::uint64_t room = std::max(view.size_bytes, view.room_bytes);
-        const bool connected = view.connection == ConnectionState::connected && view.size_bytes > 0;
+        const bool disk = view.disk >= DiskState::inconsistent && view.disk != DiskState::unknown;
+        const bool connected =
+            view.connection == ConnectionState::connected && view.size_bytes > 0 && disk;
         if (!connected || room < sizes.room_bytes)
             sizes.waits_for.push_back({peers_[id]->name, connected, connected ? room : 0});
     }

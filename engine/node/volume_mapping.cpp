@@ -46,7 +46,7 @@ Result<Mapper*> MapperHost::get() {
 }
 
 VolumeMapping::VolumeMapping(const Options& options, MapperHost& mapper, Doors doors,
-                             std::mutex& changing)
+                             ChangeLock& changing)
     : options_(options),
       host_(mapper),
       doors_(std::move(doors)),

@@ -20,6 +20,7 @@
 
 #include "engine/base/result.hpp"
 #include "engine/mapper/mapper.hpp"
+#include "engine/node/change_lock.hpp"
 #include "engine/node/mapping_record.hpp"
 #include "engine/node/remote_volume.hpp"
 
@@ -56,7 +57,7 @@ class VolumeMapping {
         bool held = false;
     };
 
-    VolumeMapping(const Options& options, MapperHost& mapper, Doors doors, std::mutex& changing);
+    VolumeMapping(const Options& options, MapperHost& mapper, Doors doors, ChangeLock& changing);
     ~VolumeMapping();  // leaves the device as it is
     VolumeMapping(const VolumeMapping&) = delete;
     VolumeMapping& operator=(const VolumeMapping&) = delete;
@@ -114,7 +115,7 @@ class VolumeMapping {
     const Options options_;
     MapperHost& host_;
     const Doors doors_;
-    std::mutex& changing_;
+    ChangeLock& changing_;
     const MappingRecordFile file_;
     std::optional<MappingRecord> record_;
     RemoteVolume remote_;

@@ -112,7 +112,8 @@ class FakeNode final : public Node {
     Status resume_sync(const std::string& name, const std::string& peer) override {
         return record("resume-sync " + name + " " + peer);
     }
-    Result<ResizeResult> resize(const std::string& name, std::uint64_t size_bytes) override {
+    Result<ResizeResult> resize(const std::string& name, std::uint64_t size_bytes,
+                                const std::function<bool()>&) override {
         TRY_STATUS(record("resize " + name + " " + std::to_string(size_bytes)));
         return ResizeResult{size_bytes, 2 * size_bytes, {{"beta", true, size_bytes}}, {}};
     }

@@ -146,6 +146,8 @@ AttachedDisk attached(const GrownDisk& disk, const Superblock& superblock,
     attached.data = OwnedFd(dup(disk.fd()));
     attached.layout = layout;
     attached.superblock = superblock;
+    attached.volume_bytes = attached.zeroed_bytes =
+        superblock.effective_size_sectors * sector_bytes;
     return attached;
 }
 

@@ -30,7 +30,7 @@ class GrowingMirror : public Pair {
         REQUIRE(truncate(disk(i).c_str(), static_cast<off_t>(bytes)) == 0);
     }
     ResizeResult resize(int i, std::uint64_t bytes = 0) {
-        auto result = node(i)->resize("r0", bytes);
+        auto result = node(i)->resize("r0", bytes, [] { return true; });
         if (!result) FAIL(result.error().message);
         return result.value();
     }
@@ -135,13 +135,49 @@ TEST_CASE("a disk that has grown is used as before until it is told") {
     CHECK(wanted.size_bytes == mirror.before());
     CHECK(mirror.resize(1, 20 << 20).size_bytes == 20 << 20);
     mirror.wait([&] { return mirror.status(0).size_bytes == 20 << 20; });
-    CHECK(mirror.resize(0).size_bytes > large - (1 << 20));
+    CHECK(mirror.resize(0).size_bytes == 20 << 20);  // beta made no more room
+    CHECK(mirror.resize(1).size_bytes > large - (1 << 20));
+}
+
+TEST_CASE("the zeroing lets other commands go first, and can be ended") {
+    GrowingMirror mirror;
+    for (int i = 0; i < 2; ++i)
+        mirror.grow_disk(i, 1000U << 20);
+    int asked = 0;
+    const auto ended = mirror.a->resize("r0", 0, [&] { return ++asked < 3; });
+    REQUIRE_FALSE(ended);
+    CHECK(ended.error().code == Errc::cancelled);
+    CHECK(mirror.status(0).zeroing_total_bytes == 0);
+    std::atomic<bool> stop{false};
+    std::atomic<int> between{0};
+    std::thread other([&] {
+        while (!stop) {
+            REQUIRE_OK(mirror.a->change_options("r0", Pair::fast_options()));
+            ++between;
+        }
+    });
+    mirror.resize(0);
+    stop = true;
+    other.join();
+    CHECK(between > 0);
+    CHECK(mirror.resize(1).size_bytes > 900U << 20);
+    mirror.wait([&] { return mirror.status(0).size_bytes > 900U << 20; });
+}
+
+TEST_CASE("a disk without data is not zeroed behind the volume") {
+    Pair pair;
+    pair.create(small);
+    REQUIRE_OK(pair.a->up("r0"));
+    REQUIRE(truncate(pair.disk(0).c_str(), static_cast<off_t>(large)) == 0);
+    const auto refused = pair.a->resize("r0", 0, [] { return true; });
+    REQUIRE_FALSE(refused);
+    CHECK(refused.error().code == Errc::state);
 }
 
 TEST_CASE("a size that can not be is refused with the reason") {
     GrowingMirror mirror;
     const auto refused = [&](std::uint64_t bytes) {
-        const auto result = mirror.a->resize("r0", bytes);
+        const auto result = mirror.a->resize("r0", bytes, [] { return true; });
         REQUIRE_FALSE(result);
         return result.error().code;
     };

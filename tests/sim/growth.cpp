@@ -80,6 +80,7 @@ void World::zero_room(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     const Core& core = *node.core;
     if (core.disk() < DiskState::inconsistent || core.disk() == DiskState::unknown) return;
+    if (uuid_identity(core.superblock().current_uuid) == uuid_just_created) return;
     const std::uint64_t from =
         std::max(core.volume_bytes(), core.superblock().extension.ready_bytes) / sector_bytes;
     const std::uint64_t blocks = (max_sectors_ - from) * sector_bytes / block_bytes;
@@ -87,13 +88,18 @@ void World::zero_room(int n) {
                                     ? max_sectors_
                                     : from + random_.below(blocks + 1) * block_bytes / sector_bytes;
     if (until <= from) return;
-    if (options_.shell_mutant != ShellMutant::room_not_zeroed)
-        node.disk->write(from, std::vector<Stamp>(until - from, 0), false);
-    schedule(n, disk_delay(), [this, n, until, flushed = node.disk->begin_flush()] {
+    node.hold_token = ~0U;  // one at a time, as the shell's lock has it
+    schedule(n, disk_delay(), [this, n, from, until] {
         Node& at = nodes_[static_cast<std::size_t>(n)];
-        at.disk->finish_flush(flushed);
-        at.core->on_room(Instant{now_}, until * sector_bytes);
-        perform(n);
+        if (options_.shell_mutant != ShellMutant::room_not_zeroed)
+            at.disk->write(from, std::vector<Stamp>(until - from, 0), false);
+        schedule(n, disk_delay(), [this, n, until, flushed = at.disk->begin_flush()] {
+            Node& later = nodes_[static_cast<std::size_t>(n)];
+            later.hold_token = 0;
+            later.disk->finish_flush(flushed);
+            later.core->on_room(Instant{now_}, until * sector_bytes);
+            perform(n);
+        });
     });
 }
 
