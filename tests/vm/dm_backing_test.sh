@@ -99,7 +99,7 @@ full_pool() {
         --minimal >/dev/null || cluster_fail "a full pool of the peer is seen above"
     dm_wait "beta's disk is given up" disk_is beta Diskless
     [ "$(disk_state alpha)" = UpToDate ] || cluster_fail "alpha is $(disk_state alpha)"
-    status_field beta "$resource" '.devices[0].why' | grep -q 'no space left' ||
+    status_field beta "$resource" .why | grep -q 'no space left' ||
         cluster_fail "the status of beta does not say why: $(ctl beta status "$resource")"
     for node in "${NODES[@]}"; do
         ctl "$node" down "$resource"
