@@ -161,6 +161,7 @@ Status zero_room(const AttachedDisk& disk, std::uint64_t from, std::uint64_t unt
     constexpr int keep = FALLOC_FL_KEEP_SIZE;
     for (std::uint64_t at = from; at < until;) {
         if (!progress(at - from)) {
+            TRY_STATUS(flush(disk, disk.data.get()));  // what is done may be put on record
             return Error{Errc::cancelled, 0, "disk " + disk.path + " was lost, or is going down"};
         }
         const std::uint64_t bytes = std::min(until - at, zero_bytes);

@@ -43,7 +43,8 @@ Status prepare_move(const AttachedDisk& disk, const GrowthPlan& plan);
 Status copy_metadata(const AttachedDisk& disk, const GrowthPlan& plan);
 
 // Zeroes [from, until) of the data and flushes. `progress` is called with the bytes that are done
-// and says whether to go on. Errors: io, no_space, cancelled.
+// and says whether to go on. Errors: io, no_space, cancelled (by progress; these bytes are
+// flushed).
 Status zero_room(const AttachedDisk& disk, std::uint64_t from, std::uint64_t until,
                  const std::function<bool(std::uint64_t done)>& progress);
 

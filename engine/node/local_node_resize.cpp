@@ -61,7 +61,8 @@ Result<bool> LocalNode::make_room(Resource& resource, std::uint64_t size_bytes,
     });
     if (zeroed) done = until - from;
     const bool whole = done == until - from;
-    if (whole || wanted) {
+    const bool ended = wanted && zeroed.error().code == Errc::cancelled;  // and flushed
+    if (whole || ended) {
         static_cast<void>(ask(resource, [&](ResourceShell& shell) {
             shell.zeroing(0, 0);
             if (shell.disk_open()) shell.room_made(from + done);

@@ -213,3 +213,25 @@ TEST_CASE("a disk that has grown by less than its metadata takes is left as it i
     disk.resize(old_bytes - 4096);
     CHECK_FALSE(plan_growth(attached(disk, old, layout.value())));
 }
+
+// What is done by then is put on record as zeroed.
+TEST_CASE("a zeroing that is interrupted has flushed what it did") {
+    GrownDisk disk;
+    Found before;
+    const Superblock old = make_old(disk, before);
+    const auto layout = check_layout(MetadataPlace::internal, old_bytes, 0, old);
+    REQUIRE(layout);
+    disk.resize(100U << 20);
+    const AttachedDisk in_use = attached(disk, old, layout.value());
+    std::uint64_t done = 0;
+    recorded([&] {
+        const Status ended = zero_room(in_use, old_bytes, 100U << 20, [&](std::uint64_t so_far) {
+            done = so_far;
+            return so_far == 0;
+        });
+        REQUIRE_FALSE(ended);
+        CHECK(ended.error().code == Errc::cancelled);
+    });
+    CHECK(done > 0);
+    CHECK(record.back().flush);
+}
