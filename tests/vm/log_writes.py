@@ -21,6 +21,8 @@ import sys
 import time
 import zlib
 
+import nbd
+
 SECTOR = 512
 BLOCK = 4096
 EXTENT_BLOCKS = 1024  # of the activity log
@@ -45,7 +47,6 @@ def version_of(block, data):
 
 
 def connect(socket, export):
-    import nbd
     handle = nbd.NBD()
     handle.set_export_name(export)
     handle.connect_unix(socket)
@@ -71,7 +72,8 @@ class Marker:
 
 
 def load(socket, export, state, device, blocks, seconds):
-    """Batches of writes to a few blocks in each extent; each batch is flushed, then marked."""
+    """Batches of writes to a few blocks in each extent. Each is made stable, by FUA or by a flush
+    of all, and then marked."""
     handle = connect(socket, export)
     chance = random.Random(4711)
     places = [extent + chance.randrange(EXTENT_BLOCKS)
@@ -86,12 +88,14 @@ def load(socket, export, state, device, blocks, seconds):
         for block in chance.sample(places, min(12, len(places))):
             version += 1
             batch[block] = version
-        waiting = {handle.aio_pwrite(content(block, number), block * BLOCK)
+        flags = nbd.CMD_FLAG_FUA if chance.random() < 0.5 else 0
+        waiting = {handle.aio_pwrite(content(block, number), block * BLOCK, flags=flags)
                    for block, number in batch.items()}
         while waiting:
             handle.poll(1000)
             waiting = {cookie for cookie in waiting if not handle.aio_command_completed(cookie)}
-        handle.flush()
+        if not flags:
+            handle.flush()
         batches.append(batch)
         mark(f"flushed-{len(batches)}")
     mark("end")
@@ -115,7 +119,8 @@ def index(log, to):
             at += SECTOR + (0 if flags & (DISCARD | MARK) else sectors * SECTOR)
     with open(to, "w", encoding="utf-8") as out:
         json.dump(entries, out)
-    print(f"{count} entries, {sum(1 for e in entries if e[3] & FLUSH)} flushes")
+    print(f"{count} entries, {sum(1 for e in entries if e[3] & FLUSH)} flushes, "
+          f"{sum(1 for e in entries if e[3] & FUA)} with FUA")
 
 
 def read_json(path):

@@ -77,7 +77,7 @@ serve() {  # serve GUEST DISK...: one server for the disks of a guest
 boot() {  # boot GUEST "DISK..." ARGUMENT...: power_loss_guest.sh with these
     local guest=$1 disk options=()
     for disk in $2; do
-        options+=(--disk "${disk%"${disk#nvme:}"}nbd+unix:///disk?socket=$run/${disk#nvme:}.sock")
+        options+=(--disk "nbd+unix:///disk?socket=$run/$disk.sock")
     done
     shift 2
     "$here/run.sh" --cache "$bin/vm" --timeout 600 --shared "$shared" --guest "$guest" \
@@ -120,9 +120,9 @@ cut_power() {  # cut_power GUEST DISKS
 }
 
 mirror() {
-    local round all="state alpha-fs alpha-raw nvme:beta-fs nvme:beta-raw"
+    local round all="state alpha-fs alpha-raw beta-fs beta-raw"
     # shellcheck disable=SC2086  # words
-    serve 1 ${all//nvme:/}
+    serve 1 $all
     for round in $(seq 0 "$rounds"); do
         boot 1 "$all" both "$round"
         wait_told 1 "loaded-$round"
@@ -142,8 +142,8 @@ primary() {
     local round first=1 second=2 swap
     serve 1 alpha-state alpha-fs alpha-raw
     serve 2 beta-state beta-fs beta-raw
-    local -A disks=([1]="alpha-state nvme:alpha-fs nvme:alpha-raw"
-        [2]="beta-state nvme:beta-fs nvme:beta-raw")
+    local -A disks=([1]="alpha-state alpha-fs alpha-raw"
+        [2]="beta-state beta-fs beta-raw")
     boot 1 "${disks[1]}" one 0 primary
     boot 2 "${disks[2]}" one 0 standby
     for round in $(seq "$rounds"); do

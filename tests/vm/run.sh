@@ -7,7 +7,8 @@
 #     --disk SIZE|PATH|URI
 #                       a disk, /dev/vda and on: an empty one, this file, which is kept, or an
 #                       export (nbd+unix:///NAME?socket=PATH), whose server gets every flush;
-#                       nvme:PATH or nvme:URI is one of NVMe, with FUA: serial diskN, N from 0
+#                       nvme:... is one of NVMe, /dev/nvmeNn1 in the order of their finding. It
+#                       says that it has FUA, and does not pass it on (QEMU 7.2)
 #     --guests 2        two, 192.0.2.1 and .2, each with disks of its own; both run the program
 #     --guest N         only guest 1 or 2 of two that share a DIR of --shared: each comes and goes
 #     --systemd COMMAND systemd is the first process, with udevd; COMMAND runs in bash before it
@@ -40,7 +41,7 @@ while [ $# -gt 0 ]; do
         --timeout) timeout=${2:?--timeout needs a number}; shift ;;
         --cache) cache=${2:?--cache needs a directory}; shift ;;
         --shell) shell=1 timeout=0 ;;
-        -h | --help) sed -n '3,22s/^# \{0,1\}//p' "$0"; exit 0 ;;
+        -h | --help) sed -n '3,23s/^# \{0,1\}//p' "$0"; exit 0 ;;
         --) shift; break ;;
         -*) echo "run.sh: unknown option '$1' (try --help)" >&2; exit 2 ;;
         *) break ;;
@@ -143,8 +144,11 @@ if [ -n "$guest" ]; then
     sockets=$shared
     numbers=$guest
 fi
-cp "$here/guest.sh" "$shared/"
-pwd >"$shared/directory"
+# Two runs may share the directory (--guest): each file is there as a whole or not at all.
+cp "$here/guest.sh" "$shared/guest.sh.$$"
+mv -f "$shared/guest.sh.$$" "$shared/guest.sh"
+pwd >"$shared/directory.$$"
+mv -f "$shared/directory.$$" "$shared/directory"
 mode=program
 if [ "$shell" = 1 ]; then
     mode=shell
