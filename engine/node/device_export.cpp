@@ -59,6 +59,7 @@ Status DeviceExport::open(bool read_only) {
     }
     const Status dismissed = dismiss(true);
     if (!dismissed) log(LOG_ERR, dismissed.error().message);
+    wake();  // for the case that it was not
     return served.error();
 }
 
@@ -99,7 +100,8 @@ Status DeviceExport::grow(std::uint64_t size_bytes) {
     return ok_status();
 }
 
-// The volume may have grown, by a command to another node, or while nobody served the device.
+// The volume may have grown, by a command to another node, or while nobody served the device. Not
+// while the queue is held: the kernel may wait for what is under way before it changes the size.
 void DeviceExport::catch_up() {
     const auto facts = device_->facts();
     const std::uint64_t size = ask([](ResourceShell& shell) { return shell.info().size_bytes; });
@@ -165,6 +167,7 @@ Status DeviceExport::hold(std::chrono::seconds timeout) {
 }
 
 void DeviceExport::resume() {
+    held_ns_ = 0;
     if (state_ != State::live) return;
     ask([this](ResourceShell& shell) {
         shell.resume_device(kind());
@@ -274,6 +277,7 @@ milliseconds DeviceExport::adopt() {
     }
     if (!view.primary) {
         const Status promoted = resource_.promote();
+        if (state_ != State::waiting) return idle;  // given up: another node has just written
         if (!promoted) say(LOG_NOTICE, promoted.error().message);
         return promoted ? milliseconds(0) : soon;
     }
@@ -328,7 +332,6 @@ milliseconds DeviceExport::serve_again() {
 
 // An older record is the safe direction: the disk then has to descend from it.
 milliseconds DeviceExport::note() {
-    catch_up();
     const std::uint64_t now = ask([](ResourceShell& shell) { return shell.generation(); });
     const Status noted = device_->note_generation(now);
     if (noted) {
@@ -391,7 +394,9 @@ milliseconds DeviceExport::turn() {
         case State::live: {
             const bool served =
                 ask([this](ResourceShell& shell) { return shell.has_device(kind()); });
-            return served ? note() : serve_again();
+            if (!served) return serve_again();
+            catch_up();
+            return note();
         }
         case State::ending: {
             const Status dismissed = dismiss(true);

@@ -55,6 +55,8 @@ class DeviceExport {
     Status grow(std::uint64_t size_bytes);
     bool is_open() const { return device_ != nullptr; }
     bool is_live() const { return state_ == State::live; }
+    // What waits in it needs this node to be Primary.
+    bool waits_for_promotion() const { return state_ == State::waiting && !device_->read_only(); }
     DeviceKind kind() const { return maker_.kind; }
     KernelDevice* device() { return device_.get(); }  // nullptr: none is open
     // Nothing more is adopted; what there is stays for the next daemon.

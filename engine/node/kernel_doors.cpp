@@ -12,18 +12,10 @@
 #include "engine/node/nbd_block_device.hpp"
 
 namespace replica {
+namespace {
 
-KernelDoors::KernelDoors(DeviceExport::Resource resource, const std::string& state_dir,
-                         const std::string& name, const DeviceLog& log,
-                         const std::vector<HandedDevice>& handed)
-    : name_(name) {
-    // A promotion for one device is one before which the others have to be looked at.
-    resource.promote = [this, promote = std::move(resource.promote)]() -> Status {
-        TRY_STATUS(before_promotion(false));
-        return promote();
-    };
-    resource.closed = [this] { name_what_is_left(); };
-    KernelDeviceOptions options{state_dir, name, log};
+std::array<DeviceMaker, device_kinds> makers(const KernelDeviceOptions& options,
+                                             const std::vector<HandedDevice>& handed) {
     UblkDeviceOptions ublk;
     NbdBlockDeviceOptions nbd;
     static_cast<KernelDeviceOptions&>(ublk) = options;
@@ -33,12 +25,38 @@ KernelDoors::KernelDoors(DeviceExport::Resource resource, const std::string& sta
         nbd.handed = std::make_shared<std::unique_ptr<NbdChannel>>(
             std::make_unique<NbdChannel>(device.socket));
     }
-    for (DeviceMaker maker : {UblkDevice::maker(ublk), NbdBlockDevice::maker(nbd)}) {
+    return {UblkDevice::maker(ublk), NbdBlockDevice::maker(nbd)};
+}
+
+}  // namespace
+
+KernelDoors::KernelDoors(DeviceExport::Resource resource, const std::string& state_dir,
+                         const std::string& name, const DeviceLog& log,
+                         const std::vector<HandedDevice>& handed)
+    : KernelDoors(std::move(resource), {state_dir, name, log},
+                  makers({state_dir, name, log}, handed)) {
+    for (const HandedDevice& device : handed)
+        of(device.kind).handed(device.held_ns);
+}
+
+KernelDoors::KernelDoors(DeviceExport::Resource resource, const KernelDeviceOptions& options,
+                         std::array<DeviceMaker, device_kinds> makers)
+    : name_(options.resource) {
+    // A promotion for one device is one before which the others have to be looked at. That may show
+    // that there is nothing any more to be promoted for.
+    resource.promote = [this, promote = std::move(resource.promote)]() -> Status {
+        TRY_STATUS(before_promotion(false));
+        const bool wanted = std::any_of(exports_.begin(), exports_.end(), [](const auto& each) {
+            return each->waits_for_promotion();
+        });
+        if (!wanted) return Error{Errc::cancelled, 0, name_ + " has no device that waits any more"};
+        return promote();
+    };
+    resource.closed = [this] { name_what_is_left(); };
+    for (DeviceMaker& maker : makers) {
         auto& place = exports_[static_cast<std::size_t>(maker.kind)];
         place = std::make_unique<DeviceExport>(resource, options, std::move(maker));
     }
-    for (const HandedDevice& device : handed)
-        of(device.kind).handed(device.held_ns);
 }
 
 Status KernelDoors::close(Kind kind, bool force) {

@@ -31,6 +31,9 @@ class KernelDoors {
     KernelDoors(DeviceExport::Resource resource, const std::string& state_dir,
                 const std::string& name, const DeviceLog& log,
                 const std::vector<HandedDevice>& handed);
+    // The same, with a maker of each kind.
+    KernelDoors(DeviceExport::Resource resource, const KernelDeviceOptions& options,
+                std::array<DeviceMaker, device_kinds> makers);
 
     // Errors: as DeviceExport::open().
     Status open(DeviceKind kind, bool read_only) { return of(kind).open(read_only); }
