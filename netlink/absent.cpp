@@ -21,8 +21,6 @@ Result<std::unique_ptr<LinkMonitor>> LinkMonitor::open() {
 
 Result<std::unique_ptr<NbdControl>> NbdControl::open() { return absent("the kernel's nbd door"); }
 
-int nbd_device_of(const std::string&) { return -1; }
-
 Result<std::vector<DrbdResource>> read_drbd_status() {
     return absent("the state of the kernel's DRBD");
 }

@@ -2,15 +2,12 @@
 // See nbd_device.hpp.
 #include "netlink/nbd_device.hpp"
 
-#include <dirent.h>
 #include <linux/nbd-netlink.h>
 #include <netlink/attr.h>
 #include <netlink/errno.h>
 #include <netlink/genl/ctrl.h>
 #include <netlink/genl/genl.h>
 
-#include <cstdio>
-#include <fstream>
 #include <utility>
 
 #include "engine/base/text.hpp"
@@ -99,13 +96,6 @@ int take_states(nl_msg* message, void* context) {
     return NL_OK;
 }
 
-std::string backend_in_sysfs(int index) {
-    std::ifstream file(text_of("/sys/block/nbd%d/backend", index));
-    std::string backend;
-    std::getline(file, backend);
-    return backend;
-}
-
 class GenericNbdControl final : public NbdControl {
   public:
     Status begin();
@@ -115,7 +105,9 @@ class GenericNbdControl final : public NbdControl {
                        std::span<const int> sockets) override;
     Status disconnect(int index) override;
     Result<std::vector<NbdDeviceState>> status() override;
-    std::string backend_of(int index) override { return backend_in_sysfs(index); }
+    Result<std::string> backend_of(int index) override {
+        return nbd_backend_in(block_devices_path, index);
+    }
 
   private:
     Status ask(const Request& request, const char* what, nl_recvmsg_msg_cb_t each, void* context);
@@ -207,18 +199,6 @@ Result<std::unique_ptr<NbdControl>> NbdControl::open() {
     auto control = std::make_unique<GenericNbdControl>();
     TRY_STATUS(control->begin());
     return std::unique_ptr<NbdControl>(std::move(control));
-}
-
-int nbd_device_of(const std::string& backend) {
-    DIR* const devices = ::opendir("/sys/block");
-    int found = -1;
-    while (const dirent* entry = devices == nullptr || found >= 0 ? nullptr : ::readdir(devices)) {
-        int index = -1;
-        if (std::sscanf(entry->d_name, "nbd%d", &index) != 1) continue;
-        if (backend_in_sysfs(index) == backend) found = index;
-    }
-    if (devices != nullptr) ::closedir(devices);
-    return found;
 }
 
 }  // namespace replica

@@ -65,11 +65,16 @@ class NbdControl {
 
     // All devices that there are. Errors: io.
     virtual Result<std::vector<NbdDeviceState>> status() = 0;
-    // Who connected it; empty: nobody, or without a name.
-    virtual std::string backend_of(int index) = 0;
+    // Who connected it; empty: nobody, or without a name. Errors: io (it can not be told).
+    virtual Result<std::string> backend_of(int index) = 0;
 };
 
+inline constexpr const char* block_devices_path = "/sys/block";
+
 // For those who do not want the module loaded: the device that has this backend's name, -1: none.
-int nbd_device_of(const std::string& backend);
+// Errors: io (it can not be told).
+Result<int> nbd_device_of(const std::string& backend);
+// As NbdControl::backend_of(), as `directory` (block_devices_path) tells it.
+Result<std::string> nbd_backend_in(const std::string& directory, int index);
 
 }  // namespace replica

@@ -98,7 +98,8 @@ Status DeviceRecordFile::save(const DeviceRecord& record) const {
     if (::mkdir(directory_.c_str(), 0700) != 0 && errno != EEXIST) {
         return file_error(directory_, "made");
     }
-    const std::string next = path_ + ".new";
+    // No resource has such a name.
+    const std::string next = directory_ + "/." + path_.substr(directory_.size() + 1) + ".new";
     if (!write_stable(next, text_for(kind_, record)) ||
         ::rename(next.c_str(), path_.c_str()) != 0 || !sync_directory(directory_)) {
         return file_error(path_, "written");

@@ -91,7 +91,8 @@ Status KernelDevice::link() {
         TRY_STATUS(make_directory(options_.names.substr(0, at)));
     }
     TRY_STATUS(make_directory(options_.names));
-    const std::string name = options_.names + "/" + options_.resource, next = name + ".new";
+    const std::string name = options_.names + "/" + options_.resource;
+    const std::string next = options_.names + "/." + options_.resource + ".new";  // nobody's name
     ::unlink(next.c_str());
     if (::symlink(path().c_str(), next.c_str()) != 0 || ::rename(next.c_str(), name.c_str()) != 0) {
         return Error{Errc::io, errno,

@@ -23,6 +23,7 @@ namespace replica {
 namespace {
 
 constexpr const char* control_path = "/dev/ublk-control";
+constexpr const char* classes_path = "/sys/class";
 constexpr const char* devices_path = "/sys/class/ublk-char";
 // Longer than anything that a command waits for but a request that never ends; and how long one
 // that was given up may take to notice.
@@ -42,6 +43,13 @@ Error open_error(int os_errno) {
     }
     return {Errc::io, os_errno,
             text_of("/dev/ublk-control can not be opened: %s", std::strerror(os_errno))};
+}
+
+// What can not be read says nothing: not that there are no devices.
+Error unread(int os_errno) {
+    return {Errc::io, os_errno,
+            text_of("%s can not be read, so it is not known which ublk devices there are: %s",
+                    devices_path, std::strerror(os_errno))};
 }
 
 // ---- the machine's ------------------------------------------------------------------------------
@@ -186,15 +194,16 @@ Result<std::vector<std::uint32_t>> ublk_devices() {
     std::vector<std::uint32_t> ids;
     DIR* const directory = ::opendir(devices_path);
     if (directory == nullptr) {
-        if (errno == ENOENT) return ids;
-        return Error{Errc::io, errno,
-                     text_of("%s can not be read: %s", devices_path, std::strerror(errno))};
+        if (errno == ENOENT && ::access(classes_path, F_OK) == 0) return ids;
+        return unread(errno);
     }
-    while (const dirent* entry = ::readdir(directory)) {
+    for (errno = 0; const dirent* entry = ::readdir(directory); errno = 0) {
         if (std::strncmp(entry->d_name, "ublkc", 5) != 0) continue;
         ids.push_back(static_cast<std::uint32_t>(std::strtoul(entry->d_name + 5, nullptr, 10)));
     }
+    const int error = errno;
     ::closedir(directory);
+    if (error != 0) return unread(error);
     std::sort(ids.begin(), ids.end());
     return ids;
 }

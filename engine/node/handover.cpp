@@ -2,6 +2,7 @@
 // See handover.hpp.
 #include "engine/node/handover.hpp"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -40,6 +41,9 @@ std::vector<HandedDevice> handed_devices(std::string_view text) {
         struct stat at {};
         const bool socket = ::fstat(device.socket, &at) == 0 && S_ISSOCK(at.st_mode);
         if (!socket) device.socket = -1;
+        // Who is started by this program, or instead of it, must not keep it open unknown: the
+        // kernel would wait for what nobody reads.
+        if (socket) ::fcntl(device.socket, F_SETFD, FD_CLOEXEC);
         devices.push_back(device);
     }
     return devices;

@@ -23,7 +23,8 @@ struct HandedDevice {
 
 // "r0/nbd@123456789=7 r1/ublk@123456790=-1"
 std::string to_text(const std::vector<HandedDevice>& devices);
-// What is not of that form is left out. Takes no descriptor that is no socket.
+// What is not of that form is left out. Takes no descriptor that is no socket, and those that it
+// takes are closed at the next execve.
 std::vector<HandedDevice> handed_devices(std::string_view text);
 
 // CLOCK_MONOTONIC

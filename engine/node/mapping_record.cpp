@@ -82,7 +82,9 @@ Status MappingRecordFile::save(const MappingRecord& record) const {
     if (::mkdir(directory_.c_str(), 0700) != 0 && errno != EEXIST) {
         return file_error(directory_, "made");
     }
-    const std::string next = path_ + ".new", text = text_of_record(record);
+    // No resource has such a name.
+    const std::string next = directory_ + "/." + path_.substr(directory_.size() + 1) + ".new";
+    const std::string text = text_of_record(record);
     const bool written = with_file(next, O_WRONLY | O_CREAT | O_TRUNC, [&](int fd) {
         const ssize_t count = ::write(fd, text.data(), text.size());
         if (count >= 0 && count < static_cast<ssize_t>(text.size())) errno = ENOSPC;

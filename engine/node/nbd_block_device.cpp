@@ -91,8 +91,9 @@ Result<std::unique_ptr<KernelDevice>> NbdBlockDevice::find(const NbdBlockDeviceO
     if (!record) return found;
     auto control = options.control();
     if (!control) {
-        const bool there = nbd_device_of(backend_for(options, *record)) >= 0;
-        if (there || control.error().code != Errc::unsupported) return control.error();
+        if (control.error().code != Errc::unsupported) return control.error();
+        TRY(const int there, nbd_device_of(backend_for(options, *record)));
+        if (there >= 0) return control.error();
         TRY_STATUS(file.remove());
         return found;
     }
@@ -100,7 +101,9 @@ Result<std::unique_ptr<KernelDevice>> NbdBlockDevice::find(const NbdBlockDeviceO
         new NbdBlockDevice(options, std::move(control).value(), *record));
     TRY(const auto states, self->control_->status());
     for (const NbdDeviceState& state : states) {
-        if (!state.connected || self->control_->backend_of(state.index) != self->backend_) continue;
+        if (!state.connected) continue;
+        TRY(const std::string backend, self->control_->backend_of(state.index));
+        if (backend != self->backend_) continue;
         self->set_index(state.index);
         self->found_ = true;
         found = std::move(self);
@@ -169,7 +172,9 @@ unsigned NbdBlockDevice::io_timeout_ms() const { return look_ms; }
 
 Status NbdBlockDevice::end() {
     if (handed_) handed_->reset();  // nobody will read it: the kernel must not wait for that
-    if (!is_ours()) return ok_status();
+    if (index_ < 0) return ok_status();
+    TRY(const std::string backend, control_->backend_of(index_));
+    if (backend != backend_) return ok_status();  // it is gone, and its number another's
     const Status ended = control_->disconnect(index_);
     if (!ended && ended.error().code == Errc::invalid) return ok_status();
     return ended;

@@ -45,7 +45,6 @@ class NbdBlockDevice final : public KernelDevice {
     Status erase() override { return ok_status(); }
     unsigned io_timeout_ms() const override;
     void set_index(int index);
-    bool is_ours() { return index_ >= 0 && control_->backend_of(index_) == backend_; }
     Status connect(int socket, const VolumeInfo& info);
     Status reconnect(int socket);
 

@@ -60,7 +60,9 @@ Result<int> RemoteVolume::index_of(const std::string& owner) {
     TRY(NbdControl* const kernel, control());
     TRY(const auto devices, kernel->status());
     for (const NbdDeviceState& device : devices) {
-        if (device.connected && kernel->backend_of(device.index) == owner) return device.index;
+        if (!device.connected) continue;
+        TRY(const std::string backend, kernel->backend_of(device.index));
+        if (backend == owner) return device.index;
     }
     return -1;
 }

@@ -45,6 +45,7 @@ struct FakeKernel {
     int steps = 0, die_at = -1;
     int slow = 0;  // so many reconfigurations come before the kernel has seen the old socket's end
     bool held = false, in_proc = false;
+    bool backends_unread = false;  // sysfs does not say who has connected what
 
     void step() {
         if (steps++ == die_at) ::_exit(died);
@@ -117,8 +118,9 @@ class FakeControl final : public NbdControl {
             states.push_back({static_cast<int>(i), kernel_.disks[i].connected});
         return states;
     }
-    std::string backend_of(int index) override {
-        return kernel_.disks.at(static_cast<std::size_t>(index)).backend;
+    Result<std::string> backend_of(int index) override {
+        if (kernel_.backends_unread) return Error{Errc::io, EMFILE, "no descriptor is left"};
+        return std::string(kernel_.disks.at(static_cast<std::size_t>(index)).backend);
     }
 
   private:
@@ -368,6 +370,18 @@ TEST_CASE("nbd: a device is ours by its record alone, and only if it fits") {
         CHECK(found.value()->open_channel(now).error().code == Errc::state);
         CHECK_FALSE(world.ours().alive);  // not begun
     }
+    SECTION("it can not be told whose devices there are: neither record nor device is given up") {
+        auto found = NbdBlockDevice::find(world.options());
+        REQUIRE(found);
+        REQUIRE(found.value() != nullptr);
+        world.kernel.backends_unread = true;
+        CHECK_FALSE(found.value()->stop(true));
+        CHECK(world.ours().connected);
+        const auto again = NbdBlockDevice::find(world.options());
+        REQUIRE_FALSE(again);
+        CHECK(again.error().code == Errc::io);
+        CHECK(world.record().exists());
+    }
     SECTION("a record that is none: an error, and neither it nor the device is touched") {
         std::ofstream(world.record().path()) << "replica ublk device 1\ntoken 12";
         const auto found = NbdBlockDevice::find(world.options());
@@ -419,7 +433,47 @@ TEST_CASE("nbd: a kernel without it is told in a sentence") {
     }
     CHECK((control.error().code == Errc::unsupported || control.error().code == Errc::permission));
     CHECK(control.error().message.find("nbd") != std::string::npos);
-    CHECK(nbd_device_of("replica:r0:0123456789abcdef") == -1);
+    const auto device = nbd_device_of("replica:r0:0123456789abcdef");
+    REQUIRE(device);
+    CHECK(device.value() == -1);
+}
+
+TEST_CASE("nbd: who has connected a device is known, is nobody, or can not be told") {
+    World world;
+    const auto in = [&](const char* name) { return world.directory + "/" + name; };
+    REQUIRE(::mkdir(in("nbd0").c_str(), 0700) == 0);
+    REQUIRE(::mkdir(in("nbd1").c_str(), 0700) == 0);
+    REQUIRE(::mkdir(in("nbd2").c_str(), 0700) == 0);
+    REQUIRE(::mkdir(in("nbd2/backend").c_str(), 0700) == 0);  // opens, and is not read
+    std::ofstream(in("nbd0/backend")) << "replica:r0:0123456789abcdef\n";
+    CHECK(nbd_backend_in(world.directory, 0).value() == "replica:r0:0123456789abcdef");
+    CHECK(nbd_backend_in(world.directory, 1).value().empty());
+    CHECK(nbd_backend_in(world.directory, 2).error().code == Errc::io);
+    CHECK(nbd_backend_in(world.directory, 3).error().code == Errc::io);  // /sys is not there
+}
+
+TEST_CASE("records and names of one resource do not touch those of another") {
+    World world;
+    const DeviceRecordFile other(world.directory, DeviceKind::nbd, "r0.new");
+    const DeviceRecord record{1, 2, false};
+    REQUIRE(other.save(record));
+    REQUIRE(world.record().save({3, 4, false}));
+    const auto kept = other.load();
+    REQUIRE(kept);
+    REQUIRE(kept.value());
+    CHECK(kept.value()->token == record.token);
+    REQUIRE(other.remove());
+    NbdBlockDeviceOptions second = world.options();
+    second.resource = "r0.new";
+    for (const NbdBlockDeviceOptions& options : {second, world.options()}) {
+        auto device = NbdBlockDevice::create(options, volume(), generation);
+        REQUIRE(device);
+        REQUIRE(device.value()->open_channel(volume()));
+        REQUIRE(device.value()->start());
+    }
+    struct stat at {};
+    CHECK(::lstat((world.directory + "/names/by-res/r0.new").c_str(), &at) == 0);
+    CHECK(::lstat((world.directory + "/names/by-res/r0").c_str(), &at) == 0);
 }
 
 TEST_CASE("what is handed on survives the way, and garbage does not") {
@@ -429,7 +483,10 @@ TEST_CASE("what is handed on survives the way, and garbage does not") {
         {"r0", DeviceKind::nbd, 123'456'789'012, ends[0]},
         {std::string(63, 'x'), DeviceKind::ublk, 7, -1},
     };
+    REQUIRE(::fcntl(ends[0], F_SETFD, 0) == 0);  // as it comes through execve
     CHECK(handed_devices(to_text(devices)) == devices);
+    // One that is never adopted must not outlive this program: its device could not be taken over.
+    CHECK((::fcntl(ends[0], F_GETFD) & FD_CLOEXEC) != 0);
     CHECK(handed_devices("").empty());
     CHECK(handed_devices("r0 nbd r0/nbd r0/nbd@ =7 @=").empty());
     // What is no socket is nobody's to read from.
