@@ -3,6 +3,7 @@
 #include "engine/core/core.hpp"
 
 #include <algorithm>
+#include <cerrno>
 
 #include "engine/core/for_peers.hpp"
 
@@ -148,6 +149,10 @@ bool Core::has_good_data() const {
     });
     return found;
 }
+
+// What a request is told that no replica could be asked for. Another way may lead to the data, but
+// not where it is gone, or was nowhere else.
+int Core::no_data_error() const { return orphaned_ || config_.peers.empty() ? EIO : ENOLINK; }
 
 PeerView Core::view(NodeId id) const {
     const Peer& peer = peers_[id];

@@ -57,6 +57,7 @@ enum class Mutant : std::uint8_t {
     ignore_target_marks,      // a resync target does not mark what it receives toward others
     grow_unrecorded,          // a larger size counts before it is on record
     grow_alone,               // and before the peers have it
+    blame_path,               // a disk that failed is called a replica out of reach
 };
 
 struct CoreLimits {
@@ -197,6 +198,7 @@ class Core {
     DiskState disk() const { return disk_; }
     bool suspended() const { return !settled(); }
     bool has_good_data() const;
+    int no_data_error() const;
     // The disk failed and is not attached since: its cache may have lost what it held. The shell
     // remembers this until the machine starts anew, which says so by itself.
     bool cache_suspect() const { return disk_failed_; }
@@ -234,6 +236,7 @@ class Core {
         bool retried = false;
         bool counted = false;  // a read in active_reads_
         bool al_held = false;  // while it waits for the activity log
+        // Why a replica has not done it: the errno of this node's disk, or EIO of a peer's.
         int error = 0;
         int read_peer = -1;
         std::uint32_t length = 0;
@@ -452,7 +455,8 @@ class Core {
     std::uint64_t local_done_seq() const;
     std::uint64_t journal_limit() const;
     bool journal_full() const { return journal_.size() >= journal_limit(); }
-    void peer_gone_from_requests(NodeId peer);
+    // error: what its disk has to do with that; 0: nothing, it is out of reach.
+    void peer_gone_from_requests(NodeId peer, int error);
     void send_write(std::uint32_t slot, NodeId peer, NodeMask missing);
 
     // peer_io.cpp

@@ -284,7 +284,7 @@ void Core::lose_link(NodeId id, const char* why, bool graceful, int level) {
     if (was_up) {
         notice(level, id, why);
         if (role_ == Role::primary && in_sync().has(id)) evict(NodeMask::of(id));
-        peer_gone_from_requests(id);
+        peer_gone_from_requests(id, 0);
         promote_waiting_.remove(id);
         awaiting_ack_.remove(id);
         if (was_primary) primary_is_gone(id);

@@ -3,6 +3,7 @@
 // acknowledged: a new generation, with the member's bitmap slot based on the old one, is durable
 // here and on every remaining member first. Promotion and demotion.
 #include <algorithm>
+#include <cerrno>
 
 #include "engine/core/for_peers.hpp"
 
@@ -204,7 +205,7 @@ void Core::peer_lost_data(NodeId id) {
     if (role_ == Role::primary) {
         mark_journal(peer.stable_seq, NodeMask::of(id));
         if (in_sync().has(id)) evict(NodeMask::of(id));
-        peer_gone_from_requests(id);
+        peer_gone_from_requests(id, EIO);
     }
     if (peer.disk >= DiskState::inconsistent) peer.disk = DiskState::failed;
     if (peer.repl != ReplicationState::off) peer.repl = ReplicationState::established;

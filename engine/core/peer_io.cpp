@@ -3,6 +3,7 @@
 // Requests are queued in order of arrival; a write waits for earlier overlapping ones and for its
 // extent in the activity log, a flush for every earlier write of its peer.
 #include <algorithm>
+#include <cerrno>
 
 #include "engine/core/for_peers.hpp"
 
@@ -377,7 +378,10 @@ void Core::on_read_reply(NodeId id, const Message& m, BufferRef buffer) {
         return protocol_error(id, "an answer to a read that was not asked");
     --peers_[id].pending;
     peers_[id].progress_at = now_;
-    if (m.flags != 0) return retry_read(m.id);
+    if (m.flags != 0) {
+        if (r.error == 0) r.error = EIO;
+        return retry_read(m.id);
+    }
     ASSERT(buffer.kind == expected.kind && buffer.index == expected.index);
     r.remote_read = false;
     complete(m.id, 0);

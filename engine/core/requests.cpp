@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 
+#include "engine/core/disk_errno.hpp"
 #include "engine/core/for_peers.hpp"
 
 namespace replica {
@@ -44,7 +45,7 @@ void Core::on_request(Instant now, std::uint32_t slot, IoKind kind, std::uint64_
 
 void Core::admit(std::uint32_t slot) {
     Request& r = requests_[slot];
-    if (!has_good_data()) return complete(slot, EIO);
+    if (!has_good_data()) return complete(slot, no_data_error());
     if (r.kind == IoKind::flush) return issue_flush(slot);
     const bool beyond = out_of_reach(r);
     if (beyond && !disk_usable()) return complete(slot, is_write(r.kind) ? ENOSPC : EIO);
@@ -228,7 +229,7 @@ void Core::issue_read(std::uint32_t slot) {
             peer.phase == LinkPhase::up && in_sync().has(id) && peer.disk == DiskState::up_to_date;
         if (good && from < 0 && id != r.read_peer) from = id;
     });
-    if (from < 0) return complete(slot, r.error != 0 ? r.error : EIO);
+    if (from < 0) return complete(slot, r.error != 0 ? r.error : no_data_error());
     r.remote_read = true;
     r.read_peer = from;
     Message m;
@@ -324,11 +325,9 @@ void Core::on_request_io(std::uint32_t slot, int result) {
         local_stable_seq_ = std::max(local_stable_seq_, r.flush_local_seq);
     }
     if (result != 0) {
-        const bool pass_on = may_pass_on(r);
-        if (!pass_on) local_io_failed(result);
-        r.error = result;
+        if (!may_pass_on(r)) local_io_failed(result);
+        if (!is(Mutant::blame_path)) r.error = told_errno(result);
         if (r.kind == IoKind::read) return retry_read(slot);
-        if (!pass_on) r.error = 0;
     }
     finish_failed_disk();
     maybe_complete(slot);
@@ -393,7 +392,7 @@ bool Core::request_succeeded(const Request& r) const {
 void Core::maybe_complete(std::uint32_t slot) {
     Request& r = requests_[slot];
     if (r.phase != Phase::active || r.kind == IoKind::read) {
-        if (r.phase == Phase::active && !r.local_pending && !r.remote_read) complete(slot, r.error);
+        if (r.phase == Phase::active && !r.local_pending && !r.remote_read) complete(slot, 0);
         return;
     }
     if (r.local_pending || !r.waiting.empty()) return;
@@ -407,9 +406,9 @@ void Core::maybe_complete(std::uint32_t slot) {
             r.waiting = journal_.at(r.seq).unwritten;
             return;
         }
-        if (r.error == 0) r.error = EIO;
+        return complete(slot, r.error != 0 ? r.error : no_data_error());
     }
-    complete(slot, r.error);
+    complete(slot, 0);
 }
 
 void Core::complete(std::uint32_t slot, int error) {
@@ -479,11 +478,8 @@ void Core::retry_al_waiters() {
         if (!disk_usable()) {
             r.al_held = false;
             r.phase = Phase::active;
-            if (has_good_data() && !journal_full()) {
-                issue_write(slot);
-            } else {
-                complete(slot, EIO);
-            }
+            admit(slot);
+            if (r.phase == Phase::held) held_.push_back(slot);
             continue;
         }
         if (!r.al_held && !al_starving_) {
@@ -542,7 +538,7 @@ void Core::advance_trim() {
 }
 
 // The peer answers nothing any more; what it may lack was marked by the caller.
-void Core::peer_gone_from_requests(NodeId id) {
+void Core::peer_gone_from_requests(NodeId id, int error) {
     peers_[id].pending = 0;
     for (std::uint64_t seq = journal_.head(); seq < journal_.tail(); ++seq) {
         journal_.at(seq).unwritten.remove(id);
@@ -551,11 +547,13 @@ void Core::peer_gone_from_requests(NodeId id) {
     for (std::uint32_t slot = 0; slot < requests_.size(); ++slot) {
         Request& r = requests_[slot];
         if (r.phase != Phase::active) continue;
-        if (r.remote_read && r.read_peer == id) {
+        const bool asked = r.remote_read ? r.read_peer == id : r.waiting.has(id);
+        if (!asked) continue;
+        if (r.error == 0) r.error = error;
+        if (r.remote_read) {
             retry_read(slot);
             continue;
         }
-        if (!r.waiting.has(id)) continue;
         r.waiting.remove(id);
         maybe_complete(slot);
     }

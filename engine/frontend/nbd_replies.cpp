@@ -271,6 +271,12 @@ std::string_view nbd_error_text(int error) {
             return "no space is left on a disk below";
         case ESHUTDOWN:
             return "the resource is going down";
+        case ENOLINK:
+            return "no replica with good data can be reached: look at disk and peers in the status";
+        case ENODATA:
+            return "the disk can not read it (a medium error), and no other replica has it";
+        case EILSEQ:
+            return "a checksum below does not fit, and no other replica has the data";
         case ENOMEM:
             return "out of memory";
         case EINVAL:

@@ -76,9 +76,9 @@ int ublk_errno(int error) {
         case 0:
         case EIO:
         case ENOSPC:
-        case ENODATA:  // the medium, on every replica
-        case EILSEQ:   // checksums, on every replica
-        case ENOLINK:  // no quorum, no path: another path may have it
+        case ENODATA:  // the medium, and no other replica has it
+        case EILSEQ:   // checksums, the same
+        case ENOLINK:  // no path to good data: another path may have it
         case ETIMEDOUT:
             return error;
         case EROFS:

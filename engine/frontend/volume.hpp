@@ -22,8 +22,10 @@ struct IoRequest {
     std::uint64_t offset = 0;     // bytes, a multiple of sector_bytes
     std::uint32_t length = 0;     // bytes, a multiple of sector_bytes; 0 for flush
     std::byte* buffer = nullptr;  // read: filled; write: sent from; locked memory
-    // error: 0, or a positive errno: EIO, EROFS (not primary), ENOSPC or EINVAL (beyond the end),
-    // ESHUTDOWN (the resource goes down), or what the local disk said.
+    // error: 0, or a positive errno: EROFS (not primary), ENOSPC or EINVAL (beyond the end),
+    // ESHUTDOWN (the resource goes down), ENOLINK (no replica with good data can be reached); the
+    // kind of the local disk's error, if it has one (ENOSPC, ENODATA, EILSEQ, ENOLINK, ETIMEDOUT);
+    // EIO, for all else that a disk or a peer's disk may say.
     void (*done)(IoRequest& request, int error) = nullptr;
     void* context = nullptr;  // the door's own
 

@@ -5,6 +5,8 @@
 #include <cerrno>
 #include <utility>
 
+#include "engine/core/disk_errno.hpp"
+
 namespace replica {
 
 ReadView::ReadView(Reactor& reactor, Volume& whole, std::function<Source()> source)
@@ -39,7 +41,7 @@ void ReadView::submit(IoRequest& request) {
     if (request.offset > size || request.length > size - request.offset) {
         return finish_later(request, EINVAL);
     }
-    if (source == Source::nothing || !disk_) return finish_later(request, EIO);
+    if (source == Source::nothing || !disk_) return finish_later(request, ENOLINK);
     if (free_.empty()) {
         free_.push_back(static_cast<std::uint32_t>(slots_.size()));
         slots_.push_back(nullptr);
@@ -54,7 +56,8 @@ void ReadView::submit(IoRequest& request) {
 void ReadView::on_read(std::uint32_t slot, int error) {
     IoRequest& request = *std::exchange(slots_[slot], nullptr);
     free_.push_back(slot);
-    request.done(request, error != 0 || source_() == Source::nothing ? EIO : 0);
+    if (error == 0 && source_() == Source::nothing) error = ENOLINK;
+    request.done(request, told_errno(error));
 }
 
 void ReadView::finish_later(IoRequest& request, int error) {

@@ -29,7 +29,8 @@ class ReadView final : public Volume {
     bool idle() const { return done_ == nullptr && (!disk_ || disk_->idle()); }
 
     VolumeInfo info() const override;
-    // Errors of a request: EROFS (it would change something), EIO (no data to read).
+    // Errors of a request: EROFS (it would change something), ENOLINK (no data to read), EINVAL,
+    // and those of the disk (told_errno()).
     void submit(IoRequest& request) override;
     std::byte* acquire_buffer() override { return whole_.acquire_buffer(); }
     std::byte* acquire_buffer_for(std::uint32_t bytes) override {

@@ -61,6 +61,11 @@ Error io_error(const std::string& name, int error) {
                     name + ": the range lies beyond the end, or is not a whole number of sectors"};
         case ESHUTDOWN:
             return {Errc::cancelled, error, name + " is down, or going down"};
+        case ENOLINK:
+            return {Errc::io, error,
+                    name +
+                        ": no replica with good data can be reached: connect a peer that has it, "
+                        "or attach a good disk"};
         case EBUSY:
             return {Errc::busy, error,
                     name +

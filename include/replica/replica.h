@@ -366,7 +366,8 @@ REPLICA_API void replica_volume_close(replica_volume* volume);
 REPLICA_API int replica_volume_size(replica_volume* volume, uint64_t* size_bytes);
 
 /* Reads `length` bytes, of any length, and returns when they are there; offset and length are
- * multiples of 512. Errors: INVALID (alignment, beyond the end), STATE (down), IO. */
+ * multiples of 512. Errors: INVALID (alignment, beyond the end), STATE (down), IO (os_errno is one
+ * of those of replica_io). */
 REPLICA_API int replica_read(replica_volume* volume, void* buffer, size_t length, uint64_t offset);
 
 /* Writes, and returns when the resource's protocol says that it is done. It is durable after the
@@ -402,8 +403,11 @@ typedef struct replica_io {
     uint64_t length; /* a multiple of 512; 0 for a flush */
     void* buffer;    /* read: filled; write: sent from. In place and, for a write, unchanged until
                       * done was called. NULL for the others. */
-    /* Called once, on a thread of the node, with 0 or a positive errno. It must return soon and
-     * call nothing of this library. */
+    /* Called once, on a thread of the node, with 0 or a positive errno: EROFS (not Primary),
+     * ENOLINK (no replica with good data can be reached), ESHUTDOWN (going down), EBUSY (a block
+     * device waits to be adopted), EINVAL; of a disk, where no other replica has done it: ENOSPC,
+     * ENODATA (a medium error), EILSEQ (a checksum), ETIMEDOUT, and EIO for all else. It must
+     * return soon and call nothing of this library. */
     void (*done)(void* context, int os_errno);
     void* context;
 } replica_io;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <cerrno>
 #include <string>
 #include <thread>
 #include <vector>
@@ -186,6 +187,32 @@ TEST_CASE("a primary without a disk reads and writes through its peer") {
     REQUIRE_OK(mirror.a->promote("r0", false));
     REQUIRE_OK(mirror.a->read("r0", 3 << 20, std::span(back).first(1 << 20)));
     CHECK(std::equal(back.begin(), back.begin() + (1 << 20), pattern(1 << 20, 22).begin()));
+    mirror.finish();
+}
+
+TEST_CASE("what no replica can be asked for fails as that") {
+    Mirror mirror;
+    auto bytes = pattern(1 << 20, 23);
+    REQUIRE_OK(mirror.a->write("r0", 0, bytes, false));
+    REQUIRE_OK(mirror.a->detach("r0"));
+    mirror.wait([&] { return mirror.status(0).disk == "Diskless"; });
+    REQUIRE_OK(mirror.b->down("r0"));
+    mirror.wait([&] { return mirror.status(0).peers[0].connection != "Connected"; });
+    for (const Status& lost :
+         {mirror.a->read("r0", 0, bytes), mirror.a->write("r0", 0, bytes, false),
+          mirror.a->flush("r0"), mirror.a->discard("r0", 0, 1 << 20)}) {
+        REQUIRE_FALSE(lost);
+        CHECK(lost.error().code == Errc::io);
+        CHECK(lost.error().os_errno == ENOLINK);
+        CHECK(lost.error().message.find("can be reached") != std::string::npos);
+    }
+    REQUIRE_OK(mirror.b->up("r0"));
+    mirror.wait([&] { return mirror.status(0).peers[0].disk == "UpToDate"; });
+    REQUIRE_OK(mirror.a->read("r0", 0, bytes));
+    CHECK(bytes == pattern(1 << 20, 23));
+    REQUIRE_OK(mirror.a->demote("r0"));
+    REQUIRE_OK(mirror.a->attach("r0"));
+    mirror.wait_synced();
     mirror.finish();
 }
 

@@ -275,6 +275,56 @@ std::vector<const SimDisk*> World::holders(NodeMask members, std::uint64_t since
     return disks;
 }
 
+// An error says why: the disk of this node, that of a peer, or that none could be asked. nullptr:
+// it is the truth.
+const char* World::untrue_error(int n, const AppRequest& r, int error) const {
+    const Node& node = nodes_[static_cast<std::size_t>(n)];
+    const Core& core = *node.core;
+    if (r.disk_error != 0) return error == r.disk_error ? nullptr : "its own disk said another";
+    switch (error) {
+        case EROFS:
+            return core.serves() ? "it is primary" : nullptr;
+        case EINVAL:
+        case ENOSPC: {
+            const std::uint64_t end = (r.sector + r.sectors) * sector_bytes;
+            return end > core.volume_bytes() || core.disk() < DiskState::inconsistent
+                       ? nullptr
+                       : "there is room, and no disk has said otherwise";
+        }
+        case EIO: {
+            const bool own = core.disk() < DiskState::inconsistent &&
+                             node.failed_at >= r.submitted_at && !has_good_peer(n);
+            const bool peer = r.peer_error || node.refused_at >= r.submitted_at;
+            // The last copy met the primary again without what it had acknowledged.
+            const bool lost = core.disk() < DiskState::consistent &&
+                              std::any_of(nodes_.begin(), nodes_.end(), [](const Node& other) {
+                                  return other.lost_power_at != 0;
+                              });
+            return own || peer || lost || nodes_.size() == 1 ? nullptr : "no disk has failed";
+        }
+        case ENOLINK:
+            if (core.disk() == DiskState::up_to_date) return "its own disk is good";
+            if (nodes_.size() == 1) return "there is nobody that could be asked";
+            if (r.kind == IoKind::read && r.peer_error)
+                return "a peer was asked, and its disk failed";
+            return r.kind == IoKind::read && has_good_peer(n) ? "a peer could be asked" : nullptr;
+        default:
+            return "nothing has such an error";
+    }
+}
+
+bool World::has_good_peer(int n) const {
+    const Core& core = *nodes_[static_cast<std::size_t>(n)].core;
+    for (std::size_t m = 0; m < nodes_.size(); ++m) {
+        const auto id = static_cast<NodeId>(m);
+        if (static_cast<int>(m) == n || !core.in_sync().has(id)) continue;
+        const PeerView view = core.view(id);
+        if (view.connection == ConnectionState::connected && view.disk == DiskState::up_to_date)
+            return true;
+    }
+    return false;
+}
+
 void World::completed(int n, const Effect& e) {
     const std::uint32_t slot = e.index;
     const int error = e.error;
@@ -286,7 +336,11 @@ void World::completed(int n, const Effect& e) {
           static_cast<unsigned>(r.kind), static_cast<unsigned long long>(r.id),
           static_cast<unsigned long long>(r.sector), r.sectors, error);
     answers_[r.ticket] = error;
-    if (error != 0) return;
+    if (error != 0) {
+        const char* const lie = untrue_error(n, r, error);
+        if (lie != nullptr) fail("I-E1 error " + std::to_string(error) + " of a request: " + lie);
+        return;
+    }
     const Core& core = *node.core;
     const Uuid generation = e.offset;
     NodeMask members{e.message.nodes};
@@ -562,6 +616,7 @@ void World::disk_fault(int n) {
             Node& pulled = nodes_[static_cast<std::size_t>(n)];
             if (!pulled.up || pulled.incarnation != incarnation || !pulled.disk_broken) return;
             ++stats_.of(Fault::disk_removed);
+            pulled.failed_at = now_;
             pulled.core->on_disk_removed(Instant{now_});
             perform(n);
         });

@@ -38,6 +38,7 @@ constexpr NamedMutant mutants[] = {
     {"ignore-target-marks", Mutant::ignore_target_marks},
     {"grow-unrecorded", Mutant::grow_unrecorded},
     {"grow-alone", Mutant::grow_alone},
+    {"blame-path", Mutant::blame_path},
     {"accept-damage", Mutant::none, ShellMutant::accept_damage},
     {"keep-torn-label", Mutant::none, ShellMutant::keep_torn_label},
     {"flush-does-nothing", Mutant::none, ShellMutant::flush_does_nothing},

@@ -244,10 +244,28 @@ void World::frame_arrived(std::uint64_t id, int side, const Message& m,
     trace(n, "from n%d: message %u seq %llu offset %llu id %u flags %u nodes %x", peer,
           static_cast<unsigned>(m.type), static_cast<unsigned long long>(m.seq),
           static_cast<unsigned long long>(m.offset), m.id, m.flags, m.nodes);
+    note_refusal(n, m, payload);
     const bool structured = !carries_data(m.type);
     node.core->on_message(Instant{now_}, peer, c.stream, m,
                           structured ? payload : std::span<const std::byte>{}, into);
     perform(n);
+}
+
+// What a peer says of its disk is what a request may be told later.
+void World::note_refusal(int n, const Message& m, std::span<const std::byte> payload) {
+    Node& node = nodes_[static_cast<std::size_t>(n)];
+    const bool answer = m.type == MessageType::write_ack || m.type == MessageType::flush_ack;
+    if (answer && m.flags != 0) node.refused_at = now_;
+    if (m.type == MessageType::read_reply && m.flags != 0 && m.id < node.requests.size()) {
+        node.requests[m.id].peer_error = true;
+    }
+    auto disk = DiskState::up_to_date;
+    if (m.type == MessageType::state_update) disk = static_cast<DiskState>(m.id >> 8 & 0xff);
+    if (m.type == MessageType::state) {
+        const auto state = decode_state(payload.first<state_payload_bytes>());
+        if (state) disk = static_cast<DiskState>(state.value().disk);
+    }
+    if (disk < DiskState::inconsistent) node.refused_at = now_;
 }
 
 // This side has to give the connection up: what came can not be used, or a reset came.

@@ -3,6 +3,7 @@
 // the cluster is in actors.cpp.
 #include "tests/sim/world.hpp"
 
+#include <array>
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
@@ -191,7 +192,10 @@ int World::disk_error(int n, const Effect& e) {
     ++stats_.of(write                              ? Fault::write_error
                 : e.kind == EffectKind::disk_flush ? Fault::flush_error
                                                    : Fault::read_error);
-    return write && !scripted && random_.below(4) == 0 ? ENOSPC : EIO;
+    if (latent) return ENODATA;
+    if (scripted || !write) return EIO;
+    constexpr std::array kinds = {EIO, EIO, ENOSPC, EROFS};
+    return kinds[random_.below(kinds.size())];
 }
 
 void World::disk_io(int n, const Effect& e) {
@@ -244,6 +248,10 @@ void World::disk_io(int n, const Effect& e) {
         } else if (done.write && random_.below(2) == 0) {
             at.disk->tear(done.sector, done.data, random_);
             ++stats_.of(Fault::torn_write);
+        }
+        if (error != 0) at.failed_at = now_;
+        if (done.tag.origin == IoOrigin::request && error != 0) {
+            at.requests[done.tag.index].disk_error = error == EROFS ? EIO : error;
         }
         at.core->on_io(Instant{now_}, done.tag, error, zeroes);
         perform(n);
@@ -312,6 +320,7 @@ void World::finish_op(int n, std::uint64_t id) {
     }
     const IoTag tag = op.tag;
     node.ops.erase(id);
+    if (failed) node.failed_at = now_;
     node.core->on_io(Instant{now_}, tag, failed ? EIO : 0);
     perform(n);
 }

@@ -158,6 +158,8 @@ class World {
         std::uint32_t sectors = 0;
         std::vector<Stamp> buffer;
         std::uint64_t submitted_at = 0;
+        int disk_error = 0;       // what the node's own disk said of it
+        bool peer_error = false;  // a read that a peer could not do
         ReadToken read;
         Uuid generation = 0;
         std::map<std::uint64_t, std::uint64_t> promise;  // flush
@@ -197,6 +199,8 @@ class World {
         std::uint64_t first_write = 0;  // that could be its own, since it is primary
         Uuid parent = 0;                // its generation when it was told to be primary
         bool broke = false;             // its disk had errors in this run
+        std::uint64_t failed_at = 0;    // when it last had one, or was gone
+        std::uint64_t refused_at = 0;  // when a peer last said that its disk is not good (any more)
         ResourceOptions options;
         CoreLimits limits;
     };
@@ -283,6 +287,9 @@ class World {
     std::vector<const SimDisk*> holders(NodeMask members, std::uint64_t since);
     bool moved_on(int member, int primary, Uuid ours);
     void completed(int n, const Effect& e);
+    const char* untrue_error(int n, const AppRequest& r, int error) const;
+    bool has_good_peer(int n) const;
+    void note_refusal(int n, const Message& m, std::span<const std::byte> payload);
     void replied(int n, std::uint32_t token, Errc code);
     void operators();
     void faults();
