@@ -256,6 +256,7 @@ class Core {
         bool discard = false;
         bool al_held = false;
         bool journalled = false;  // seq is its entry in the journal
+        NodeMask missing;         // who lacks a primary's write, by its word
         NodeId peer = 0;
         std::uint32_t link = 0;  // which incarnation of the connection it came by
         std::uint32_t id = 0;
@@ -554,6 +555,7 @@ class Core {
     bool start_chunk(NodeId peer);
     void on_chunk_read(std::uint32_t chunk, int result, bool zeroes);
     void on_resync_ack(NodeId peer, const Message& m);
+    void mark_held_writes(NodeId target, const Chunk& chunk);
     void maybe_finish_source(NodeId peer);
     void send_sync_done(NodeId peer);
     void on_sync_done(NodeId peer, const GenerationPayload& g);

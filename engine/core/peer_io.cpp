@@ -76,6 +76,7 @@ void Core::on_peer_write(NodeId id, const Message& m, BufferRef buffer) {
     p.length = m.length;
     p.seq = m.seq;
     p.id = m.id;
+    p.missing = NodeMask{m.nodes};
     p.buffer = buffer;
     (resync ? peer.resync_received_bytes : peer.received_bytes) += m.length;
     if (resync) {

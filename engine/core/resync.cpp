@@ -339,9 +339,21 @@ void Core::on_resync_ack(NodeId id, const Message& m) {
     --peer.chunks;
     if (m.flags == 0) {
         bitmap_->clear_bytes(static_cast<unsigned>(peer.slot), chunk.offset, chunk.length);
+        mark_held_writes(id, chunk);
         peer.done_bits += (chunk.length + block_bytes - 1) / block_bytes;
     } else if (m.flags == 2) {
         peer.small_chunks = 64;
+    }
+}
+
+// A primary's writes that waited here for the chunk to arrive were not in it.
+void Core::mark_held_writes(NodeId id, const Chunk& chunk) {
+    for (const std::uint32_t index : peer_queue_) {
+        const PeerRequest& p = peer_requests_[index];
+        const bool write = p.kind == PeerIo::write || p.kind == PeerIo::zero;
+        if (!write || !p.missing.has(id)) continue;
+        if (!ranges_overlap(p.offset, p.length, chunk.offset, chunk.length)) continue;
+        bitmap_->set_bytes(static_cast<unsigned>(peers_[id].slot), p.offset, p.length);
     }
 }
 

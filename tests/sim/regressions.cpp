@@ -851,6 +851,53 @@ void source_of_a_primary_is_lost(const Options& options) {
     s.finish();
 }
 
+// A source that is told of a write while a block of it is on its way to the target.
+void write_held_by_a_chunk(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Diskless s(options, setup);
+    s.kill(2);
+    s.acknowledged(s.write(0, 3));
+    s.cut(0, 1);
+    s.cut(0, 2);
+    s.hold(2, 1, MessageType::resync_ack);
+    s.start(2);
+    s.until("b gives to c", [&] { return s.view(2, 1).resync_received_bytes > 0; });
+    s.join(0, 1);
+    s.until("a meets b again", [&] { return s.core(0).has_good_data(); });
+    const auto ticket = s.write(0, 3);
+    s.run_ms(20);
+    s.expect(!s.answered(ticket), "it waits for the block to arrive");
+    s.release_messages();
+    s.acknowledged(ticket);
+    const auto slot = static_cast<unsigned>(s.core(1).superblock().peers[2].bitmap_index);
+    s.expect(s.core(1).bitmap()->any_in_bytes(slot, 3 * block_bytes, 1), "b knows that c lacks it");
+    s.join(0, 2);
+    s.finish();
+}
+
+// The disk is lost under a write that waits for the activity log, with no room in the journal.
+void disk_lost_at_a_full_journal(const Options& options) {
+    Setup setup;
+    setup.journal = 8;
+    Scenario s(options, setup);
+    s.acknowledged(s.write(0, 0));
+    s.acknowledged(s.flush(0));
+    s.hold_io(0, IoOrigin::al);
+    const auto waits = s.write(0, extent_blocks);
+    s.hold(1, 0, MessageType::flush_ack);
+    for (std::uint64_t block = 1; block <= 8; ++block)
+        s.write(0, block);
+    s.run_ms(50);
+    s.break_disk(0);
+    s.read(0, 20);
+    s.until("the disk is given up", [&] { return s.core(0).disk() <= DiskState::failed; });
+    s.release_io();
+    s.release_messages();
+    s.acknowledged(waits);
+    s.finish();
+}
+
 struct Regression {
     const char* name;
     const char* found;
@@ -920,6 +967,10 @@ constexpr Regression table[] = {
      last_disk_of_a_primary},
     {"source-of-a-primary-is-lost", "the only good copy goes while a Primary takes from it",
      source_of_a_primary_is_lost},
+    {"write-held-by-a-chunk", "the answer to a chunk cleared the mark of a newer write",
+     write_held_by_a_chunk},
+    {"disk-lost-at-a-full-journal", "a write failed though a peer had good data",
+     disk_lost_at_a_full_journal},
     {"read-waits-for-the-write", "a value that was read vanished at a failover",
      read_waits_for_the_write},
 };
