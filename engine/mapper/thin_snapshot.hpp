@@ -23,10 +23,13 @@ class ThinSnapshot {
     // A snapshot as of now: I/O on the volume stands still for a moment and is stable before.
     // Replaces the one before. Errors: no_space, io (what LVM says), exists.
     Status take() const;
-    Status remove() const;  // fine if there is none. Errors: io, exists.
+    Status remove() const;        // fine if there is none. Errors: io, exists.
+    Status check_unused() const;  // Errors: busy (somebody has the volume open), io.
     // The volume gets what the snapshot holds, which is gone then. Nobody may have either open.
-    // Errors: not_found (there is none), busy, io.
+    // Errors: not_found (there is none), busy (LVM will do it when the volume is activated next),
+    // io.
     Status restore() const;
+    Error still_waits() const;  // that it is busy with this
 
   private:
     ThinSnapshot(std::string volume, std::string tag)

@@ -7,6 +7,8 @@
 #include "engine/base/text.hpp"
 #include "engine/io/metadata_file.hpp"
 #include "engine/io/process.hpp"
+#include "engine/mapper/thin_snapshot.hpp"
+#include "engine/node/resync_snapshot.hpp"
 
 namespace replica {
 namespace {
@@ -14,10 +16,25 @@ namespace {
 // Sizes of volumes are whole blocks of the bitmap, so that every client can address all of it.
 constexpr std::uint64_t size_unit = block_bytes;
 
+// A way back that has begun is given up, unless LVM is still to put the snapshot back: it would do
+// that below the new volume.
+Status end_restore(const std::string& name, const DiskPaths& paths) {
+    const auto note = load_snapshot_note(paths.copy);
+    if (!note || !note.value() || !note.value()->restoring) return ok_status();
+    const auto snapshot = ThinSnapshot::of(paths.disk, name);
+    if (snapshot) {
+        TRY(const bool waits, snapshot.value().exists());
+        if (waits) return snapshot.value().still_waits();
+    }
+    remove_snapshot_note(paths.copy);
+    return ok_status();
+}
+
 }  // namespace
 
 Status create_disk(const ResourceConfig& config, const CreateOptions& options,
                    const DiskPaths& paths) {
+    TRY_STATUS(end_restore(config.name, paths));
     Superblock initial;
     initial.node_id = config.node_id;
     initial.max_peers =

@@ -18,6 +18,7 @@
 #include "engine/io/metadata_file.hpp"
 #include "engine/io/process.hpp"
 #include "engine/node/backing_disk.hpp"
+#include "engine/node/resync_snapshot.hpp"
 
 namespace replica {
 namespace {
@@ -146,6 +147,16 @@ Status replay_log(OpenDisk& disk, const MetadataFile& file) {
     return ok_status();
 }
 
+// Between the old data and the fresh label the disk, its label and the peers' marks do not agree.
+Status check_not_restoring(const DiskPaths& paths) {
+    const auto note = load_snapshot_note(paths.copy);
+    if (!note || !note.value() || !note.value()->restoring) return ok_status();
+    return Error{Errc::state, 0,
+                 paths.disk +
+                     ": restore-before-resync has begun with it and not ended: say that again "
+                     "first, or make a new volume of it with create --force"};
+}
+
 bool reads_as_zeroes(const OpenDisk& disk) {
     if (disk.data->is_block_device()) return false;
     const std::uint64_t bytes = disk.volume_bytes;
@@ -170,6 +181,7 @@ OwnedFd::~OwnedFd() {
 int OwnedFd::release() { return std::exchange(fd_, -1); }
 
 Result<OpenDisk> open_disk(Reactor& reactor, const DiskPaths& paths) {
+    TRY_STATUS(check_not_restoring(paths));
     OpenDisk disk;
     disk.paths = paths;
     TRY(disk.data, open_patiently(reactor, paths.disk));

@@ -76,6 +76,8 @@ Result<std::string> restore_before_resync(const DiskPaths& paths, const std::str
         remove_snapshot_note(paths.copy);
         return Error{Errc::not_found, 0, "the snapshot " + snapshot.name() + " is gone"};
     }
+    // One that is in use would be put back when nobody thinks of it any more.
+    if (there) TRY_STATUS(snapshot.check_unused());
     note->restoring = true;
     TRY_STATUS(save_snapshot_note(paths.copy, *note));
     if (there) TRY_STATUS(snapshot.restore());

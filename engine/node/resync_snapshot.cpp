@@ -24,6 +24,15 @@ constexpr const char* format =
 
 std::string note_path(const std::string& copy) { return copy + ".before-resync"; }
 
+bool sync_directory_of(const std::string& path) {
+    const std::string directory = path.substr(0, path.rfind('/'));
+    const int fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return false;
+    const bool synced = ::fsync(fd) == 0;
+    ::close(fd);
+    return synced;
+}
+
 Error note_error(const std::string& path, const char* what) {
     return {Errc::io, errno,
             text_of("%s can not be %s: %s", path.c_str(), what, std::strerror(errno))};
@@ -55,7 +64,8 @@ Status save_snapshot_note(const std::string& copy, const SnapshotNote& note) {
         std::fprintf(file, format, note.generation, note.taken_at, note.restoring ? 1 : 0) > 0 &&
         std::fflush(file) == 0 && ::fsync(::fileno(file)) == 0;
     const bool closed = std::fclose(file) == 0;
-    if (!written || !closed || ::rename(next.c_str(), path.c_str()) != 0) {
+    if (!written || !closed || ::rename(next.c_str(), path.c_str()) != 0 ||
+        !sync_directory_of(path)) {
         return note_error(path, "written");
     }
     return ok_status();

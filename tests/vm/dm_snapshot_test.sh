@@ -19,7 +19,9 @@ fi
 resource=r0
 size=$((48 << 20))
 snapshot=r0-before-resync
-disk_of() { [ "$1" = alpha ] && echo /dev/vdb || echo /dev/vg0/r0; }
+# One of the names that udev gives it, and that LVM does not know.
+by_id=/dev/disk/by-id/dm-name-vg0-r0
+disk_of() { [ "$1" = alpha ] && echo /dev/vdb || echo $by_id; }
 volumes() { lvs --noheadings -o lv_name vg0 | tr -d ' ' | tr '\n' ' '; }
 kept() { volumes | grep -q "$snapshot"; }
 gone() { ! kept; }
@@ -42,6 +44,8 @@ begin() {
     vgcreate -q vg0 /dev/vda
     lvcreate --type thin-pool --size 300M --name pool vg0
     lvcreate -q --thin --virtualsize 64M --name r0 vg0/pool
+    mkdir -p "$(dirname $by_id)"
+    ln -s ../../mapper/vg0-r0 $by_id
     for node in "${NODES[@]}"; do
         cluster_start "$node"
         ctl "$node" create $resource --node-id "${NODE_ID[$node]}" --disk "$(disk_of "$node")" \
@@ -73,6 +77,21 @@ ends() {
     seen "taken before the resync, gone after it"
 }
 
+# A daemon that dies on the way back leaves a disk of which nobody knows what it holds.
+interrupted() {
+    local note=$CLUSTER_DIR/beta/state/superblocks/$resource.v0.before-resync
+    grep -q 'restoring 0' "$note" || cluster_fail "a refusal has begun it: $(cat "$note")"
+    ctl beta restore-before-resync $resource >/dev/null 2>&1 &
+    until grep -q 'restoring 1' "$note"; do sleep 0.01; done
+    cluster_crash beta
+    wait $! || true
+    while pgrep -x lvm >/dev/null; do sleep 0.1; done
+    cluster_start beta
+    refuses beta 8 up $resource
+    grep -q 'has begun' "$CLUSTER_DIR/said" || cluster_fail "it said: $(cat "$CLUSTER_DIR/said")"
+    echo "     killed on the way back: $(volumes)"
+}
+
 # The source dies in the middle. What beta had before is whole, if old.
 restored() {
     ctl beta disconnect $resource
@@ -88,6 +107,10 @@ restored() {
     ctl beta down $resource
     ! cmp -s --bytes=$((40 << 20)) /dev/vg0/r0 "$CLUSTER_DIR/second" ||
         cluster_fail "the resync has changed nothing yet"
+    exec 9</dev/vg0/r0
+    refuses beta 4 restore-before-resync $resource
+    exec 9<&-
+    interrupted
     ctl beta restore-before-resync $resource | tee "$CLUSTER_DIR/said"
     gone || cluster_fail "the snapshot is still there: $(volumes)"
     blockdev --flushbufs /dev/vg0/r0
