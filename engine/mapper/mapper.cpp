@@ -2,6 +2,8 @@
 // See mapper.hpp. A call is one dm_task, put together and run on the thread of the library.
 #include "engine/mapper/mapper.hpp"
 
+#include <dirent.h>
+#include <fcntl.h>
 #include <libdevmapper.h>
 #include <sys/sysmacros.h>
 #include <syslog.h>
@@ -12,7 +14,9 @@
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
+#include <string_view>
 #include <utility>
 
 #include "engine/base/text.hpp"
@@ -26,6 +30,7 @@ using std::chrono::milliseconds;
 // The kernel does all but a suspend at once; a device that is removed may be kept open by udev for
 // a moment, which the library tries 25 times.
 constexpr milliseconds call_limit{30'000}, udev_limit{20'000}, udev_poll{5};
+constexpr const char* control = "/dev/mapper/control";
 constexpr std::uint16_t hidden_flags =
     DM_UDEV_DISABLE_DISK_RULES_FLAG | DM_UDEV_DISABLE_OTHER_RULES_FLAG;
 
@@ -316,6 +321,22 @@ class LibraryMapper final : public Mapper {
     std::unique_ptr<LibraryThread> thread_;
 };
 
+// The library opens it for every program that this process starts or becomes.
+void keep_control_from_others() {
+    constexpr const char* descriptors = "/proc/self/fd";
+    DIR* const directory = ::opendir(descriptors);
+    while (const dirent* entry = directory == nullptr ? nullptr : ::readdir(directory)) {
+        char path[64];
+        const std::string link = text_of("%s/%s", descriptors, entry->d_name);
+        const ssize_t length = ::readlink(link.c_str(), path, sizeof path);
+        if (length <= 0 || std::string_view(path, static_cast<std::size_t>(length)) != control) {
+            continue;
+        }
+        ::fcntl(std::atoi(entry->d_name), F_SETFD, FD_CLOEXEC);
+    }
+    if (directory != nullptr) ::closedir(directory);
+}
+
 // Which one has it open is decided by the library, so the reason is asked for by hand.
 Error open_error(const Error& error) {
     if (::geteuid() != 0 || error.code == Errc::permission) {
@@ -330,7 +351,7 @@ Error open_error(const Error& error) {
 
 Status LibraryMapper::begin() {
     TRY(thread_, LibraryThread::start());
-    if (::access("/dev/mapper/control", F_OK) != 0) load_module("dm_mod");
+    if (::access(control, F_OK) != 0) load_module("dm_mod");
     const Status version = run([log = log_]() -> Status {
         log_to = log.get();
         dm_log_with_errno_init(on_library_line);
@@ -338,6 +359,7 @@ Status LibraryMapper::begin() {
         TRY_STATUS(task.run("asking for the version of device-mapper"));
         // What would be opened while a device is suspended is better open before.
         dm_hold_control_dev(1);
+        keep_control_from_others();
         return ok_status();
     });
     if (version) return ok_status();

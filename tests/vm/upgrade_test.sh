@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Planned upgrades in a guest: the primary's replicad is replaced under a mounted file system with
-# verified load, on each kind of block device, and the pause of the I/O is measured.
+# verified load, on each kind of block device and below a mapped one; the pause is measured.
 #   tests/vm/upgrade_test.sh BIN_DIR [ROUNDS]        on the host: boots the guest, runs itself there
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -47,9 +47,21 @@ PYTHON
     seen "what does not run, or would cut off a client, is refused"
 }
 
-upgraded() {  # upgraded FILE-SYSTEM
+# Above the same door as before, and nothing waits for anything.
+still_mapped() {
+    local now
+    has_door "mapped:$name over $door" || cluster_fail "it is not mapped any more"
+    now=$(dmsetup info -c --noheadings -o suspended,tables_loaded "${name##*/}")
+    [ "$now" = Active:Live ] || cluster_fail "the mapped device is $now"
+    now=$(status_field alpha $resource .why)
+    [ "$now" = "" ] || cluster_fail "the status says: $now"
+}
+
+upgraded() {  # upgraded FILE-SYSTEM ROUNDS [--mapped]
     local round said pause worst=0 reads=0 begun open_before open_after
-    ctl alpha export $resource --door $door >/dev/null
+    local rounds=$2 mapped=()
+    [ -z "${3:-}" ] || mapped=(--mapped)
+    ctl alpha export $resource --door $door "${mapped[@]}" >/dev/null
     make_file_system "$1"
     mkdir -p /mnt/volume
     mount $name /mnt/volume
@@ -71,6 +83,7 @@ upgraded() {  # upgraded FILE-SYSTEM
         end_load
         reads=$((reads + verified))
         no_errors
+        [ ${#mapped[@]} = 0 ] || still_mapped
         echo "     round $round: $(tail -n 1 <<<"$said")"
     done
     open_after=$(find "/proc/${PID[alpha]}/fd" -type l | wc -l)
@@ -84,16 +97,24 @@ upgraded() {  # upgraded FILE-SYSTEM
         grep -E 'upgrade|handed|takes over|attached|detached|connected|adopted|promoted|ready' \
             "$CLUSTER_DIR/alpha/log" | tail -n 9
     fi
-    seen "$1 on $device: upgraded $rounds times under load, worst pause $worst ms," \
+    seen "$1 on $device${3:+, mapped}: upgraded $rounds times under load, worst pause $worst ms," \
         "$reads reads verified"
 }
 
 late=()
+export DM_DISABLE_UDEV=1  # there is none in the guest
 bring_up
 refusals
-upgraded ext4
+upgraded ext4 "$rounds"
+if modprobe dm_mod; then
+    name=/dev/mapper/replica-$resource
+    upgraded ext4 1 --mapped
+    name=/dev/replica/by-res/$resource
+else
+    echo "SKIPPED: the upgrade below a mapped device: no device-mapper"
+fi
 door=nbd device=/dev/nbd0
-upgraded xfs
+upgraded xfs "$rounds"
 ctl alpha wait $resource --until synced --timeout 60
 compare_replicas
 # The measure is a second; but an emulated guest on a busy machine may take any time.
