@@ -193,7 +193,8 @@ Status LocalNode::know(const ResourceConfig& config) {
                     return run(*known, {.kind = CommandKind::promote}, "", adoption_timeout);
                 },
                 [this, known] { return known->up ? known->devices->look() : bring_up(*known); },
-                nullptr},
+                [known] { known->mapping->doors_changed(); },
+                [known] { known->mapping->doors_changed(); }},
             options_.state_dir, config.name, options_.log, take_handed(config.name));
         resource->mapping = make_mapping(*resource);
         if (!resources_.emplace(config.name, resource).second) {
@@ -207,9 +208,14 @@ Status LocalNode::know(const ResourceConfig& config) {
 }
 
 std::unique_ptr<VolumeMapping> LocalNode::make_mapping(Resource& resource) {
+    const auto volume_bytes = [this, &resource] {
+        const auto size =
+            ask(resource, [](ResourceShell& shell) { return shell.info().size_bytes; });
+        return size ? size.value() : std::uint64_t{0};
+    };
     return std::make_unique<VolumeMapping>(
         VolumeMapping::Options{options_.state_dir, resource.config.name, options_.log}, *mapper_,
-        doors_to_map(*resource.devices, resource.up), resource.changing);
+        doors_to_map(*resource.devices, resource.up, volume_bytes), resource.changing);
 }
 
 Status LocalNode::add_resource(const ResourceConfig& config) {
@@ -331,8 +337,8 @@ Status LocalNode::up(const std::string& name) {
 Status LocalNode::bring_up(Resource& resource) {
     if (!resource.up) {
         const Status attached = attach_fresh(resource);
-        if (!attached) {
-            static_cast<void>(take_down(resource));
+        if (!attached) {  // what an earlier daemon left above it is not touched
+            static_cast<void>(go_down(resource));
             return attached;
         }
     } else {
@@ -353,7 +359,7 @@ Status LocalNode::attach(const std::string& name) {
     if (resource->removed) return Error{Errc::not_found, 0, name + " was just removed"};
     const bool fresh = !resource->up;
     const Status attached = fresh ? attach_fresh(*resource) : attach_again(*resource);
-    if (!attached && fresh) static_cast<void>(take_down(*resource));
+    if (!attached && fresh) static_cast<void>(go_down(*resource));
     TRY_STATUS(attached);
     const Status looked = resource->devices->look();
     if (!looked) {

@@ -23,6 +23,9 @@ namespace replica {
 namespace {
 
 constexpr std::uint32_t reply_bytes_max = 4096;
+// The kernel alone would try for a quarter of an hour to bring something to a machine that is gone,
+// and for ever to a server that does not read.
+constexpr std::uint32_t silence_ms = 15'000;
 
 class Dialler {
   public:
@@ -67,7 +70,9 @@ Status Dialler::try_address(int family, const sockaddr* address, socklen_t lengt
     if (fd_ < 0) return failed("no socket");
     set_limit(limit_);
     if (::connect(fd_, address, length) != 0) return failed("no connection");
-    if (family != AF_UNIX) configure_tcp(fd_, {});
+    TcpOptions options;
+    options.user_timeout_ms = silence_ms;
+    configure_tcp(fd_, options);
     return ok_status();
 }
 

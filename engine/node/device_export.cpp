@@ -109,6 +109,7 @@ void DeviceExport::catch_up() {
     size_tried_ = size;
     const Status grown = grow(size);
     if (!grown) log(LOG_WARNING, grown.error().message);
+    if (resource_.resized) resource_.resized();
 }
 
 Status DeviceExport::dismiss(bool force) {

@@ -34,7 +34,9 @@ class DeviceExport {
         ChangeLock& changing;
         std::function<Status()> promote;   // without force; soon back, and may then go on
         std::function<Status()> bring_up;  // what was not possible before, and then look()
-        std::function<void()> closed;      // a device is gone
+        // Empty: nobody wants to know. A device is gone; the volume has grown, and the device if it
+        // could.
+        std::function<void()> closed = nullptr, resized = nullptr;
     };
 
     DeviceExport(const Resource& resource, const KernelDeviceOptions& options, DeviceMaker maker);

@@ -52,7 +52,10 @@ KernelDoors::KernelDoors(DeviceExport::Resource resource, const KernelDeviceOpti
         if (!wanted) return Error{Errc::cancelled, 0, name_ + " has no device that waits any more"};
         return promote();
     };
-    resource.closed = [this] { name_what_is_left(); };
+    resource.closed = [this, told = std::move(resource.closed)] {
+        name_what_is_left();
+        if (told) told();
+    };
     for (DeviceMaker& maker : makers) {
         auto& place = exports_[static_cast<std::size_t>(maker.kind)];
         place = std::make_unique<DeviceExport>(resource, options, std::move(maker));
@@ -191,13 +194,18 @@ KernelDoors::Kind KernelDoors::kind_of(const std::string& door) {
     return {};
 }
 
-VolumeMapping::Doors doors_to_map(KernelDoors& doors, const bool& up) {
+VolumeMapping::Doors doors_to_map(KernelDoors& doors, const bool& up,
+                                  std::function<std::uint64_t()> volume_bytes) {
     const auto facts = [&](const std::string& place) -> Result<BlockTarget> {
         const DeviceKind kind = *KernelDoors::kind_of(place);
         if (!up) return Error{Errc::state, 0, "the resource is down: bring it up first"};
         TRY(const BlockDoor door, doors.facts(kind));
         if (!doors.is_live(kind)) {
             return Error{Errc::state, 0, door.path + " is not served yet"};
+        }
+        if (doors.is_read_only(kind)) {
+            return Error{Errc::state, 0,
+                         door.path + " is exported for reading only: unexport it first"};
         }
         return BlockTarget{makedev(door.major, door.minor), door.size_bytes};
     };
@@ -210,7 +218,7 @@ VolumeMapping::Doors doors_to_map(KernelDoors& doors, const bool& up) {
     const auto close = [&](const std::string& place, bool force) {
         return doors.close(KernelDoors::kind_of(place), force);
     };
-    return {open, facts, close};
+    return {open, facts, close, std::move(volume_bytes)};
 }
 
 }  // namespace replica

@@ -44,6 +44,7 @@ class KernelDoors {
     bool is_open(Kind kind) const;
     // It is served, and not one that waits for its adoption.
     bool is_live(DeviceKind kind) { return of(kind).is_live(); }
+    bool is_read_only(DeviceKind kind) { return is_live(kind) && of(kind).device()->read_only(); }
     // The volume has grown: the devices follow. Returns a sentence for each that does not.
     std::vector<std::string> grow(std::uint64_t size_bytes);
     // Errors: not_found (it is not open), io.
@@ -72,6 +73,7 @@ class KernelDoors {
 };
 
 // As what lies below a mapped device. `up`: whether the resource is. Both stay where they are.
-VolumeMapping::Doors doors_to_map(KernelDoors& doors, const bool& up);
+VolumeMapping::Doors doors_to_map(KernelDoors& doors, const bool& up,
+                                  std::function<std::uint64_t()> volume_bytes);
 
 }  // namespace replica

@@ -74,9 +74,9 @@ Status LocalNode::unexport(const std::string& name, const std::string& door, boo
     TRY(const ResourcePtr resource, find(name));
     const std::lock_guard changing(resource->changing);
     const auto kind = KernelDoors::kind_of(door);
-    const bool mapped = door.starts_with("mapped");
+    const bool mapped = door.starts_with("mapped"), was_mapped = resource->mapping->is_mapped();
     if (mapped || door.empty()) {
-        if (mapped && !resource->mapping->is_mapped()) {
+        if (mapped && !was_mapped) {
             return Error{Errc::not_found, 0, name + " is not mapped here"};
         }
         TRY_STATUS(resource->mapping->close(force));
@@ -86,8 +86,9 @@ Status LocalNode::unexport(const std::string& name, const std::string& door, boo
     // Of a resource that can not be brought up a device may wait all the same.
     const Status closed = resource->devices->close_left(kind, force);
     if (closed) resource->devices->keep_trying(false);
-    if (!closed && closed.error().code == Errc::not_found) return is_down(name);
-    return closed;
+    if (closed || closed.error().code != Errc::not_found) return closed;
+    if (was_mapped && door.empty()) return ok_status();
+    return is_down(name);
 }
 
 Status LocalNode::close_doors(const ResourcePtr& resource, const std::string& door, bool force) {

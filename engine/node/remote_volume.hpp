@@ -6,9 +6,12 @@
 
 #include <sys/types.h>
 
+#include <chrono>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "engine/base/result.hpp"
 #include "netlink/nbd_device.hpp"
@@ -26,27 +29,35 @@ class RemoteVolume {
   public:
     ~RemoteVolume();
 
-    // `door`: "tcp:HOST:PORT"; `owner`: a name that only we use, under which the kernel keeps the
-    // device. Errors: those of dial_nbd() and NbdControl.
+    // In place of the one there is, if there is one. `door`: "tcp:HOST:PORT"; `owner`: a name that
+    // only we use, under which the kernel keeps the device. Errors: those of dial_nbd() and
+    // NbdControl; state (the door only reads).
     Result<BlockTarget> connect(const std::string& door, const std::string& export_name,
                                 const std::string& owner, std::uint32_t block_bytes);
     // That of an earlier process, too; nullopt: none is connected.
     Result<std::optional<BlockTarget>> find(const std::string& owner);
     // Who uses it gets errors. Fine if there is none.
     Status disconnect(const std::string& owner);
-    // The connection is broken, as far as this process can see: not that of an earlier one.
-    bool broken() const;
-    // Gives the device of `owner` a new connection. Errors: as connect(); invalid (another size).
+    // To be asked again and again. Broken: the connection is, or what was asked has not been
+    // answered for some seconds, which is all that shows of one that an earlier process made.
+    enum class Health { answers, unknown, broken };
+    Health health(const std::string& owner);
+    // Gives the device of `owner` a new connection if the kernel has none that works. Errors: as
+    // connect(); invalid (it is smaller).
     Status reconnect(const std::string& door, const std::string& export_name,
                      const std::string& owner);
 
   private:
     Result<NbdControl*> control();
+    Result<std::vector<int>> devices_of(const std::string& owner);
     Result<int> index_of(const std::string& owner);  // -1: none
     void watch(int fd);
+    bool hung_up() const;
 
     std::unique_ptr<NbdControl> control_;
-    int watched_ = -1;  // our own reference to the socket
+    int watched_ = -1;  // our own reference to the socket; none to that of an earlier process
+    std::uint64_t answered_ = 0;  // requests, when that was last seen to change
+    std::chrono::steady_clock::time_point answered_at_{};
 };
 
 }  // namespace replica

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <utility>
@@ -19,7 +20,7 @@ namespace replica {
 namespace {
 
 constexpr std::uint64_t sector = 512;
-constexpr std::chrono::milliseconds again{500}, idle{3'600'000};
+constexpr std::chrono::milliseconds again{500}, much_later{30'000}, idle{3'600'000};
 
 bool is_remote(const std::string& place) { return place.starts_with("tcp:"); }
 
@@ -152,12 +153,23 @@ Status VolumeMapping::map(const std::string& place) {
         TRY_STATUS(forget());
         return make(place);
     }
+    if (!record_->held) TRY_STATUS(check_door());
     if (record_->over == place && !record_->held) {
         return Error{Errc::exists, 0,
                      text_of("%s is at %s, over %s, already", options_.resource.c_str(),
                              path().c_str(), place.c_str())};
     }
     return swap(place);
+}
+
+// Its users have had errors since it was closed, and what they remember may not be so any more.
+Status VolumeMapping::check_door() {
+    const auto facts = facts_of(record_->over);
+    if (facts || facts.error().code != Errc::not_found) return ok_status();
+    return Error{Errc::state, 0,
+                 text_of("%s lay over %s, which is closed, so that its users get errors: end them, "
+                         "and unexport it (--door mapped) first",
+                         path().c_str(), record_->over.c_str())};
 }
 
 Status VolumeMapping::make(const std::string& place) {
@@ -189,36 +201,42 @@ Status VolumeMapping::make(const std::string& place) {
 Status VolumeMapping::swap(const std::string& place) {
     TRY_STATUS(check_state_dir());
     const MappingRecord before = *record_;
+    const bool was_open = !is_remote(place) && facts_of(place);
     TRY_STATUS(note({before.uuid, place, before.held ? before.from : before.over, before.held}));
     const auto undo = [&](const Error& error) -> Status {
-        const Status closed = close_place(place, false);
+        const Status closed = was_open ? ok_status() : close_place(place, false);
         if (!closed) options_.log(LOG_ERR, closed.error().message);
         TRY_STATUS(note(before));
         return error;
     };
     const auto target = open_place(place);
     if (!target) return undo(target.error());
-    TRY(Mapper* const mapper, host_.get());
-    const auto table = mapper->table(MapKey::of_uuid(before.uuid));
-    if (!table) return undo(table.error());
-    const std::uint64_t sectors = table.value().empty() ? 0 : table.value().front().sectors;
-    // A door that was opened after the volume grew is larger: so becomes what is mapped.
-    const std::uint64_t now = target.value().size_bytes / sector;
-    if (is_remote(place) ? now != sectors : now < sectors) {
-        return undo(
-            {Errc::invalid, 0,
-             text_of("%s has %llu bytes and what is mapped has %llu: not the same volume",
-                     place.c_str(), static_cast<unsigned long long>(target.value().size_bytes),
-                     static_cast<unsigned long long>(sectors * sector))});
-    }
+    const Status fits = check_size(place, target.value());
+    if (!fits) return undo(fits.error());
     const Status exchanged = exchange(target.value());
-    if (!exchanged) return undo(exchanged.error());
+    if (!exchanged) return settled_ ? undo(exchanged.error()) : exchanged;
     TRY_STATUS(note({before.uuid, place, record_->from, false}));
     const Status closed = close_place(record_->from, false);
     if (!closed) {
         options_.log(LOG_WARNING, "the door that lay below stays open: " + closed.error().message);
     }
-    return note({before.uuid, place, "", false});
+    TRY_STATUS(note({before.uuid, place, "", false}));
+    wake();
+    return ok_status();
+}
+
+// A door that was opened after the volume grew is larger: so becomes what is mapped.
+Status VolumeMapping::check_size(const std::string& place, const BlockTarget& target) {
+    TRY(Mapper* const mapper, host_.get());
+    TRY(const MapTable table, mapper->table(key()));
+    const std::uint64_t mapped = table.empty() ? 0 : table.front().sectors * sector;
+    const std::uint64_t volume = doors_.volume_bytes();
+    const bool another = is_remote(place) && volume != 0 && target.size_bytes != volume;
+    if (target.size_bytes >= mapped && !another) return ok_status();
+    return Error{Errc::invalid, 0,
+                 text_of("%s has %llu bytes, and what is mapped has %llu: not the same volume",
+                         place.c_str(), static_cast<unsigned long long>(target.size_bytes),
+                         static_cast<unsigned long long>(mapped))};
 }
 
 // Between suspend and resume nothing here may touch the device, nor wait for who does.
@@ -229,14 +247,18 @@ Status VolumeMapping::exchange(const BlockTarget& target) {
     if (!suspended) {
         const Status dropped = mapper->drop_loaded(key());
         if (!dropped) options_.log(LOG_ERR, dropped.error().message);
+        if (!dropped || suspended.error().os_errno == ETIMEDOUT) unsettle();
         return suspended;
     }
     Status resumed = mapper->resume(key());
-    if (!resumed) {  // its users wait meanwhile
-        settled_ = false;
-        wake();
-    }
+    if (!resumed) unsettle();  // its users wait meanwhile
     return resumed;
+}
+
+// How a call has ended is not known: it may yet be done.
+void VolumeMapping::unsettle() {
+    settled_ = false;
+    wake();
 }
 
 Status VolumeMapping::hold() {
@@ -246,13 +268,18 @@ Status VolumeMapping::hold() {
                      options_.resource + " is not mapped here: export it with --mapped first"};
     }
     if (record_->held) return Error{Errc::state, 0, path() + " is held already"};
+    TRY_STATUS(check_door());
     TRY_STATUS(check_state_dir());
     TRY(Mapper* const mapper, host_.get());
-    TRY_STATUS(mapper->suspend(key()));
+    const Status suspended = mapper->suspend(key());
+    if (!suspended) {
+        unsettle();
+        return suspended;
+    }
     const MappingRecord before = *record_;
     const Status noted = note({before.uuid, "", before.over, true});
     if (!noted) {
-        TRY_STATUS(mapper->resume(key()));
+        if (!mapper->resume(key())) unsettle();
         return noted;
     }
     // The mapped device has it open until it is swapped, but asks nothing of it.
@@ -265,8 +292,18 @@ Status VolumeMapping::grow() {
     TRY(Mapper* const mapper, host_.get());
     TRY(const BlockTarget target, facts_of(record_->over));
     TRY(const MapTable table, mapper->table(key()));
-    if (table == over(target)) return ok_status();
-    return exchange(target);
+    const std::uint64_t mapped = table.empty() ? 0 : table.front().sectors * sector;
+    if (target.size_bytes > mapped) TRY_STATUS(exchange(target));
+    if (target.size_bytes >= doors_.volume_bytes()) return ok_status();
+    const std::string other = record_->over == "ublk" ? "nbd" : "ublk";
+    const std::string help = leads_elsewhere()
+                                 ? "hold, then map --to " + record_->over + " again"
+                                 : "export --mapped --door " + other + ", and back if need be";
+    return Error{Errc::unsupported, 0,
+                 path() +
+                     " stays as large as what lies below it; while it is in use, this makes "
+                     "it grow: " +
+                     help};
 }
 
 Status VolumeMapping::check_unused() {
@@ -337,25 +374,37 @@ Status VolumeMapping::settle() {
         settled_ = true;
         return forget();
     }
-    if (record_->held) {
-        TRY_STATUS(close_place(record_->from, true));
-        if (!record_->over.empty()) TRY_STATUS(close_place(record_->over, true));
-        TRY_STATUS(note({record_->uuid, "", "", true}));
-        settled_ = true;
-        return ok_status();
+    return record_->held ? settle_held(*mapper, *info) : settle_swap(*mapper, *info);
+}
+
+Status VolumeMapping::settle_held(Mapper& mapper, const MapInfo& info) {
+    // It was to go on, and did.
+    if (!info.suspended && !record_->over.empty()) {
+        TRY_STATUS(note({record_->uuid, record_->over, record_->from, false}));
+        return settle_swap(mapper, info);
     }
-    return settle_swap(*mapper, *info);
+    if (info.loaded) TRY_STATUS(mapper.drop_loaded(key()));
+    for (const std::string& place : {record_->over, record_->from}) {
+        // Before the resource is up it is not known whether its door was left.
+        const bool down = !place.empty() && !is_remote(place) && doors_.volume_bytes() == 0;
+        if (down) return Error{Errc::state, 0, path() + " is held; the door below it waits"};
+        TRY_STATUS(close_place(place, true));
+    }
+    TRY_STATUS(note({record_->uuid, "", "", true}));
+    settled_ = true;
+    return ok_status();
 }
 
 // Whichever table is live decides how it ends; the other door was extra.
 Status VolumeMapping::settle_swap(Mapper& mapper, const MapInfo& info) {
+    // Then a table that waits is of no swap that is on record.
+    const bool undone = record_->from.empty();
+    if (info.loaded && (undone || !info.suspended)) TRY_STATUS(mapper.drop_loaded(key()));
     if (info.suspended) {
         options_.log(LOG_NOTICE, path() + " was left suspended: it goes on");
         TRY_STATUS(mapper.resume(key()));
-    } else if (info.loaded) {
-        TRY_STATUS(mapper.drop_loaded(key()));
     }
-    if (record_->from.empty()) {
+    if (undone) {
         settled_ = true;
         return ok_status();
     }
@@ -410,22 +459,38 @@ void VolumeMapping::keep() {
     }
 }
 
+void VolumeMapping::keep_connection() {
+    const std::string owner = owner_of(record_->over);
+    const RemoteVolume::Health health = remote_.health(owner);
+    if (health == RemoteVolume::Health::answers) say("");
+    if (health != RemoteVolume::Health::broken) return;
+    const Status mended = remote_.reconnect(record_->over, options_.resource, owner);
+    if (mended) return;
+    say("no connection below " + path() + ", whose users wait: " + mended.error().message);
+}
+
 std::chrono::milliseconds VolumeMapping::turn() {
     if (!record_) return idle;
     if (!settled_) {
         const Status put_right = settle();
         say(put_right ? "" : put_right.error().message);
+        const bool absent = !put_right && put_right.error().code == Errc::unsupported;
+        return absent ? much_later : again;
+    }
+    if (record_->held) return idle;
+    if (is_remote(record_->over)) {
+        keep_connection();
         return again;
     }
-    if (!is_remote(record_->over)) return idle;
-    if (remote_.broken()) {
-        const Status mended =
-            remote_.reconnect(record_->over, options_.resource, owner_of(record_->over));
-        say(mended ? ""
-                   : "no connection below " + path() +
-                         ", whose users wait: " + mended.error().message);
+    const Status grown = grow();
+    // Not yet: a door of an earlier daemon waits, and its own trouble is told.
+    if (!grown && grown.error().code == Errc::state) return again;
+    if (!grown && grown.error().code == Errc::not_found) {
+        say(check_door().error().message);
+    } else {
+        say(grown ? "" : grown.error().message);
     }
-    return again;
+    return idle;
 }
 
 }  // namespace replica

@@ -46,6 +46,7 @@ class VolumeMapping {
         // Errors: not_found (it is not open), state (it waits to be adopted).
         std::function<Result<BlockTarget>(const std::string& kind)> facts;
         std::function<Status(const std::string& kind, bool force)> close;
+        std::function<std::uint64_t()> volume_bytes;  // 0: not known, the resource is down
     };
     struct Options {
         std::string state_dir, resource;
@@ -75,8 +76,13 @@ class VolumeMapping {
     // this node open.
     Status close(bool force);
     Status check_unused();
-    // The door below has grown: what is mapped follows. Errors: as map().
+    // What is mapped follows a volume that has grown. Errors: as map(); unsupported (the door below
+    // did not; the message says what helps).
     Status grow();
+    // A door was closed, or should have grown: the keeper looks at what lies below.
+    void doors_changed() {
+        if (record_) wake();
+    }
     bool is_mapped() const { return record_.has_value(); }
     // A door of this node lies below.
     bool uses_doors() const { return record_ && !record_->over.empty() && !leads_elsewhere(); }
@@ -99,17 +105,22 @@ class VolumeMapping {
     Result<BlockTarget> facts_of(const std::string& place);
     Status close_place(const std::string& place, bool force);
     Status make(const std::string& place);
+    Status check_door();
     Status swap(const std::string& place);
+    Status check_size(const std::string& place, const BlockTarget& target);
     Status exchange(const BlockTarget& target);
     Status check_state_dir();
     Status note(const MappingRecord& record);
     Status forget();
     Status settle();
+    Status settle_held(Mapper& mapper, const MapInfo& info);
     Status settle_swap(Mapper& mapper, const MapInfo& info);
     void show();
     void say(const std::string& trouble);
+    void unsettle();
     void wake();
     void keep();
+    void keep_connection();
     std::chrono::milliseconds turn();
 
     const Options options_;
@@ -119,7 +130,7 @@ class VolumeMapping {
     const MappingRecordFile file_;
     std::optional<MappingRecord> record_;
     RemoteVolume remote_;
-    bool settled_ = true;
+    bool settled_ = true;  // else the keeper looks how the last change has ended
     std::string trouble_;
 
     mutable std::mutex view_mutex_;  // guards view_
