@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # The installed services and the rule for udev in a guest whose first process is systemd: a file
 # system in /etc/fstab on a replicated device is mounted at boot, stays mounted while the daemon is
-# restarted and killed under load, and is unmounted before the daemon stops at a reboot.
+# restarted and killed under load, and is unmounted before the daemon stops at a reboot. LVM keeps
+# to the replicated device with the lines of docs/operations.md.
 #   tests/vm/systemd_test.sh BIN_DIR      on the host: installs, boots twice and looks at the disks
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -118,6 +119,7 @@ make() {
     alpha promote r0 --force
     alpha wait r0 --until synced --timeout 100
     systemctl start replica@r0.service
+    volume_groups
     mkfs.ext4 -q $name
     systemctl stop replica@r0.service
     [ ! -e $name ] || fail "the device is still there"
@@ -131,6 +133,46 @@ make() {
     alpha unexport r0
     alpha demote r0
     seen "systemd knows devices of both kinds by their name"
+}
+
+# filter N: the Nth line of the text, for this machine's disks.
+filter() {
+    local line
+    line=$(grep -o 'global_filter = .*' "$here/../../docs/operations.md" | sed -n "$1p")
+    echo "${line/'"r|^/dev/vg/r0$|"'/'"r|^/dev/vdb$|", "r|^/dev/vdc$|"'}"
+}
+seen_by_lvm() { pvs --noheadings -o pv_name "$@" 2>"$prefix.pvs" | tr -d ' '; }
+
+# A volume group on the replicated device: LVM sees it there, and nowhere below.
+volume_groups() {
+    local line device
+    line=$(grep -o 'systemctl daemon-reload && udevadm .*' "$here/../../docs/operations.md")
+    eval "$line" || fail "$line"
+    for number in 1 2; do
+        mkdir -p /run/lvm-$number
+        printf 'devices {\n%s\n}\n' "$(filter $number)" >/run/lvm-$number/lvm.conf
+    done
+    export LVM_SYSTEM_DIR=/run/lvm-1
+    device=$(readlink -f $name)
+    pvcreate -q $name
+    vgcreate -q vg1 $name
+    lvcreate -q --yes -L 8M --name lv vg1
+    [[ $(seen_by_lvm) = "$name" || $(seen_by_lvm) = "$device" ]] || fail "LVM sees $(seen_by_lvm)"
+    ! alpha unexport r0 2>/dev/null || fail "a device with a volume group was taken away"
+    vgchange -q -an vg1
+    alpha unexport r0
+    [ "$(seen_by_lvm)" = "" ] || fail "LVM sees the disk below: $(seen_by_lvm)"
+    [[ $(seen_by_lvm --config 'devices { global_filter = [ "a|.*|" ] }') = *vd* ]] ||
+        fail "it would not have seen the disk below without the filter either"
+    export LVM_SYSTEM_DIR=/run/lvm-2
+    alpha export r0 --mapped >/dev/null
+    [ "$(seen_by_lvm)" = /dev/mapper/replica-r0 ] || fail "LVM sees $(seen_by_lvm)"
+    vgremove -q --yes vg1
+    pvremove -q --yes /dev/mapper/replica-r0
+    alpha unexport r0
+    unset LVM_SYSTEM_DIR
+    alpha export r0 --door ublk >/dev/null
+    seen "LVM keeps to the replicated device, and to the mapped one"
 }
 
 unknown() { ! systemctl is-active --quiet "$unit"; }
