@@ -36,7 +36,8 @@ constexpr unsigned depth_max = 64;
     std::fprintf(stderr, "mirror: %s\n", what.c_str());
     std::exit(1);
 }
-void require(const Status& status) {
+template <class T>
+void require(const Result<T>& status) {
     if (!status) die(status.error().message);
 }
 

@@ -25,6 +25,19 @@ Error unreachable(const std::string& path, int os_errno) {
     return error;
 }
 
+Error silent(int limit_ms) {
+    return Error{Errc::timeout, 0,
+                 fmt::format("the node does not answer in {} s: it is stopped, or hangs; see its "
+                             "log",
+                             static_cast<double>(limit_ms) / 1000)};
+}
+
+// How long connect() may wait for a node that accepts nobody.
+void limit_sending(int socket, int limit_ms) {
+    const timeval limit{limit_ms / 1000, limit_ms % 1000 * 1000L};
+    ::setsockopt(socket, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+}
+
 Error went_away() {
     return Error{Errc::io, ECONNRESET,
                  "the node closed the connection; whether the request was done is not known"};
@@ -32,7 +45,7 @@ Error went_away() {
 
 }  // namespace
 
-Result<std::unique_ptr<Client>> Client::connect(const std::string& path) {
+Result<std::unique_ptr<Client>> Client::connect(const std::string& path, int limit_ms) {
     TRY_STATUS(check_path("control socket", path));
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
@@ -40,11 +53,20 @@ Result<std::unique_ptr<Client>> Client::connect(const std::string& path) {
     std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
     Fd socket(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (!socket) return errno_error(errno, "can not make a socket");
+    if (limit_ms > 0) limit_sending(socket.get(), limit_ms);
     while (::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) !=
            0) {
+        if (errno == EAGAIN) return silent(limit_ms);
         if (errno != EINTR) return unreachable(path, errno);
     }
+    limit_sending(socket.get(), 0);
     return std::unique_ptr<Client>(new Client(std::move(socket)));
+}
+
+int Client::node_pid() const {
+    ucred node{};
+    socklen_t length = sizeof node;
+    return ::getsockopt(socket_.get(), SOL_SOCKET, SO_PEERCRED, &node, &length) == 0 ? node.pid : 0;
 }
 
 bool Client::idle_and_alive() const {
@@ -87,7 +109,9 @@ Result<std::optional<Json>> Client::next_message() {
     return std::optional<Json>(std::move(json));
 }
 
-Result<Json> Client::call(const std::string& method, const Json& params) {
+Result<Json> Client::call(const std::string& method, const Json& params, int limit_ms) {
+    using Clock = std::chrono::steady_clock;
+    const auto end = Clock::now() + std::chrono::milliseconds(limit_ms);
     const std::uint64_t id = ++last_id_;
     std::string line;
     try {
@@ -105,7 +129,10 @@ Result<Json> Client::call(const std::string& method, const Json& params) {
     for (;;) {
         TRY(auto message, next_message());
         if (!message) {
-            const auto received = receive(-1);
+            const auto left =
+                std::chrono::duration_cast<std::chrono::milliseconds>(end - Clock::now()).count();
+            if (limit_ms >= 0 && left <= 0) return silent(limit_ms);
+            const auto received = receive(limit_ms < 0 ? -1 : static_cast<int>(left));
             if (!received) return sent ? received.error() : sent.error();
             continue;
         }

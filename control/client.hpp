@@ -18,13 +18,13 @@ namespace replica::control {
 class Client {
   public:
     // Errors: io and its like with a message that says what to look at (is replicad running, may
-    // this user reach it); invalid (path).
-    static Result<std::unique_ptr<Client>> connect(const std::string& path);
+    // this user reach it); invalid (path); timeout. limit_ms: -1: no limit.
+    static Result<std::unique_ptr<Client>> connect(const std::string& path, int limit_ms = -1);
 
-    // Sends one request and waits for its answer, however long it takes. Errors: what the node
-    // refused; io with os_errno EPIPE or ECONNRESET when it went away in the middle: then the
-    // request may or may not have been done.
-    Result<Json> call(const std::string& method, const Json& params);
+    // Sends one request and waits for its answer, limit_ms at most (-1: however long it takes).
+    // Errors: what the node refused; io with os_errno EPIPE or ECONNRESET when it went away in the
+    // middle, and timeout: then the request may or may not have been done.
+    Result<Json> call(const std::string& method, const Json& params, int limit_ms = -1);
 
     // After events.subscribe: the next notification ({"method", "params"}), nothing if there was
     // none within `timeout_ms` (-1: no limit, 0: do not wait). Errors: io when the node went away.
@@ -32,6 +32,8 @@ class Client {
 
     // Readable when next_notification(0) may have something; drain it until it has nothing.
     int fd() const { return socket_.get(); }
+    // The process that listens; 0: it can not be seen from here.
+    int node_pid() const;
     // Nothing is under way and the node has not closed the connection.
     bool idle_and_alive() const;
 

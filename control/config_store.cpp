@@ -173,7 +173,7 @@ ConfigStore::~ConfigStore() {
 Result<ConfigProblem> ConfigStore::set_aside(const std::string& file, const Error& error) {
     const std::string directory = state_dir_ + "/resources/";
     ConfigProblem problem{directory + file, file.substr(0, file.size() - suffix.size()),
-                          error.message, ""};
+                          error.message, "", error.code};
     if (error.code != Errc::corrupt) {
         in_place_.insert(problem.resource);  // it may be good, only not for this version
         return problem;

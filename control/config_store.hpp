@@ -28,6 +28,7 @@ struct ConfigProblem {
     std::string resource;  // the name that the file stands for
     std::string reason;    // for people
     std::string moved_to;  // where it was set aside; empty: left in place (a newer version's file)
+    Errc code = Errc::corrupt;  // or unsupported: a newer version's
 };
 
 class ConfigStore {

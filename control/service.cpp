@@ -217,8 +217,10 @@ Result<Json> Service::call(const std::string& method, const Json& params, const 
         error = Error{Errc::invalid, 0, fmt::format("{}: {}", method, exception.what())};
     }
     if (found->second.changes) {
-        log(LOG_WARNING, fmt::format("{}: {} {}: refused: {}", caller.who, method,
-                                     dump_line(subject), error.message));
+        // What this machine has not is asked for by who takes the next best then.
+        log(error.code == Errc::unsupported ? LOG_INFO : LOG_WARNING,
+            fmt::format("{}: {} {}: refused: {}", caller.who, method, dump_line(subject),
+                        error.message));
     }
     return error;
 }
@@ -229,14 +231,20 @@ Service::EntryPtr Service::find(const std::string& name) {
     if (found != entries_.end()) return found->second;
     for (const auto& problem : problems_) {
         if (problem.resource != name) continue;
-        refuse(Errc::corrupt,
-               fmt::format("the configuration of {} could not be read ({}); see {}", name,
-                           problem.reason,
-                           problem.moved_to.empty() ? problem.file : problem.moved_to));
+        if (problem.moved_to.empty()) {
+            refuse(problem.code, fmt::format("the configuration of {}, {}, is not used: {}", name,
+                                             problem.file, problem.reason));
+        }
+        refuse(problem.code,
+               fmt::format("the configuration of {} could not be read ({}), and is now {}; `adopt` "
+                           "with what it was created with makes it anew, and leaves the disk as it "
+                           "is",
+                           name, problem.reason, problem.moved_to));
     }
-    refuse(Errc::not_found,
-           fmt::format("there is no resource {} on node {}; `status` lists those that exist",
-                       dump_line(name), options_.node_name));
+    refuse(Errc::not_found, fmt::format("there is no resource {} on node {}; {}", dump_line(name),
+                                        options_.node_name,
+                                        name == "all" ? "a command is about one, by its name"
+                                                      : "`status` lists those that exist"));
 }
 
 std::string Service::take_name(Params& params) {
@@ -314,25 +322,29 @@ Json upgrade_json(const Upgrade& upgrade, const std::vector<DoorPause>& pauses) 
     return {{"id", upgrade.id},
             {"from", upgrade.from},
             {"error", upgrade.error},
+            {"errc", upgrade.error.empty() ? 0 : static_cast<int>(upgrade.code)},
+            {"remarks", upgrade.remarks},
             {"doors", std::move(doors)}};
 }
 
 }  // namespace
 
 Json Service::node_upgrade(Params& params, const Caller&) {
-    const auto program = params.text_or("program", "");
-    const bool force = params.flag("force");
+    UpgradeRequest request;
+    request.program = params.text_or("program", "");
+    request.force = params.flag("force");
+    request.timeout_ms = params.number_or("timeout-ms", 0, 0, 1'000'000'000);
     params.finish();
-    if (!program.empty()) demand(check_path("program", program));
+    if (!request.program.empty()) demand(check_path("program", request.program));
     if (!options_.upgrade) {
         refuse(Errc::unsupported,
                "this node is part of another program: only replicad is upgraded");
     }
-    demand(node_.may_hand_over(force));
-    const auto id = fmt::format("{}-{}", ::getpid(),
-                                std::chrono::steady_clock::now().time_since_epoch().count());
-    const auto to = demand(options_.upgrade(program, id));
-    return {{"id", id}, {"from", REPLICA_VERSION_TEXT}, {"to", to}};
+    demand(node_.may_hand_over(request.force));
+    request.id = fmt::format("{}-{}", ::getpid(),
+                             std::chrono::steady_clock::now().time_since_epoch().count());
+    const auto to = demand(options_.upgrade(request));
+    return {{"id", request.id}, {"from", REPLICA_VERSION_TEXT}, {"to", to}, {"pid", ::getpid()}};
 }
 
 Json Service::node_info(Params& params, const Caller&) {
@@ -455,7 +467,10 @@ Json Service::resource_wait(Params& params, const Caller& caller) {
         const auto lacking = missing(status, until, peer);
         if (lacking.empty()) return to_json(status);
         if (stopping_ || (caller.gone && caller.gone())) {
-            refuse(Errc::cancelled, fmt::format("waiting for {} ended: {}", name, lacking));
+            refuse(Errc::cancelled,
+                   fmt::format("{}; {} has not got there: {}",
+                               stopping_ ? "the node is shutting down" : "the caller has gone",
+                               name, lacking));
         }
         const auto now = std::chrono::steady_clock::now();
         if (timeout_ms > 0 && now >= deadline) {
@@ -572,6 +587,7 @@ Json Service::resource_up(Params& params, const Caller&) {
 
 Json Service::resource_down(Params& params, const Caller&) {
     const auto name = take_name(params);
+    const bool force = params.flag("force");
     params.finish();
     const auto entry = find(name);
     const std::lock_guard changing(entry->changing);
@@ -582,7 +598,7 @@ Json Service::resource_down(Params& params, const Caller&) {
         known = entry->problem.empty();
         entry->not_up.clear();
     }
-    if (known) demand(node_.down(name));
+    if (known) demand(node_.down(name, force));
     remember_up(*entry, false);
     return done;
 }
@@ -696,8 +712,7 @@ Json Service::resource_export(Params& params, const Caller&) {
                 {"size-bytes", opened.size_bytes},
                 {"device", fmt::format("{}:{}", opened.major, opened.minor)}};
     }
-    demand(node_.export_nbd(name, door, read_only));
-    return {{"door", door}};
+    return {{"door", demand(node_.export_nbd(name, door, read_only))}};
 }
 
 Json Service::resource_map(Params& params, const Caller&) {

@@ -30,20 +30,27 @@ struct Caller {
 
 // Another program takes over in this process (execve).
 struct Upgrade {
-    std::string id;     // of the request
-    std::string from;   // version
-    std::string error;  // why it came to nothing; empty: it has happened
+    std::string id;                    // of the request
+    std::string from;                  // version
+    std::string error;                 // why it came to nothing; empty: it has happened
+    std::vector<std::string> remarks;  // what it took away, sentences
+    Errc code = Errc::invalid;         // of the error
+};
+
+struct UpgradeRequest {
+    std::string program;           // path; empty: the file of the program that runs, as it is now
+    std::string id;                // for Upgrade
+    bool force = false;            // even if NBD clients lose their connection
+    std::uint64_t timeout_ms = 0;  // for a look at the program, 0: its own limit
 };
 
 struct ServiceOptions {
     std::string node_name;
     std::string listen;                                           // as NodeOptions
     std::function<void(int level, const std::string& line)> log;  // syslog levels; any thread
-    // Looks at the program ("": the one that runs, as it is on the disk now), returns its version,
-    // and makes it take over soon after. Empty: this node is no daemon. Errors: what is wrong with
-    // it.
-    std::function<Result<std::string>(const std::string& program, const std::string& id)> upgrade =
-        {};
+    // Looks at the program, returns its version, and makes it take over soon after. Empty: this
+    // node is no daemon. Errors: busy (an upgrade is under way), what is wrong with the program.
+    std::function<Result<std::string>(const UpgradeRequest& request)> upgrade = {};
     Upgrade upgraded = {};  // what led to this program; no id: nothing did
 };
 

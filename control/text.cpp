@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <charconv>
 #include <climits>
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -154,7 +155,8 @@ std::string format_size(std::uint64_t bytes) {
         value /= 1024;
         ++unit;
     }
-    return fmt::format("{:.1f} {}", value, units[unit]);
+    // Not rounded up: what is a little less than 64 MiB has no room for them.
+    return fmt::format("{:.1f} {}", std::floor(value * 10) / 10, units[unit]);
 }
 
 std::string format_seconds(std::uint64_t seconds) {

@@ -118,12 +118,16 @@ LocalNode::~LocalNode() {
 void LocalNode::route(int fd, const HelloPayload& hello) {
     const std::string name(hello.resource.data());
     const auto found = find(name);
-    if (!found) return reject_and_close(fd, "there is no such resource here: check its name");
+    if (!found) {
+        return reject_and_close(
+            fd, "node " + options_.name + " has no resource of this name: check it");
+    }
     const ResourcePtr resource = found.value();
     const std::uint64_t handle = handle_next_++;
-    resource->thread->reactor().post([resource, fd, hello, handle] {
+    const std::string down = "the resource is down on " + options_.name;
+    resource->thread->reactor().post([resource, fd, hello, handle, down] {
         if (resource->shell) return resource->shell->on_accepted(handle, fd, hello);
-        reject_and_close(fd, "the resource is down here");
+        reject_and_close(fd, down);
     });
 }
 
@@ -225,6 +229,8 @@ Status LocalNode::add_resource(const ResourceConfig& config) {
 
 Status LocalNode::adopt_resource(const ResourceConfig& config) {
     TRY_STATUS(check_resource_config(config, options_.name));
+    const std::lock_guard making(making_);
+    TRY_STATUS(check_not_taken(config));
     if (!find(config.name)) TRY_STATUS(forget_other_disk(paths_of(config)));
     return know(config);
 }
@@ -234,8 +240,28 @@ Status LocalNode::create_resource(const ResourceConfig& config, const CreateOpti
     if (find(config.name)) {
         return Error{Errc::exists, 0, "resource " + config.name + " exists already"};
     }
+    const std::lock_guard making(making_);
+    TRY_STATUS(check_not_taken(config));
     TRY_STATUS(create_disk(config, options, paths_of(config)));
     return know(config);
+}
+
+// While another resource is down, nothing but its configuration says that a disk is taken.
+Status LocalNode::check_not_taken(const ResourceConfig& config) {
+    for (const std::string& name : resources()) {
+        const auto found = find(name);
+        if (!found || name == config.name) continue;
+        const ResourceConfig& other = found.value()->config;
+        for (const std::string& theirs : {other.disk, other.metadata}) {
+            for (const std::string& wanted : {config.disk, config.metadata}) {
+                if (!same_disk(wanted, theirs)) continue;
+                return Error{Errc::exists, 0,
+                             wanted + " is configured for " + name +
+                                 ": remove that first, if it is not to be used any more"};
+            }
+        }
+    }
+    return ok_status();
 }
 
 Status LocalNode::remove_resource(const std::string& name) {
@@ -369,18 +395,20 @@ Status LocalNode::attach(const std::string& name) {
     return ok_status();
 }
 
-Status LocalNode::down(const std::string& name) {
+Status LocalNode::down(const std::string& name, bool force) {
     TRY(const ResourcePtr resource, find(name));
     const std::lock_guard changing(resource->changing);
-    TRY_STATUS(take_down(*resource));
+    if (resource->up && !force) TRY_STATUS(no_clients(*resource, ""));
+    TRY_STATUS(take_down(*resource, force));
     resource->devices->keep_trying(false);
     return ok_status();
 }
 
-Status LocalNode::take_down(Resource& resource) {
+// force: also under the users of a block device.
+Status LocalNode::take_down(Resource& resource, bool force) {
     if (!resource.up) return ok_status();
-    if (resource.mapping->uses_doors()) TRY_STATUS(resource.mapping->close(false));
-    TRY_STATUS(resource.devices->close({}, false));
+    if (resource.mapping->uses_doors()) TRY_STATUS(resource.mapping->close(force));
+    TRY_STATUS(resource.devices->close({}, force));
     return go_down(resource);
 }
 

@@ -120,6 +120,12 @@ struct DoorPause {
     std::uint64_t answered_ns = 0;  // until the first request was answered
 };
 
+// What one program of a process leaves to the next.
+struct HandOver {
+    std::string devices;               // NodeOptions::handed of the next node
+    std::vector<std::string> remarks;  // a sentence for each resource that comes back as less
+};
+
 struct Event {
     std::uint64_t seq = 0;  // +1 each; a gap means that the listener was too slow
     std::string resource;
@@ -151,7 +157,7 @@ struct NodeOptions {
     unsigned reactors = 1;    // 1..64 threads; resources are spread over them
     bool lock_memory = true;  // mlockall and PR_SET_IO_FLUSHER; falls back with a warning
     std::function<void(int level, const std::string& line)> log;  // syslog levels; any thread
-    std::string handed;  // what hand_over() of the program before in this process has returned
+    std::string handed;  // HandOver::devices of the program before in this process
 };
 
 class Node {
@@ -182,8 +188,9 @@ class Node {
     // left. What was down stays down if its disk can not be attached. The calls from here to
     // unexport() need a resource that is up (Errors: state), but for attach() and down().
     virtual Status up(const std::string& name) = 0;
-    // Closes doors, demotes, disconnects, detaches.
-    virtual Status down(const std::string& name) = 0;
+    // Closes doors, demotes, disconnects, detaches. Errors: busy (a door is in use). By force its
+    // users get I/O errors, or lose their connection.
+    virtual Status down(const std::string& name, bool force = false) = 0;
     virtual Status attach(const std::string& name) = 0;  // of a resource that is down: up, alone
     virtual Status detach(const std::string& name) = 0;  // returns when the disk is closed
     virtual Status connect(const std::string& name, const std::string& peer,
@@ -210,9 +217,10 @@ class Node {
     virtual Status new_current_uuid(const std::string& name, bool clear_bitmap) = 0;
 
     // door: "unix:PATH" or "tcp:HOST:PORT". read_only: also on a Secondary, as long as its disk is
-    // UpToDate. Errors: state (not primary), exists, io.
-    virtual Status export_nbd(const std::string& name, const std::string& door,
-                              bool read_only = false) = 0;
+    // UpToDate. Returns the door, with the port that the kernel chose. Errors: state (not primary),
+    // exists, io.
+    virtual Result<std::string> export_nbd(const std::string& name, const std::string& door,
+                                           bool read_only = false) = 0;
     // A block device, also at /dev/replica/by-res/NAME, which is that of the one that was opened
     // last: one of each kind may be open. It outlives this process if that ends while it is in use:
     // the next node with this state directory goes on with it. Errors: state (not primary), exists,
@@ -232,8 +240,8 @@ class Node {
     virtual Status hold_volume(const std::string& name) = 0;
     // "": all doors; "ublk", "nbd": the block device of this kind, also one that an earlier node
     // left and that waits, even for a resource that is down; "mapped": the mapped device, but not
-    // the door below. Errors: busy (it is in use). By force it is stopped under its users, and what
-    // waits in it fails.
+    // the door below. Errors: busy (it is in use, or has NBD clients). By force it is stopped under
+    // its users, and what waits in it fails.
     virtual Status unexport(const std::string& name, const std::string& door,
                             bool force = false) = 0;
 
@@ -241,10 +249,10 @@ class Node {
     // clients would lose their connection; by force they do).
     virtual Status may_hand_over(bool force) = 0;
     // Holds every block device, so that what is asked of it waits, then brings everything down but
-    // the devices: no resync will follow. Returns what the next node is to be told. If it fails,
-    // all goes on as before; if not, nothing but the descriptors named in it may be used any more.
-    // Errors: timeout (requests do not end).
-    virtual Result<std::string> hand_over() = 0;
+    // the devices: no resync will follow. If it fails, all goes on as before; if not, nothing but
+    // the descriptors named in what it returns may be used any more. Errors: timeout (requests do
+    // not end), busy (as may_hand_over(): asked again, and no client comes after).
+    virtual Result<HandOver> hand_over(bool force) = 0;
     // Of the devices that were handed to this node.
     virtual std::vector<DoorPause> pauses() = 0;
 

@@ -27,7 +27,9 @@
 #include "control/protocol.hpp"
 #include "control/text.hpp"
 #include "netlink/drbd_status.hpp"
+#include "tools/command_line.hpp"
 #include "tools/replicactl_drbd.hpp"
+#include "tools/replicactl_node.hpp"
 #include "tools/replicactl_text.hpp"
 #include "tools/standard_streams.hpp"
 
@@ -37,6 +39,8 @@ using namespace replica;
 using control::Client;
 using control::Json;
 using control::Refused;
+using replicactl::absolute_path;
+using replicactl::ask;
 
 constexpr int exit_usage = 64;
 constexpr int exit_unreachable = 69;
@@ -78,10 +82,6 @@ struct Arguments {
 
 using Command = std::function<void(const Arguments&)>;
 
-struct Unreachable : std::runtime_error {
-    using std::runtime_error::runtime_error;
-};
-
 // Nobody reads what is printed any more, as after `| head`: the command is done, not failed.
 struct Unread {};
 
@@ -101,21 +101,13 @@ void demand(const Status& status) {
     if (!status) throw Refused(status.error());
 }
 
-// An empty path stays empty, and is refused by who knows what it is for.
-std::string absolute_path(const std::string& path) {
-    return path.empty() ? path : std::filesystem::absolute(path).lexically_normal().string();
-}
-
 std::unique_ptr<Client> reach(const Arguments& arguments) {
-    auto client = Client::connect(absolute_path(arguments.control));
-    if (!client) throw Unreachable(client.error().message);
-    return std::move(client).value();
+    return replicactl::reach(arguments.control);
 }
 
-Json ask(Client& client, const std::string& method, const Json& params) {
-    auto result = client.call(method, params);
-    if (!result) throw Refused(result.error());
-    return std::move(result).value();
+// What changes nothing, and is answered at once if the node is well.
+Json look(Client& client, const std::string& method, const Json& params) {
+    return ask(client, method, params, replicactl::view_limit_ms);
 }
 
 Json named(const Arguments& arguments) {
@@ -186,6 +178,12 @@ void connect(const Arguments& arguments) {
     simple(arguments, "resource.connect", params);
 }
 
+void down(const Arguments& arguments) {
+    Json params = named(arguments);
+    if (arguments.force) params["force"] = true;
+    simple(arguments, "resource.down", params);
+}
+
 void promote(const Arguments& arguments) {
     Json params = named(arguments);
     params["force"] = arguments.force;
@@ -200,7 +198,7 @@ class ZeroingProgress {
         thread_ = std::thread([this, client = reach(arguments), params = named(arguments)] {
             std::unique_lock lock(mutex_);
             while (!wakes_.wait_for(lock, std::chrono::milliseconds(500), [&] { return stop_; })) {
-                const auto list = client->call("status", params);
+                const auto list = client->call("status", params, replicactl::view_limit_ms);
                 if (!list) return;
                 const auto line = replicactl::zeroing_line(list.value());
                 if (!line.empty()) tools::complain("\r\033[K" + line);
@@ -270,16 +268,24 @@ std::optional<Json> ask_for_device(const Arguments& arguments, control::Client& 
     if (arguments.read_only) params["read-only"] = true;
     const std::string& asked = arguments.door_kind;
     for (const char* kind : {"ublk", "nbd"}) {
-        if (!asked.empty() && asked != kind) continue;
+        if (!asked.empty() && asked != "block" && asked != kind) continue;
         params[parameter] = kind;
         auto result = client.call(method, params);
         if (result) return result.value();
         const Errc code = result.error().code;
         const bool missing = code == Errc::unsupported || code == Errc::permission;
         if (!missing || asked == kind) throw Refused(result.error());
-        why += (why.empty() ? "" : "; ") + result.error().message;
+        // What both need, as device-mapper, is missing once.
+        const std::string& message = result.error().message;
+        if (why.find(message) == why.npos) why += (why.empty() ? "" : "; ") + message;
     }
     return {};
+}
+
+// That of `export`, where there is nothing better.
+std::string own_socket(const Arguments& arguments) {
+    const std::string control = absolute_path(arguments.control);
+    return fmt::format("unix:{}/{}.nbd", control.substr(0, control.rfind('/')), arguments.resource);
 }
 
 // A block device where the kernel has ublk or nbd, else a socket beside the one of the node.
@@ -289,11 +295,10 @@ void export_best(const Arguments& arguments) {
     if (const auto device = ask_for_device(arguments, *client, "resource.export", "door", why)) {
         return tell_door(arguments, *device, why);
     }
+    if (arguments.door_kind == "block") throw Refused(Error{Errc::unsupported, 0, why});
     Json params = named(arguments);
     if (arguments.read_only) params["read-only"] = true;
-    const std::string control = absolute_path(arguments.control);
-    params["door"] =
-        fmt::format("unix:{}/{}.nbd", control.substr(0, control.rfind('/')), arguments.resource);
+    params["door"] = own_socket(arguments);
     tell_door(arguments, ask(*client, "resource.export", params), why);
 }
 
@@ -331,69 +336,51 @@ void restore_before_resync(const Arguments& arguments) {
 void export_doors(const Arguments& arguments) {
     if (arguments.mapped) return export_mapped(arguments);
     if (arguments.doors.empty()) return export_best(arguments);
+    const auto client = reach(arguments);
+    Json params = named(arguments);
+    if (arguments.read_only) params["read-only"] = true;
+    std::string open;
     for (const auto& door : arguments.doors) {
-        Json params = named(arguments);
         params["door"] = absolute_door(door);
-        if (arguments.read_only) params["read-only"] = true;
-        simple(arguments, "resource.export", params);
+        const auto result = client->call("resource.export", params);
+        if (!result) {
+            Error error = result.error();
+            if (!open.empty()) error.message += "; open by now:" + open;
+            throw Refused(error);
+        }
+        const std::string at = result.value()["door"];
+        open += " " + at;
+        if (arguments.json) {
+            print_json(result.value());
+        } else if (at != params["door"]) {
+            print(at + "\n");  // the port that the kernel chose
+        }
     }
 }
 
 void unexport_doors(const Arguments& arguments) {
     Json params = named(arguments);
     if (arguments.force) params["force"] = true;
-    if (arguments.doors.empty()) simple(arguments, "resource.unexport", params);
-    for (const auto& door : arguments.doors) {
-        params["door"] = absolute_door(door);
+    std::vector<std::string> doors;
+    for (const auto& door : arguments.doors)
+        doors.push_back(absolute_door(door));
+    const std::string& kind = arguments.door_kind;
+    if (!kind.empty()) doors.push_back(kind == "socket" ? own_socket(arguments) : kind);
+    if (doors.empty()) return simple(arguments, "resource.unexport", params);
+    for (const auto& door : doors) {
+        params["door"] = door;
         simple(arguments, "resource.unexport", params);
     }
 }
 
-// What the node says of the upgrade; null: nobody answers yet, or it has not happened.
-Json upgrade_report(const Arguments& arguments, const Json& id) {
-    auto client = Client::connect(absolute_path(arguments.control));
-    if (!client) return nullptr;
-    auto info = client.value()->call("node.info", Json::object());
-    if (!info || !info.value().contains("upgrade")) return nullptr;
-    Json report = info.value()["upgrade"];
-    if (report["id"] != id) return nullptr;
-    report["to"] = info.value()["version"];
-    return report;
+std::uint64_t milliseconds(double seconds) {
+    return static_cast<std::uint64_t>(std::llround(std::max(seconds, 0.0) * 1000));
 }
 
-bool all_have(const Json& doors, const char* what) {
-    return std::all_of(doors.begin(), doors.end(),
-                       [what](const Json& door) { return door[what] > 0; });
-}
-
-// Returns when the next program serves every block device, and each has had a second to be used.
 void upgrade(const Arguments& arguments) {
-    using Clock = std::chrono::steady_clock;
-    Json params = {{"force", arguments.force}};
-    if (!arguments.program.empty()) params["program"] = absolute_path(arguments.program);
-    const Json begun = ask(*reach(arguments), "node.upgrade", params);
-    const std::chrono::duration<double> seconds(arguments.timeout_s > 0 ? arguments.timeout_s
-                                                                        : 120);
-    const auto end = Clock::now() + std::chrono::duration_cast<Clock::duration>(seconds);
-    auto idle_end = Clock::time_point::max();
-    for (;;) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));
-        const Json report = upgrade_report(arguments, begun["id"]);
-        const bool there = !report.is_null();
-        if (there && report["error"] != "") throw Refused(report["error"].get<std::string>());
-        const bool adopted = there && all_have(report["doors"], "adopted-ms");
-        if (adopted && idle_end == Clock::time_point::max()) {
-            idle_end = Clock::now() + std::chrono::seconds(1);
-        }
-        if (adopted && (all_have(report["doors"], "pause-ms") || Clock::now() >= idle_end)) {
-            if (arguments.json) return print_json(report);
-            return print(replicactl::upgrade_text(report));
-        }
-        if (Clock::now() < end) continue;
-        throw Refused(Error{Errc::timeout, 0,
-                            there ? "the new program runs, but a block device waits: see the status"
-                                  : "the new program does not answer: see the log"});
-    }
+    const Json report = replicactl::upgrade(
+        {arguments.control, arguments.program, arguments.force, milliseconds(arguments.timeout_s)});
+    arguments.json ? print_json(report) : print(replicactl::upgrade_text(report));
 }
 
 void options(const Arguments& arguments) {
@@ -412,13 +399,13 @@ void options(const Arguments& arguments) {
 
 void show(const Arguments& arguments) {
     const auto client = reach(arguments);
-    const Json result = ask(*client, "resource.get", named(arguments));
+    const Json result = look(*client, "resource.get", named(arguments));
     arguments.json ? print_json(result) : print(replicactl::plain_text(result));
 }
 
 void list(const Arguments& arguments) {
     const auto client = reach(arguments);
-    const Json names = ask(*client, "node.info", Json::object())["resources"];
+    const Json names = look(*client, "node.info", Json::object())["resources"];
     if (arguments.json) return print_json(names);
     for (const auto& name : names)
         print(name.get<std::string>() + "\n");
@@ -426,14 +413,15 @@ void list(const Arguments& arguments) {
 
 void stats(const Arguments& arguments) {
     const auto client = reach(arguments);
-    const Json result = ask(*client, "stats", named(arguments));
+    const Json result = look(*client, "stats", named(arguments));
     arguments.json ? print_json(result) : print(replicactl::stats_text(result));
 }
 
 void version(const Arguments& arguments) {
     Json result = {{"replicactl", REPLICA_VERSION_TEXT}, {"protocol", control::protocol_version}};
-    if (auto client = Client::connect(absolute_path(arguments.control))) {
-        result["node"] = ask(*client.value(), "node.info", Json::object());
+    auto client = Client::connect(absolute_path(arguments.control), replicactl::view_limit_ms);
+    if (client) {
+        result["node"] = look(*client.value(), "node.info", Json::object());
     }
     if (arguments.json) return print_json(result);
     print(fmt::format("replicactl {}\n", REPLICA_VERSION_TEXT));
@@ -442,10 +430,6 @@ void version(const Arguments& arguments) {
     } else {
         print(fmt::format("# no node answers at {}\n", arguments.control));
     }
-}
-
-std::uint64_t milliseconds(double seconds) {
-    return static_cast<std::uint64_t>(std::llround(std::max(seconds, 0.0) * 1000));
 }
 
 void wait(const Arguments& arguments) {
@@ -499,13 +483,14 @@ bool pause_until(Client& client, const Arguments& arguments) {
     Json params = named(arguments);
     params["until"] = arguments.until;
     params["timeout-ms"] = interval_ms;
-    const auto reached = client.call("resource.wait", params);
+    const auto reached = client.call("resource.wait", params,
+                                     static_cast<int>(interval_ms) + replicactl::view_limit_ms);
     if (!reached && reached.error().code != Errc::timeout) throw Refused(reached.error());
     return static_cast<bool>(reached);
 }
 
 void warn_of_problems(Client& client) {
-    const Json info = ask(client, "node.info", Json::object());
+    const Json info = look(client, "node.info", Json::object());
     for (const auto& problem : info.value("problems", Json::array())) {
         tools::complain(fmt::format("replicactl: warning: configuration {} is not used: {}\n",
                                     problem.value("file", ""), problem.value("reason", "")));
@@ -522,9 +507,9 @@ void status(const Arguments& arguments) {
     style.statistics = arguments.statistics;
     style.progress = arguments.watch;
     Screen screen;
-    if (!arguments.json && arguments.resource.empty()) warn_of_problems(*client);
+    if (arguments.resource.empty()) warn_of_problems(*client);
     for (bool last = !arguments.watch;; last = pause_until(*client, arguments)) {
-        const Json result = ask(*client, "status", named(arguments));
+        const Json result = look(*client, "status", named(arguments));
         if (arguments.json && !arguments.watch) return print_json(result);
         screen.show(arguments.json ? control::dump_line(result) + "\n"
                                    : replicactl::status_text(result, style));
@@ -534,7 +519,7 @@ void status(const Arguments& arguments) {
 
 void events(const Arguments& arguments) {
     const auto client = reach(arguments);
-    const Json start = ask(*client, "events.subscribe", named(arguments))["status"];
+    const Json start = look(*client, "events.subscribe", named(arguments))["status"];
     if (arguments.json) {
         print(control::dump_line({{"action", "exists"}, {"status", start}}) + "\n");
     } else {
@@ -598,13 +583,16 @@ class CommandLine {
             if (error.get_exit_code() == 0) return app_.exit(error);  // --help, --version
             return fail(Error{Errc::invalid, 0, usage_error(error)}, exit_usage);
         }
+        if (const auto hole = tools::empty_argument(argc, argv); !hole.empty()) {
+            return fail(Error{Errc::invalid, 0, hole}, exit_usage);
+        }
         try {
             for (const auto* chosen : app_.get_subcommands())
                 commands_.at(chosen->get_name())(arguments_);
             return 0;
         } catch (const Unread&) {
             return 0;
-        } catch (const Unreachable& error) {
+        } catch (const replicactl::Unreachable& error) {
             return fail(Error{Errc::io, 0, error.what()}, exit_unreachable);
         } catch (const Refused& refused) {
             return fail(refused.error(), static_cast<int>(refused.error().code));
@@ -635,9 +623,10 @@ class CommandLine {
         const std::string command = chosen.empty() ? "" : " " + chosen.front()->get_name();
         std::string what = error.what();
         if (chosen.empty() && !strangers.empty()) {
-            what = fmt::format("there is no {} {}",
+            what = fmt::format("there is no {} {}{}",
                                strangers.front().starts_with('-') ? "option" : "command",
-                               control::quoted(strangers.front()));
+                               control::quoted(strangers.front()),
+                               replicactl::hint_for_drbd_word(strangers.front()));
         } else if (chosen.empty()) {
             what = "which command?";
         }
@@ -665,10 +654,13 @@ class CommandLine {
     void add_config(CLI::App& sub) {
         sub.add_option("--node-id", arguments_.node_id, "id of this node in the resource, 0..31")
             ->required()
+            ->transform(tools::decimal())
             ->check(CLI::Range(0U, nodes_max - 1));
         sub.add_option("--disk", arguments_.disk, "PATH[:META], file or block device")->required();
         sub.add_option("--metadata", arguments_.metadata, "external metadata; default: internal");
-        sub.add_option("--volume", arguments_.volume, "volume number")->check(CLI::Range(0, 65534));
+        sub.add_option("--volume", arguments_.volume, "volume number")
+            ->transform(tools::decimal())
+            ->check(CLI::Range(0, 65534));
         sub.add_option("--peer", arguments_.peers, "NAME,ID,HOST:PORT; once for each peer")
             ->allow_extra_args(false);
         add_option_fields(sub);
@@ -678,8 +670,10 @@ class CommandLine {
         auto* sub = add_for_resource(
             "create", "write metadata and configuration; the resource is then down", create);
         add_config(*sub);
-        sub->add_option("--size", arguments_.size, "size of the volume (K, M, G, T); default: all");
+        sub->add_option("--size", arguments_.size, "size of the volume (K, M, G, T); default: all")
+            ->transform(tools::size_in_bytes());
         sub->add_option("--max-peers", arguments_.max_peers, "room for so many peers, 1..31")
+            ->transform(tools::decimal())
             ->check(CLI::Range(1, 31));
         sub->add_flag("--force", arguments_.force, "overwrite data or metadata on the disk");
         sub = add_for_resource("adopt",
@@ -696,7 +690,6 @@ class CommandLine {
         };
         static constexpr Simple simples[] = {
             {"up", "attach the disk and connect to the peers, now and after a restart"},
-            {"down", "close the doors, demote, disconnect and detach"},
             {"attach", "attach the disk"},
             {"detach", "detach the disk; a primary goes on with its peers' data"},
             {"demote", "become Secondary"},
@@ -709,11 +702,15 @@ class CommandLine {
                 simple(arguments, fmt::format("resource.{}", name), named(arguments));
             });
         }
-        auto* sub = add_for_resource("promote", "become Primary", promote);
+        auto* sub =
+            add_for_resource("down", "close the doors, demote, disconnect and detach", down);
+        sub->add_flag("--force", arguments_.force, "cut off who uses a door");
+        sub = add_for_resource("promote", "become Primary", promote);
         sub->add_flag("--force", arguments_.force,
                       "even if the data may be old; peers then resync");
         sub = add_for_resource("resize", "grow the volume into larger disks", resize);
-        sub->add_option("--size", arguments_.size, "K, M, G, T, P; default: all there is room for");
+        sub->add_option("--size", arguments_.size, "K, M, G, T, P; default: all there is room for")
+            ->transform(tools::size_in_bytes());
         sub = add_for_resource("new-current-uuid", "open a new generation", new_current_uuid);
         sub->add_flag("--clear-bitmap", arguments_.clear_bitmap,
                       "skip the initial sync of disks that are provably equal");
@@ -721,8 +718,9 @@ class CommandLine {
         auto* const nbd = sub->add_option("--nbd", arguments_.doors, "unix:PATH or tcp:HOST:PORT")
                               ->allow_extra_args(false);
         sub->add_option("--door", arguments_.door_kind,
-                        "ublk, nbd (/dev/nbdN) or socket; default: the first that there is")
-            ->check(CLI::IsMember({"ublk", "nbd", "socket"}))
+                        "ublk, nbd (/dev/nbdN), block (one of these) or socket; default: the first "
+                        "that there is")
+            ->check(CLI::IsMember({"ublk", "nbd", "block", "socket"}))
             ->excludes(nbd);
         auto* const reads = sub->add_flag("--read-only", arguments_.read_only,
                                           "also on a Secondary; writes are refused");
@@ -739,11 +737,14 @@ class CommandLine {
         add_for_resource("restore-before-resync", "give the disk back what it held before a resync",
                          restore_before_resync);
         sub = add_for_resource("unexport", "close the doors", unexport_doors);
-        sub->add_option("--nbd,--door", arguments_.doors,
-                        "only this one; ublk, nbd and mapped are some, too")
-            ->allow_extra_args(false);
+        auto* const only = sub->add_option("--nbd", arguments_.doors, "only this one; unix:PATH...")
+                               ->allow_extra_args(false);
+        sub->add_option("--door", arguments_.door_kind,
+                        "only ublk, nbd, mapped, or socket, the one that export has chosen")
+            ->check(CLI::IsMember({"ublk", "nbd", "mapped", "socket"}))
+            ->excludes(only);
         sub->add_flag("--force", arguments_.force,
-                      "a block device even if it is in use: its users get I/O errors");
+                      "even if it is in use: users get I/O errors, clients are cut off");
     }
 
     void add_upgrade() {
@@ -768,7 +769,10 @@ class CommandLine {
             {"resume-sync", "resume the resync"},
         };
         const auto add_peer = [this](CLI::App* sub) {
-            sub->add_option("PEER", arguments_.peer, "node name; default: every peer");
+            const bool one = sub->get_name() == "invalidate-remote";
+            sub->add_option("PEER", arguments_.peer,
+                            one ? "node name; needed if there are several peers"
+                                : "node name; default: every peer");
         };
         for (const auto& each : simples) {
             add_peer(add_for_resource(

@@ -75,4 +75,38 @@ Json drbd_status_json(const std::vector<DrbdResource>& resources) {
     return list;
 }
 
+std::string hint_for_drbd_word(const std::string& word) {
+    struct Pair {
+        const char* theirs;
+        const char* ours;
+    };
+    static constexpr Pair words[] = {
+        {"primary", "promote"},
+        {"secondary", "demote"},
+        {"role", "status"},
+        {"cstate", "status"},
+        {"dstate", "status"},
+        {"show-gi", "status --verbose"},
+        {"get-gi", "status --verbose"},
+        {"events2", "events"},
+        {"dump", "show"},
+        {"create-md", "create, or adopt for metadata that is there"},
+        {"adjust", "options; for disk and peers: down, remove, adopt"},
+        {"disk-options", "options"},
+        {"net-options", "options"},
+        {"peer-device-options", "options"},
+        {"resource-options", "options"},
+        {"wipe-md", "replicameta wipe"},
+        {"dump-md", "replicameta dump"},
+        {"apply-al", "replicameta apply-al"},
+    };
+    for (const Pair& pair : words) {
+        if (word == pair.theirs) return std::string("; here it is ") + pair.ours;
+    }
+    for (const char* missing : {"verify", "forget-peer", "outdate", "suspend-io", "resume-io"}) {
+        if (word == missing) return "; this version has nothing like it";
+    }
+    return "";
+}
+
 }  // namespace replica::replicactl

@@ -3,6 +3,7 @@
 // drbdsetup's: one text for people serves both.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "control/codec.hpp"
@@ -12,5 +13,8 @@ namespace replica::replicactl {
 
 // Sizes are in KiB, as drbdsetup has them, and again in bytes. "doors" holds /dev/drbdN.
 control::Json drbd_status_json(const std::vector<DrbdResource>& resources);
+
+// For who types a command of DRBD: "; here it is promote". Empty: no such word.
+std::string hint_for_drbd_word(const std::string& word);
 
 }  // namespace replica::replicactl

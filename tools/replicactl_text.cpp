@@ -232,6 +232,14 @@ std::string exists_text(const Json& list) {
     return text + "exists -\n";
 }
 
+static std::string remarks_text(const Json& object) {
+    std::string text;
+    for (const auto& remark : list_at(object, "remarks")) {
+        if (remark.is_string()) text += "# " + remark.get<std::string>() + "\n";
+    }
+    return text;
+}
+
 std::string resize_text(const Json& result) {
     const auto room = number_at(result, "room-bytes");
     std::string text = fmt::format("size:{} room:{}\n",
@@ -243,10 +251,7 @@ std::string resize_text(const Json& result) {
                                                     format_size(number_at(peer, "room-bytes")))
                                       : "it is not connected with its disk");
     }
-    for (const auto& remark : list_at(result, "remarks")) {
-        if (remark.is_string()) text += "# " + remark.get<std::string>() + "\n";
-    }
-    return text;
+    return text + remarks_text(result);
 }
 
 std::string upgrade_text(const Json& report) {
@@ -259,7 +264,7 @@ std::string upgrade_text(const Json& report) {
                     ? fmt::format("{}: I/O paused for {:.0f} ms\n", name, pause)
                     : fmt::format("{}: adopted after {:.0f} ms, not used since\n", name, adopted);
     }
-    return text;
+    return text + remarks_text(report);
 }
 
 std::string zeroing_line(const Json& list) {

@@ -24,6 +24,7 @@
 #include "control/server.hpp"
 #include "control/service.hpp"
 #include "engine/node.hpp"
+#include "tools/command_line.hpp"
 #include "tools/replicad_upgrade.hpp"
 #include "tools/standard_streams.hpp"
 
@@ -104,19 +105,30 @@ sigset_t block_signals() {
     for (const int signal : {SIGTERM, SIGINT, SIGHUP, upgrade_signal})
         sigaddset(&set, signal);
     pthread_sigmask(SIG_BLOCK, &set, nullptr);
+    // What waits since before the exec was meant for the program before.
+    sigset_t upgrade;
+    sigemptyset(&upgrade);
+    sigaddset(&upgrade, upgrade_signal);
+    const timespec at_once{};
+    sigtimedwait(&upgrade, nullptr, &at_once);
     struct sigaction ignore {};
     ignore.sa_handler = SIG_IGN;
     sigaction(SIGPIPE, &ignore, nullptr);
     return set;
 }
 
-// True: to become another program; false: to stop.
-bool wait_for_stop(const sigset_t& set, const Log& log) {
+// True: to become the program that was chosen; false: to stop.
+bool wait_for_stop(const sigset_t& set, const Log& log, tools::Upgrader& upgrader) {
     int signal = 0;
     while (signal != SIGTERM && signal != SIGINT) {
-        sigwait(&set, &signal);
+        siginfo_t info{};
+        signal = sigwaitinfo(&set, &info);
         if (signal == SIGHUP) log(LOG_INFO, "SIGHUP: there is nothing to reload");
-        if (signal == upgrade_signal) return true;
+        if (signal != upgrade_signal) continue;
+        if (upgrader.chosen()) return true;
+        log(LOG_WARNING, fmt::format("SIGUSR2 from uid {} pid {} is ignored: an upgrade is asked "
+                                     "for by replicactl",
+                                     info.si_uid, info.si_pid));
     }
     log(LOG_INFO, fmt::format("{}: bringing everything down", strsignal(signal)));
     notify_manager("STOPPING=1");
@@ -141,13 +153,18 @@ Status check(const Options& options) {
 
 // Returns if the upgrade came to nothing, and all is as before.
 void upgrade(Node& node, control::Service& service, tools::Upgrader& upgrader, const Log& log) {
-    const auto handed = node.hand_over();
-    if (!handed) {
-        log(LOG_ERR, fmt::format("no upgrade: {}", handed.error().message));
-        return service.go_on({upgrader.id(), REPLICA_VERSION_TEXT, handed.error().message});
+    const auto request = upgrader.chosen();
+    const auto left = node.hand_over(request->force);
+    if (!left) {
+        const Error& error = left.error();
+        log(LOG_ERR, fmt::format("no upgrade: {}", error.message));
+        upgrader.dismiss();
+        return service.go_on({request->id, REPLICA_VERSION_TEXT, error.message, {}, error.code});
     }
-    log(LOG_INFO, "everything is handed over: the next program starts");
-    upgrader.become(handed.value());
+    for (const std::string& remark : left.value().remarks)
+        log(LOG_WARNING, remark);
+    log(LOG_INFO, fmt::format("everything is handed over: {} starts", request->program));
+    upgrader.become(left.value());
     // Everything is down, and what was held waits for whoever is started next.
     log(LOG_CRIT, fmt::format("no program can be started: {}", std::strerror(errno)));
     std::_Exit(static_cast<int>(Errc::io));
@@ -155,7 +172,6 @@ void upgrade(Node& node, control::Service& service, tools::Upgrader& upgrader, c
 
 Status run(const Options& options, const Log& log, const sigset_t& signals,
            tools::Upgrader& upgrader) {
-    TRY_STATUS(check(options));
     if (!upgrader.upgraded().id.empty()) {
         log(LOG_INFO, fmt::format("version {} takes over from {}", REPLICA_VERSION_TEXT,
                                   upgrader.upgraded().from));
@@ -170,8 +186,8 @@ Status run(const Options& options, const Log& log, const sigset_t& signals,
     node_options.log = log;
     node_options.handed = upgrader.handed();
     TRY(auto node, Node::create(node_options));
-    const auto choose = [&upgrader](const std::string& program, const std::string& id) {
-        auto version = upgrader.choose(program, id);
+    const auto choose = [&upgrader](const control::UpgradeRequest& request) {
+        auto version = upgrader.choose(request);
         if (version) ::kill(::getpid(), upgrade_signal);
         return version;
     };
@@ -186,7 +202,7 @@ Status run(const Options& options, const Log& log, const sigset_t& signals,
                               options.name, REPLICA_VERSION_TEXT, options.control,
                               options.listen.empty() ? "nothing else" : options.listen));
     notify_manager(fmt::format("READY=1\nSTATUS=node {} is ready", options.name));
-    while (wait_for_stop(signals, log)) {
+    while (wait_for_stop(signals, log, upgrader)) {
         server.reset();
         upgrade(*node, service, upgrader, log);
         TRY(server, control::Server::start(service, server_options));
@@ -206,6 +222,7 @@ void add_options(CLI::App& app, Options& options) {
     app.add_option("--control", options.control, "control socket")->capture_default_str();
     app.add_option("--listen", options.listen, "HOST:PORT for peers; without it: nowhere");
     app.add_option("--reactors", options.reactors, "threads that serve resources")
+        ->transform(tools::decimal())
         ->check(CLI::Range(1, 64))
         ->capture_default_str();
     app.add_option("--log-level", options.log_level, "debug, info, warning, error")
@@ -226,7 +243,9 @@ int main(int argc, char** argv) {
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {
-        return app.exit(error) == 0 ? 0 : exit_usage;
+        if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+        tools::complain(fmt::format("replicad: {}; see replicad --help\n", error.what()));
+        return exit_usage;
     }
     try {
         for (auto* const path : {&options.state, &options.control})
@@ -234,6 +253,10 @@ int main(int argc, char** argv) {
                 *path = std::filesystem::absolute(*path).lexically_normal().string();
         const sigset_t signals = block_signals();
         const Log log(options.log_level);
+        if (const auto checked = check(options); !checked) {
+            log(LOG_ERR, checked.error().message);
+            return exit_usage;
+        }
         const auto status = run(options, log, signals, upgrader);
         if (status) return 0;
         log(LOG_ERR, status.error().message);

@@ -11,6 +11,7 @@
 #include "engine/io/process.hpp"
 #include "replicameta_report.hpp"
 #include "standard_streams.hpp"
+#include "tools/command_line.hpp"
 
 namespace {
 
@@ -64,10 +65,19 @@ struct Options {
 
 int fail(const Error& error, const Options& options) {
     const bool hint = error.code == Errc::corrupt && options.copy.empty();
+    if (options.json) {
+        const Json document = {{"error", {{"message", error.message}, {"errno", error.os_errno}}}};
+        (void)tools::write_all(STDOUT_FILENO, document.dump(2) + "\n");
+    }
     tools::complain(
         fmt::format("replicameta: {}{}\n", error.message,
                     hint ? " (--copy FILE names the node's copy of the superblock)" : ""));
     return exit_code_of(error.code);
+}
+
+int usage_error(const std::string& what) {
+    tools::complain(fmt::format("replicameta: {}; see replicameta --help\n", what));
+    return exit_usage;
 }
 
 Status print(const Json& document, const Options& options) {
@@ -185,22 +195,26 @@ void add_copy(CLI::App* command, Options& options) {
 
 void add_create_options(CLI::App* create, Options& options) {
     create->add_option("--node-id", options.node_id, "this node, 0 to 31 (none: set at attach)")
+        ->transform(tools::decimal())
         ->check(CLI::Range(0, 31));
     create->add_option("--max-peers", options.max_peers, "bitmap slots, 1 to 31")
+        ->transform(tools::decimal())
         ->check(CLI::Range(1, 31))
         ->capture_default_str();
     create->add_option("--al-stripes", options.al_stripes, "stripes of the activity log")
+        ->transform(tools::decimal())
         ->check(CLI::Range(1, 1024))
         ->capture_default_str();
     create
         ->add_option("--al-stripe-size-kib", options.al_stripe_size_kib,
                      "size of one stripe, a multiple of 4")
+        ->transform(tools::decimal())
         ->check(CLI::Range(4, 16 << 20))
         ->capture_default_str();
     create
         ->add_option("--size", options.size_bytes,
                      "size of the volume, with K, M, G, T (none: agreed at the first connection)")
-        ->transform(CLI::AsSizeValue(false));
+        ->transform(tools::size_in_bytes());
     create->add_flag("--force", options.force, "overwrite what the disk holds");
     add_json(create, options);
 }
@@ -237,7 +251,11 @@ int main(int argc, char** argv) {
     try {
         command = chosen(app, argc, argv, options);
     } catch (const CLI::ParseError& error) {
-        return app.exit(error) == 0 ? exit_ok : exit_usage;
+        if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
+        return usage_error(error.what());
+    }
+    if (const auto hole = tools::empty_argument(argc, argv); !hole.empty()) {
+        return usage_error(hole);
     }
     const Result<int> done = command(options);
     return done ? done.value() : fail(done.error(), options);

@@ -123,7 +123,8 @@ const char* Core::not_to_be_met(NodeId id) const {
     const std::array<std::uint8_t, 16> unset{};
     if (peer.received.volume_id != unset && peer.sent.volume_id != unset &&
         peer.received.volume_id != peer.sent.volume_id) {
-        return "the peer's disk holds another volume";
+        return "the disks hold different volumes: to fill one from the other, make it anew (create "
+               "--force)";
     }
     // Neither compares data without a disk, and neither may take the other's writes.
     const bool blind = peer.sent.size_bytes == 0 || peer.received.size_bytes == 0;

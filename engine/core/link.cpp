@@ -96,22 +96,25 @@ static bool on_control(MessageType type) {
     return std::find(std::begin(types), std::end(types), type) != std::end(types);
 }
 
-// Why this hello is not for us, or nullptr.
+// Why this hello is not for us, or nullptr. The other side shows it, too: the words fit both.
 static const char* hello_fault(const HelloPayload& hello, const HelloPayload& own, bool is_peer) {
     if (hello.version_min > own.version_max || hello.version_max < own.version_min) {
         return "no protocol version in common: upgrade the older node";
     }
-    if (hello.from == own.from) return "the peer has this node's own id: change the node id of one";
+    if (hello.from == own.from)
+        return "both ends have one node id: an address leads to its own node, or two nodes have "
+               "one id";
     if (hello.to != own.from) return "the hello is for another node id: check the addresses";
-    if (!is_peer) return "the peer is not configured here";
+    if (!is_peer) return "one node is not configured as a peer of the other";
     if (hello.io_bytes_max != own.io_bytes_max) return "another limit for the size of a request";
     if (hello.journal_entries < 8) return "the peer remembers too few writes";
     if (hello.protocol != own.protocol) {
-        return "another replication protocol on the peer: give both the same option";
+        return "the nodes have different replication protocols: give both the same option";
     }
     const std::array<std::uint8_t, 16> unset{};
     if (hello.volume_id != unset && own.volume_id != unset && hello.volume_id != own.volume_id) {
-        return "the peer's disk holds another volume";
+        return "the disks hold different volumes: to fill one from the other, make it anew (create "
+               "--force)";
     }
     return nullptr;
 }
@@ -146,7 +149,7 @@ void Core::on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello
         hello_fault(hello, hello_for(is_peer ? hello.from : 0, hello.stream), is_peer);
     if (fault == nullptr && dials(hello.from)) fault = "the node with the lower id dials";
     if (fault == nullptr && !peers_[hello.from].wanted) {
-        fault = "the peer is StandAlone here: connect it first";
+        fault = "the node that was dialled is StandAlone: connect there, too";
     }
     if (fault != nullptr) {
         if (is_peer && peers_[hello.from].why != fault) {

@@ -13,6 +13,32 @@ namespace {
 
 Error state_error(std::string message) { return Error{Errc::state, 0, std::move(message)}; }
 
+// Each peer needs a slot, and the one of a node that is no peer any more stays its own.
+Status check_slots(const Superblock& sb, NodeMask peers) {
+    unsigned needed = 0;
+    std::string strangers;
+    for (NodeId id = 0; id < nodes_max; ++id) {
+        const bool owns = sb.peers[id].bitmap_index >= 0;
+        needed += owns || peers.has(id) ? 1 : 0;
+        if (owns && !peers.has(id)) strangers += " " + std::to_string(id);
+    }
+    if (needed <= sb.max_peers) return ok_status();
+    const std::string anew = "create the metadata anew with more --max-peers, which costs a resync";
+    const std::string slots = "the metadata has " + std::to_string(sb.max_peers) + " bitmap slots";
+    if (strangers.empty()) {
+        return Error{Errc::limit, 0,
+                     slots + " and " + std::to_string(needed) + " peers need one; " + anew};
+    }
+    return Error{Errc::limit, 0,
+                 slots +
+                     ", and not one for each peer, as some belong to what is no configured "
+                     "peer, node id" +
+                     strangers +
+                     ": correct the node ids of the peers (remove, adopt); or, if such a node is "
+                     "gone for good, " +
+                     anew};
+}
+
 // DRBD wrote last and zeroed the extension: what v09 says is all there is.
 void rebuild_extension(Superblock& sb, NodeId node_id) {
     sb.extension = SuperblockExtension{};
@@ -386,18 +412,7 @@ Status Core::prepare_attach(const Superblock& superblock) {
     if (superblock.effective_size_sectors == 0) {
         return state_error("the metadata has no volume size; create the resource first");
     }
-    unsigned slots_needed = 0;
-    for (const PeerMetadata& peer : superblock.peers)
-        slots_needed += peer.bitmap_index >= 0 ? 1 : 0;
-    for_peers([&](const Peer&, NodeId id) {
-        slots_needed += superblock.peers[id].bitmap_index < 0 ? 1 : 0;
-    });
-    if (slots_needed > superblock.max_peers) {
-        return Error{Errc::limit, 0,
-                     "the metadata has " + std::to_string(superblock.max_peers) +
-                         " bitmap slots and " + std::to_string(slots_needed) +
-                         " peers need one; create it anew with more --max-peers"};
-    }
+    TRY_STATUS(check_slots(superblock, config_.peers));
     const Superblock live = sb_;
     sb_ = superblock;
     if (!sb_.extension.present) rebuild_extension(sb_, config_.node_id);
@@ -565,7 +580,7 @@ void Core::detach_next() {
 // `error`: positive errno. `what`: nullptr for an I/O of data.
 void Core::local_io_failed(int error, const char* what) {
     if (error == ENOSPC || error == EDQUOT) {
-        return local_disk_failed("no space left on the backing disk");
+        return local_disk_failed("no space left on the backing disk: make room, then attach");
     }
     if (what != nullptr) return local_disk_failed(what);
     local_disk_failed(error == EIO ? "the backing disk gave an I/O error"

@@ -91,6 +91,11 @@ std::uint32_t NbdServer::clients() const {
 }
 
 void NbdServer::on_accept(int fd) {
+    if (turns_away_) {
+        log(LOG_NOTICE, "a client was turned away: this program ends");
+        close(fd);
+        return;
+    }
     NbdConnection* const connection = free_connection();
     if (connection != nullptr) return connection->open(fd, ++clients_seen_);
     log(LOG_WARNING, "a client was turned away: " + std::to_string(context_.options.clients_max) +

@@ -42,6 +42,8 @@ class NbdServer final : private ListenerOwner {
     void hold(std::function<void()> held);
     void resume();
     int give();
+    // Whoever connects is closed at once, from now on, or no more.
+    void turn_away(bool away) { turns_away_ = away; }
     // Closes the door: no new clients, no new commands; what is in flight is answered. `done` is
     // called later, once, from the reactor, when nothing of it is left; the server may be destroyed
     // then, from inside too. Requests that the engine holds back hold this up, so whoever takes the
@@ -67,6 +69,7 @@ class NbdServer final : private ListenerOwner {
     std::unique_ptr<Listener> listener_;
     Timer retry_timer_;  // looks for buffers while a connection is starved
     Deferred turn_;
+    bool turns_away_ = false;
     bool released_ = false;
     bool left_ = false;            // a client
     std::size_t retry_first_ = 0;  // who is asked first, in turn

@@ -80,14 +80,14 @@ Errc code_of(int os_errno) {
 std::string words(const MapKey& key) {
     if (!key.name.empty()) return key.name;
     if (!key.uuid.empty()) return key.uuid;
+    if (key.device == 0) return "device-mapper";
     return text_of("%u:%u", major(key.device), minor(key.device));
 }
 
 class Task {
   public:
-    Task(int type, const MapKey& key) : about_(words(key)), task_(dm_task_create(type)) {
+    Task(int type, const MapKey& key) : about_(words(key)), task_(make(type)) {
         good_ = task_ != nullptr;
-        last_error.clear();
         if (!good_) return;
         if (!key.name.empty()) want(dm_task_set_name(task_, key.name.c_str()));
         if (!key.uuid.empty()) want(dm_task_set_uuid(task_, key.uuid.c_str()));
@@ -102,6 +102,11 @@ class Task {
     Task(const Task&) = delete;
     Task& operator=(const Task&) = delete;
 
+    // The library may know why it makes none.
+    static dm_task* make(int type) {
+        last_error.clear();
+        return dm_task_create(type);
+    }
     void want(int result) { good_ = good_ && result != 0; }
     dm_task* get() { return task_; }
 
@@ -356,7 +361,7 @@ Status LibraryMapper::begin() {
         log_to = log.get();
         dm_log_with_errno_init(on_library_line);
         Task task(DM_DEVICE_VERSION, {});
-        TRY_STATUS(task.run("asking for the version of device-mapper"));
+        TRY_STATUS(task.run("asking for the version of"));
         // What would be opened while a device is suspended is better open before.
         dm_hold_control_dev(1);
         keep_control_from_others();

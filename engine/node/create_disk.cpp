@@ -2,6 +2,8 @@
 // See create_disk.hpp.
 #include "engine/node/create_disk.hpp"
 
+#include <sys/stat.h>
+
 #include <algorithm>
 
 #include "engine/base/text.hpp"
@@ -31,6 +33,15 @@ Status end_restore(const std::string& name, const DiskPaths& paths) {
 }
 
 }  // namespace
+
+bool same_disk(const std::string& one, const std::string& other) {
+    struct stat a {
+    }, b{};
+    if (one.empty() || other.empty()) return false;
+    if (::stat(one.c_str(), &a) != 0 || ::stat(other.c_str(), &b) != 0) return one == other;
+    if (S_ISBLK(a.st_mode) && S_ISBLK(b.st_mode)) return a.st_rdev == b.st_rdev;
+    return a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
 
 Status create_disk(const ResourceConfig& config, const CreateOptions& options,
                    const DiskPaths& paths) {

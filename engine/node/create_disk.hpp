@@ -13,4 +13,7 @@ namespace replica {
 Status create_disk(const ResourceConfig& config, const CreateOptions& options,
                    const DiskPaths& paths);
 
+// Two paths of one block device or file; false where either path is empty.
+bool same_disk(const std::string& one, const std::string& other);
+
 }  // namespace replica

@@ -90,6 +90,12 @@ bool KernelDoors::is_open(Kind kind) const {
     });
 }
 
+bool KernelDoors::any_writes() const {
+    return std::any_of(exports_.begin(), exports_.end(), [](const auto& each) {
+        return each->is_live() && !each->device()->read_only();
+    });
+}
+
 Result<BlockDoor> KernelDoors::facts(DeviceKind kind) {
     KernelDevice* const device = of(kind).device();
     if (device == nullptr) {

@@ -45,6 +45,8 @@ class KernelDoors {
     // It is served, and not one that waits for its adoption.
     bool is_live(DeviceKind kind) { return of(kind).is_live(); }
     bool is_read_only(DeviceKind kind) { return is_live(kind) && of(kind).device()->read_only(); }
+    // One is served that takes writes.
+    bool any_writes() const;
     // The volume has grown: the devices follow. Returns a sentence for each that does not.
     std::vector<std::string> grow(std::uint64_t size_bytes);
     // Errors: not_found (it is not open), io.

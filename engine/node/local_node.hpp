@@ -77,7 +77,7 @@ class LocalNode final : public Node {
     Result<std::string> restore_before_resync(const std::string& name) override;
 
     Status up(const std::string& name) override;
-    Status down(const std::string& name) override;
+    Status down(const std::string& name, bool force) override;
     Status attach(const std::string& name) override;
     Status detach(const std::string& name) override;
     Status connect(const std::string& name, const std::string& peer, bool discard) override;
@@ -92,7 +92,8 @@ class LocalNode final : public Node {
     Result<ResizeResult> resize(const std::string& name, std::uint64_t size_bytes,
                                 const std::function<bool()>& go_on) override;
 
-    Status export_nbd(const std::string& name, const std::string& door, bool read_only) override;
+    Result<std::string> export_nbd(const std::string& name, const std::string& door,
+                                   bool read_only) override;
     Result<BlockDoor> export_device(const std::string& name, DeviceKind kind,
                                     bool read_only) override;
     Result<BlockDoor> block_door(const std::string& name, DeviceKind kind) override;
@@ -101,7 +102,7 @@ class LocalNode final : public Node {
     Status unexport(const std::string& name, const std::string& door, bool force) override;
 
     Status may_hand_over(bool force) override;
-    Result<std::string> hand_over() override;
+    Result<HandOver> hand_over(bool force) override;
     std::vector<DoorPause> pauses() override;
 
     std::vector<std::string> resources() override;
@@ -126,6 +127,7 @@ class LocalNode final : public Node {
   private:
     Result<ResourcePtr> find(const std::string& name);
     Status know(const ResourceConfig& config);
+    Status check_not_taken(const ResourceConfig& config);
     void route(int fd, const HelloPayload& hello);
     DiskPaths paths_of(const ResourceConfig& config) const;
     void publish(const std::string& resource, const char* action);
@@ -136,7 +138,9 @@ class LocalNode final : public Node {
     // With `changing` held.
     Status attach_fresh(Resource& resource);
     Status attach_again(Resource& resource);
-    Status take_down(Resource& resource);
+    Status take_down(Resource& resource, bool force = false);
+    Status no_clients(Resource& resource, const std::string& door);
+    Status to_next_program(Resource& resource, HandOver& left, std::vector<HandedDevice>& handed);
     Status go_down(Resource& resource);
     Status close_doors(const ResourcePtr& resource, const std::string& door, bool force);
     Status bring_up(Resource& resource);
@@ -161,6 +165,7 @@ class LocalNode final : public Node {
     std::vector<std::unique_ptr<ReactorThread>> threads_;
     std::unique_ptr<Acceptor> acceptor_;
     std::atomic<std::uint64_t> handle_next_{1};
+    std::mutex making_;  // held from the look at the disks of others until a new one is known
     std::mutex mutex_;
     std::map<std::string, ResourcePtr> resources_;  // under mutex_
     std::vector<HandedDevice> handed_;              // under mutex_: to this node, and not yet known

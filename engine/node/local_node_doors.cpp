@@ -5,10 +5,15 @@
 #include <fcntl.h>
 #include <syslog.h>
 
+#include <chrono>
 #include <mutex>
+#include <thread>
 #include <utility>
 
 namespace replica {
+
+static constexpr int client_attempts = 25;
+static constexpr auto client_pause = std::chrono::milliseconds(10);
 
 Status LocalNode::demote(const std::string& name) {
     TRY(const ResourcePtr resource, find(name));
@@ -23,9 +28,10 @@ Status LocalNode::demote(const std::string& name) {
     return run(*resource, {.kind = CommandKind::demote});
 }
 
-Status LocalNode::export_nbd(const std::string& name, const std::string& door, bool read_only) {
+Result<std::string> LocalNode::export_nbd(const std::string& name, const std::string& door,
+                                          bool read_only) {
     TRY(const ResourcePtr resource, find(name));
-    TRY(const Status exported,
+    TRY(auto exported,
         ask(*resource, [&](ResourceShell& shell) { return shell.export_nbd(door, read_only); }));
     return exported;
 }
@@ -75,6 +81,7 @@ Status LocalNode::unexport(const std::string& name, const std::string& door, boo
     const std::lock_guard changing(resource->changing);
     const auto kind = KernelDoors::kind_of(door);
     const bool mapped = door.starts_with("mapped"), was_mapped = resource->mapping->is_mapped();
+    if (resource->up && !kind && !mapped && !force) TRY_STATUS(no_clients(*resource, door));
     if (mapped || door.empty()) {
         if (mapped && !was_mapped) {
             return Error{Errc::not_found, 0, name + " is not mapped here"};
@@ -88,7 +95,17 @@ Status LocalNode::unexport(const std::string& name, const std::string& door, boo
     if (closed) resource->devices->keep_trying(false);
     if (closed || closed.error().code != Errc::not_found) return closed;
     if (was_mapped && door.empty()) return ok_status();
-    return is_down(name);
+    return Error{Errc::state, 0, name + " is down, and has no door to be closed"};
+}
+
+// Who has just ended his connection may not have been noticed yet, so it looks for a moment.
+Status LocalNode::no_clients(Resource& resource, const std::string& door) {
+    for (int attempt = 0;; ++attempt) {
+        TRY(const Status none,
+            ask(resource, [&](ResourceShell& shell) { return shell.no_clients(door); }));
+        if (none || attempt == client_attempts) return none;
+        std::this_thread::sleep_for(client_pause);
+    }
 }
 
 Status LocalNode::close_doors(const ResourcePtr& resource, const std::string& door, bool force) {
@@ -121,7 +138,7 @@ Status LocalNode::may_hand_over(bool force) {
     return ok_status();
 }
 
-Result<std::string> LocalNode::hand_over() {
+Result<HandOver> LocalNode::hand_over(bool force) {
     std::vector<ResourcePtr> all;
     for (const std::string& name : resources()) {
         if (const auto found = find(name)) all.push_back(found.value());
@@ -129,27 +146,52 @@ Result<std::string> LocalNode::hand_over() {
     std::vector<std::unique_lock<ChangeLock>> changing;
     for (const ResourcePtr& resource : all)
         changing.emplace_back(resource->changing);
-    for (std::size_t i = 0; i < all.size(); ++i) {
-        const Status held = all[i]->up ? all[i]->devices->hold(hold_timeout) : ok_status();
-        if (held) continue;
-        for (std::size_t j = 0; j < i; ++j)
-            all[j]->devices->resume();
-        return held.error();
+    const auto turn_clients_away = [this, &all](bool away) {
+        for (const ResourcePtr& resource : all) {
+            static_cast<void>(ask(*resource, [away](ResourceShell& shell) {
+                shell.turn_clients_away(away);
+                return true;
+            }));
+        }
+    };
+    // Whoever has connected since the upgrade was asked for counts, too.
+    turn_clients_away(true);
+    Status ready = may_hand_over(force);
+    std::size_t held = 0;
+    for (; ready && held < all.size(); ++held) {
+        if (all[held]->up) ready = all[held]->devices->hold(hold_timeout);
     }
+    if (!ready) {  // what could not be held is not
+        for (std::size_t i = 0; i + 1 < held; ++i)
+            all[i]->devices->resume();
+        turn_clients_away(false);
+        return ready.error();
+    }
+    HandOver left;
     std::vector<HandedDevice> handed;
     for (const ResourcePtr& resource : all) {
-        resource->mapping->leave();
-        for (HandedDevice& device : resource->devices->hand_over())
-            handed.push_back(std::move(device));
         // If it fails, the next start is one after a crash, which loses nothing either.
-        const Status down = go_down(*resource);
+        const Status down = to_next_program(*resource, left, handed);
         if (!down) options_.log(LOG_ERR, resource->config.name + ": " + down.error().message);
     }
     if (acceptor_) acceptor_->close();
     for (const HandedDevice& device : handed) {
         if (device.socket >= 0) ::fcntl(device.socket, F_SETFD, 0);
     }
-    return to_text(handed);
+    left.devices = to_text(handed);
+    return left;
+}
+
+Status LocalNode::to_next_program(Resource& resource, HandOver& left,
+                                  std::vector<HandedDevice>& handed) {
+    const bool writes = resource.devices->any_writes();
+    const auto remark =
+        ask(resource, [writes](ResourceShell& shell) { return shell.what_ends(writes); });
+    if (remark && !remark.value().empty()) left.remarks.push_back(remark.value());
+    resource.mapping->leave();
+    for (HandedDevice& device : resource.devices->hand_over())
+        handed.push_back(std::move(device));
+    return go_down(resource);
 }
 
 std::vector<DoorPause> LocalNode::pauses() {

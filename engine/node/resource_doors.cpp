@@ -45,7 +45,7 @@ Status ResourceShell::may_export() const {
     return ok_status();
 }
 
-Status ResourceShell::export_nbd(const std::string& name, bool read_only) {
+Result<std::string> ResourceShell::export_nbd(const std::string& name, bool read_only) {
     TRY_STATUS(read_only ? may_read() : may_export());
     const bool known = std::any_of(doors_.begin(), doors_.end(), [&](const Door& door) {
         return door.name == name || door.server->door() == name;
@@ -58,7 +58,7 @@ Status ResourceShell::export_nbd(const std::string& name, bool read_only) {
     TRY_STATUS(server->start(name));
     doors_.push_back({std::move(server), name, read_only, false});
     publish("door", "create", "", doors_.back().server->door());
-    return ok_status();
+    return doors_.back().server->door();
 }
 
 void ResourceShell::stop_door(Door& door) {
@@ -195,19 +195,42 @@ void ResourceShell::tell_changes(DeviceKind kind, std::function<void()> changed)
 
 // ---- all ----------------------------------------------------------------------------------------
 
-Status ResourceShell::doors_unused() const {
+Status ResourceShell::no_clients(const std::string& name) const {
     for (const Door& door : doors_) {
+        if (!name.empty() && door.name != name && door.server->door() != name) continue;
         if (door.stopping || door.server->clients() == 0) continue;
         return Error{Errc::busy, 0,
                      config_.name + " has " + std::to_string(door.server->clients()) +
                          " client(s) at " + door.server->door() +
-                         ": disconnect them, or unexport that door"};
+                         ": disconnect them, or cut them off by unexport --force"};
     }
+    return ok_status();
+}
+
+Status ResourceShell::doors_unused() const {
+    TRY_STATUS(no_clients(""));
     if (local_door_ && local_door_->in_flight() > 0) {
         return Error{Errc::busy, 0,
                      config_.name + " has in-process requests in flight: wait for them"};
     }
     return ok_status();
+}
+
+void ResourceShell::turn_clients_away(bool away) {
+    for (Door& door : doors_)
+        door.server->turn_away(away);
+}
+
+std::string ResourceShell::what_ends(bool primary_again) const {
+    std::string closed;
+    for (const Door& door : doors_) {
+        if (!door.stopping) closed += (closed.empty() ? "" : ", ") + door.server->door();
+    }
+    if (!primary() || primary_again) {
+        return closed.empty() ? "" : config_.name + ": closed: " + closed + "; export it again";
+    }
+    if (closed.empty()) return config_.name + " is Secondary now: promote it again";
+    return config_.name + " is Secondary now, and closed: " + closed + "; promote, export";
 }
 
 std::vector<std::string> ResourceShell::clients_of_old_size() const {

@@ -89,10 +89,18 @@ class ResourceShell final : public Volume, private LinkOwner {
     bool removable() const;
 
     // --- Doors.
-    Status export_nbd(const std::string& door, bool read_only);
+    // Returns the door with the port that the kernel chose.
+    Result<std::string> export_nbd(const std::string& door, bool read_only);
     void unexport(const std::string& door, Done done);  // "": all
     // Errors: busy (somebody uses one).
     Status doors_unused() const;
+    // Errors: busy (NBD clients at this door; "": at any).
+    Status no_clients(const std::string& door) const;
+    // From now on, or no more: who connects to a door is told nothing and closed.
+    void turn_clients_away(bool away);
+    // What is gone when this program is followed by another one, a sentence; empty: nothing.
+    // primary_again: it will be promoted for a block device.
+    std::string what_ends(bool primary_again) const;
     // Which NBD clients learn a new size of the volume only later, a sentence for each door.
     std::vector<std::string> clients_of_old_size() const;
     // Errors: state (not primary, no size, going down); busy (a block device waits).

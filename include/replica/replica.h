@@ -183,7 +183,8 @@ REPLICA_API int replica_set_options(replica_node* node, const char* name, const 
 REPLICA_API int replica_up(replica_node* node, const char* name);
 
 /* Closes doors, demotes, disconnects and detaches, and stays down when the node starts. Errors:
- * NOT_FOUND, BUSY (a door is in use). */
+ * NOT_FOUND, BUSY (a door is in use, or has NBD clients; replica_call() with "force" cuts them
+ * off). */
 REPLICA_API int replica_down(replica_node* node, const char* name);
 
 /* Attaches the disk alone. Errors: NOT_FOUND, BUSY, CORRUPT, IO, STATE. */
@@ -240,8 +241,8 @@ REPLICA_API int replica_resize(replica_node* node, const char* name, uint64_t si
  * PERMISSION. */
 REPLICA_API int replica_export(replica_node* node, const char* name, const char* door);
 
-/* Closes one door, as it was opened, or all of them for NULL. Errors: NOT_FOUND, BUSY (the block
- * device is in use). */
+/* Closes one door, as it was opened, or all of them for NULL. Errors: NOT_FOUND, BUSY (it is in
+ * use, or has NBD clients). */
 REPLICA_API int replica_unexport(replica_node* node, const char* name, const char* door);
 
 /* ------------------------------------------------------------------------------------------------

@@ -80,8 +80,8 @@ class FakeNode final : public Node {
             s.disk = "UpToDate";
         });
     }
-    Status down(const std::string& name) override {
-        return act("down " + name, name, [](auto& s) {
+    Status down(const std::string& name, bool force) override {
+        return act("down " + name + (force ? " force" : ""), name, [](auto& s) {
             s.up = false;
             s.role = "Secondary";
             s.disk = "Diskless";
@@ -120,8 +120,11 @@ class FakeNode final : public Node {
     Status new_current_uuid(const std::string& name, bool clear) override {
         return record("new-current-uuid " + name + (clear ? " clear" : ""));
     }
-    Status export_nbd(const std::string& name, const std::string& door, bool) override {
-        return act("export " + name + " " + door, name, [&](auto& s) { s.doors.push_back(door); });
+    Result<std::string> export_nbd(const std::string& name, const std::string& door,
+                                   bool) override {
+        TRY_STATUS(
+            act("export " + name + " " + door, name, [&](auto& s) { s.doors.push_back(door); }));
+        return door;
     }
     Result<BlockDoor> export_device(const std::string& name, DeviceKind kind, bool) override {
         BlockDoor door{kind, "", std::string("/dev/") + name_of(kind) + "0", 1 << 20, 43, 7};
@@ -143,7 +146,7 @@ class FakeNode final : public Node {
     }
     Status hold_volume(const std::string& name) override { return record("hold " + name); }
     Status may_hand_over(bool) override { return ok_status(); }
-    Result<std::string> hand_over() override { return std::string(); }
+    Result<HandOver> hand_over(bool) override { return HandOver{}; }
     std::vector<DoorPause> pauses() override { return {{"r0", DeviceKind::nbd, 1'500'000, 0}}; }
     Status unexport(const std::string& name, const std::string& door, bool force) override {
         return act("unexport " + name + " " + door + (force ? " force" : ""), name,

@@ -146,6 +146,7 @@ TEST_CASE("an upgrade tells the versions and each pause", "[control]") {
     const Json report = {
         {"from", "1.0"},
         {"to", "1.1"},
+        {"remarks", {"r2 is Secondary now: promote it again"}},
         {"doors",
          Json::array(
              {{{"resource", "r0"}, {"door", "ublk"}, {"adopted-ms", 300.4}, {"pause-ms", 412.7}},
@@ -153,6 +154,7 @@ TEST_CASE("an upgrade tells the versions and each pause", "[control]") {
     CHECK(replicactl::upgrade_text(report) ==
           "1.0 -> 1.1\n"
           "r0, ublk: I/O paused for 413 ms\n"
-          "r1, nbd: adopted after 250 ms, not used since\n");
+          "r1, nbd: adopted after 250 ms, not used since\n"
+          "# r2 is Secondary now: promote it again\n");
     CHECK(replicactl::upgrade_text(Json::object()) == " -> \n");
 }

@@ -422,3 +422,40 @@ TEST_CASE("without free descriptors clients wait and are then served", "[control
     CHECK(early < 0);
     CHECK(::recv(last.get(), buffer, sizeof buffer, 0) > 0);
 }
+
+TEST_CASE("a node that accepts nobody, or answers nothing, is not waited for without end",
+          "[control]") {
+    const TemporaryDirectory directory;
+    const std::string path = directory.path() + "/silent";
+    const Fd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::memcpy(address.sun_path, path.c_str(), path.size() + 1);
+    REQUIRE(::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) ==
+            0);
+    REQUIRE(::listen(listener.get(), 0) == 0);
+    auto client = Client::connect(path, 100);
+    REQUIRE(client);
+    CHECK(client.value()->node_pid() == ::getpid());
+    const auto silence = client.value()->call("node.info", Json::object(), 100);
+    REQUIRE_FALSE(silence);
+    CHECK(silence.error().code == Errc::timeout);
+    CHECK_THAT(silence.error().message, contains("does not answer in 0.1 s"));
+    const auto crowd = Client::connect(path, 100);  // the backlog has room for one
+    REQUIRE_FALSE(crowd);
+    CHECK(crowd.error().code == Errc::timeout);
+}
+
+TEST_CASE("the answer of a call that was given up is not taken for that of the next", "[control]") {
+    TestServer test;
+    test.service.create("r0");
+    test.service.node.hold("up r0");
+    const auto client = test.connect();
+    const auto late = client->call("resource.up", {{"name", "r0"}}, 100);
+    REQUIRE_FALSE(late);
+    CHECK(late.error().code == Errc::timeout);
+    test.service.node.release();
+    const auto info = client->call("node.info", Json::object(), 10'000);
+    REQUIRE(info);
+    CHECK(info.value()["name"] == "alpha");
+}

@@ -40,6 +40,7 @@ TEST_CASE("each method reaches the node with its arguments", "[control]") {
     test.must("resource.new-current-uuid", with("clear-bitmap", true));
     test.must("resource.options", with("options", {{"al-extents", 100}}));
     test.must("resource.down", r0);
+    test.must("resource.down", with("force", true));
     test.must("resource.remove", r0);
     test.must("resource.add", {{"config", to_json(sample_config("r0"))}});
     test.must("resource.remove", r0);
@@ -64,6 +65,7 @@ TEST_CASE("each method reaches the node with its arguments", "[control]") {
                                                         "new-current-uuid r0 clear",
                                                         "options r0 al 100",
                                                         "down r0",
+                                                        "down r0 force",
                                                         "remove r0",
                                                         "adopt r0",
                                                         "remove r0"});

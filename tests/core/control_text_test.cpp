@@ -65,6 +65,7 @@ TEST_CASE("a size takes binary suffixes and never overflows", "[control]") {
     }
     CHECK(format_size(1023) == "1023 B");
     CHECK(format_size(1536) == "1.5 KiB");
+    CHECK(format_size((64U << 20) - 4096) == "63.9 MiB");
     CHECK(format_size(5ULL << 40) == "5.0 TiB");
     CHECK(format_seconds(59) == "59s");
     CHECK(format_seconds(125) == "2m05s");

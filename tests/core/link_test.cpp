@@ -104,13 +104,13 @@ TEST_CASE("a hello that does not fit is refused with the reason") {
     const Case cases[] = {
         {"no protocol version in common",
          [](HelloPayload& h) { h.version_min = h.version_max = 999; }},
-        {"this node's own id", [](HelloPayload& h) { h.from = Node::own; }},
+        {"both ends have one node id", [](HelloPayload& h) { h.from = Node::own; }},
         {"for another node id", [](HelloPayload& h) { h.to = 5; }},
-        {"not configured here", [](HelloPayload& h) { h.from = 7; }},
-        {"not configured here", [](HelloPayload& h) { h.from = 200; }},
+        {"not configured as a peer", [](HelloPayload& h) { h.from = 7; }},
+        {"not configured as a peer", [](HelloPayload& h) { h.from = 200; }},
         {"size of a request", [](HelloPayload& h) { h.io_bytes_max /= 2; }},
         {"remembers too few writes", [](HelloPayload& h) { h.journal_entries = 7; }},
-        {"another replication protocol", [](HelloPayload& h) { h.protocol = 'A'; }},
+        {"different replication protocols", [](HelloPayload& h) { h.protocol = 'A'; }},
     };
     for (const Case& c : cases) {
         Node node;

@@ -164,7 +164,7 @@ def test_disk_of_another_volume():
         beta.ctl("promote", "r0", "--force")
         write(beta, 2, 0)
         alpha.ctl("connect", "r0")
-        says_everywhere((alpha, beta), "another volume")
+        says_everywhere((alpha, beta), "different volumes")
         assert data(alpha, 0) == b"\1" * MIB and data(beta, 0) == b"\2" * MIB
 
 

@@ -144,6 +144,16 @@ def test_life_of_a_resource():
         assert alpha.status()["devices"][0]["doors"] == [door]
         assert f"disk:UpToDate door:{door}\n" in alpha.ctl("status", "r0").stdout
         alpha.ctl("unexport", "r0", "--nbd", "unix:r0.sock")
+        alpha.ctl("export", "r0", "--door", "socket")
+        assert alpha.status()["devices"][0]["doors"] == [f"unix:{alpha.folder}/r0.nbd"]
+        alpha.ctl("unexport", "r0", "--door", "socket")
+        chosen = alpha.ctl("export", "r0", "--nbd", "tcp:127.0.0.1:0", "--nbd", door).stdout
+        assert re.fullmatch(r"tcp:127\.0\.0\.1:[1-9][0-9]*\n", chosen), chosen
+        assert alpha.status()["devices"][0]["doors"] == [chosen.strip(), door]
+        alpha.ctl("unexport", "r0", "--nbd", chosen.strip())
+        half = alpha.ctl("export", "r0", "--nbd", "tcp:127.0.0.1:0", "--nbd", door, rc=3).stderr
+        assert re.search(r"open by now: tcp:127\.0\.0\.1:[1-9]", half), half
+        alpha.ctl("unexport", "r0")
         alpha.ctl("options", "r0", "--resync-rate-max", "10M")
         assert f"resync-rate-max {10 * MIB}\n" in alpha.ctl("options", "r0").stdout
         assert "same protocol" in alpha.ctl("options", "r0", "--protocol", "C").stderr
@@ -173,7 +183,21 @@ def test_bad_command_lines():
                 ([*create, "--peer", "beta"], 1, "NAME,ID,HOST:PORT"),
                 ([*create, "--peer", "beta,0,127.0.0.1:1"], 1, "taken already"),
                 ([*create, "--peer", "beta,1,127.0.0.1"], 1, "HOST:PORT"),
-                ([*create, "--size", "7X"], 1, "7X"),
+                ([*create, "--size", "7X"], 64, "7X"),
+                ([*create, "--size", "0"], 64, '"0" is refused'),
+                ([*create, "--size", ""], 64, "--size"),
+                ([*create, "--size="], 64, "--size"),
+                (["create", "r0", "--node-id", "0x3", "--disk", disk], 64, "no whole number"),
+                (["create", "r0", "--node-id", "040", "--disk", disk], 64, "40"),
+                (["resize", "r0", "--size", ""], 64, "--size"),
+                (["upgrade", "--binary", ""], 64, "--binary is empty: is a variable not set?"),
+                (["connect", "r0", ""], 64, "an argument is empty"),
+                (["wait", "r0", "--until", "synced", "--peer", ""], 64, "--peer is empty"),
+                (["primary", "r0"], 64, 'no command "primary"; here it is promote; see'),
+                (["forget-peer", "r0"], 64, "nothing like it"),
+                (["up", "all"], 2, "about one, by its name"),
+                (["unexport", "r0", "--nbd", "unix:x", "--door", "nbd"], 64, "excludes"),
+                (["unexport", "r0", "--door", "usb"], 64, "mapped"),
                 ([*create, "--protocol", "D"], 1, "A, B, C"),
                 ([*create, "--al-extents", "1"], 1, "67..6433"),
                 (["up", "r9"], 2, "no resource"),
@@ -183,10 +207,10 @@ def test_bad_command_lines():
                 (["wait", "r0", "--until", "primary", "--timeout", "nan"], 64, "nan"),
                 (["status", "r0", "--until", "synced"], 64, "--watch"),
                 (["status", "--watch", "--until", "synced"], 1, "name of a resource"),
-                (["create", "r0", "--node-id", "0", "--disk", ""], 1, "disk \"\""),
+                (["create", "r0", "--node-id", "0", "--disk", ""], 64, "--disk"),
                 (["export", "r0", "--nbd", "unix:"], 1, "NBD socket \"\""),
                 ([*create, "--ping-timeout-ms", "1s"], 1, '"1s" is refused'),
-                (["--control", "", "list"], 69, "control socket \"\"")):
+                (["--control", "", "list"], 64, "--control is empty")):
             done = alpha.ctl(*arguments, rc=code)
             assert text in done.stderr and done.stderr.startswith("replicactl: "), (arguments, done)
         usage = json.loads(alpha.ctl("--json", "create", "r0", rc=64).stdout)["error"]
@@ -201,6 +225,12 @@ def test_bad_command_lines():
         nobody = Daemon(alpha.folder, "nobody", listen=False)
         assert "is replicad running" in nobody.ctl("status", rc=69).stderr
         assert "no node answers" in nobody.ctl("version").stdout
+        # Decimal, whatever it begins with; and a disk that is configured already is not taken.
+        alpha.ctl("create", "r0", "--node-id", "010", "--disk", disk, "--volume", "007")
+        shown = json.loads(alpha.ctl("--json", "show", "r0").stdout)
+        assert (shown["node-id"], shown["volume"]) == (10, 7), shown
+        taken = alpha.ctl("create", "r1", *create[2:], "--force", rc=3)
+        assert f"{disk} is configured for r0" in taken.stderr, taken
 
 
 def test_daemon_command_line():
@@ -218,9 +248,11 @@ def test_daemon_command_line():
         other.socket = alpha.socket
         code, text = refused(*other.command())
         assert code == 4 and "control socket" in text, (code, text)
-        assert refused(REPLICAD, "--frob")[0] == 64
-        assert refused(REPLICAD, "--name", "a/b")[0] == 1
-        assert refused(REPLICAD, "--name", "a", "--listen", "nowhere")[0] == 1
+        for wrong in (["--frob"], ["--name", "a/b"], ["--name", "a", "--listen", "nowhere"],
+                      ["--listen", "192.0.2.1"], ["--reactors", "0x2"]):
+            code, text = refused(REPLICAD, *wrong)
+            assert code == 64, (wrong, code, text)
+        assert refused(REPLICAD, "--frob")[1].startswith("replicad: ")
         alpha.ctl("list")  # unharmed
         other.socket = os.path.join(other.folder, "missing", "deeper", "control.sock")
         code, text = refused(*other.command())
@@ -230,9 +262,9 @@ def test_daemon_command_line():
         assert code == 3 and "no socket" in text and os.path.getsize(other.socket) == 1, text
         for option in ("--state", "--control"):
             code, text = refused(*other.command(option, ""))
-            assert code == 1 and option in text, (code, text)
+            assert code == 64 and option in text, (code, text)
         code, text = refused(*other.command("--name", "a b"))  # the last one counts
-        assert code == 1 and "a b" in text, (code, text)
+        assert code == 64 and "a b" in text, (code, text)
 
 
 def test_standard_streams():
@@ -323,7 +355,10 @@ def test_damaged_configuration():
         assert alpha.status("r1")["up"]
         whole = alpha.ctl("status")
         assert "r0.json is not used" in whole.stderr and "r1 role" in whole.stdout, whole
-        assert "r0.json.corrupt" in alpha.ctl("up", "r0", rc=6).stderr
+        assert "r0.json is not used" in alpha.ctl("--json", "status").stderr
+        assert len(json.loads(alpha.ctl("--json", "version").stdout)["node"]["problems"]) == 1
+        said = alpha.ctl("up", "r0", rc=6).stderr
+        assert "r0.json.corrupt" in said and "`adopt`" in said, said
         assert os.path.exists(path + ".corrupt") and "r0.json" in alpha.log()
         alpha.ctl("adopt", "r0", "--node-id", "0", "--disk", "r0")
         assert alpha.ctl("status").stderr == ""  # it has a successor
@@ -334,6 +369,13 @@ def test_damaged_configuration():
         assert alpha.status("r0")["up"] and not alpha.status("r1")["up"]
         os.rename(os.path.join(alpha.folder, "away"), os.path.join(alpha.folder, "r1"))
         alpha.ctl("up", "r1")
+        # What a newer version wrote stays where it is.
+        alpha.stop()
+        with open(path, "w", encoding="utf-8") as newer:
+            newer.write('{"version": 99}')
+        alpha.start()
+        assert "newer Replica" in alpha.ctl("up", "r0", rc=7).stderr
+        assert os.path.exists(path)
 
 
 def test_ready_notification():
@@ -457,6 +499,10 @@ def test_bash_completion():
         assert "received:" in alpha.ctl("status", "r0", "--statistics").stdout
         assert offered("connect", "r0", "") == ["beta"]
         assert offered("wait", "r0", "--until", "s") == ["synced"]
+        assert offered("export", "r0", "--door", "") == ["ublk", "nbd", "block", "socket"]
+        assert offered("unexport", "r0", "--door", "") == ["ublk", "nbd", "mapped", "socket"]
+        assert offered("export", "--mapped", "") == ["r0"]
+        assert offered("down", "r0", "--f") == ["--force"]
         assert offered("--control", alpha.socket, "up", "") == ["r0"]
         help_text = alpha.ctl("--help").stdout
         commands = [line.split()[0] for line in
@@ -470,8 +516,8 @@ def test_bash_completion():
                 assert not word.startswith("--") or word in options, (command, word)
 
 
-def main():
-    tests = [(name, test) for name, test in sorted(globals().items()) if name.startswith("test_")]
+def run_tests(names):
+    tests = [(name, test) for name, test in sorted(names.items()) if name.startswith("test_")]
     for name, test in tests:
         begin = time.monotonic()
         test()
@@ -479,4 +525,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    run_tests(globals())

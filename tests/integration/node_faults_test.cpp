@@ -24,7 +24,8 @@ namespace {
 
 constexpr std::uint64_t disk_bytes = 16U << 20;
 
-bool says(const Status& status, const std::string& words) {
+template <class T>
+bool says(const Result<T>& status, const std::string& words) {
     INFO((status ? "it was accepted" : status.error().message));
     const bool found = !status && status.error().message.find(words) != std::string::npos;
     CHECK(found);
@@ -261,7 +262,7 @@ TEST_CASE("a full disk under a sparse file costs the disk, not the volume") {
     const auto bytes = pattern(12 << 20, 5);
     REQUIRE_OK(pair.a->write("r0", 0, bytes, false));
     CHECK(pair.status(0).disk == "Diskless");
-    CHECK(pair.status(0).why == "no space left on the backing disk");
+    CHECK(pair.status(0).why == "no space left on the backing disk: make room, then attach");
     std::vector<std::byte> back(bytes.size());
     REQUIRE_OK(pair.a->read("r0", 0, back));
     CHECK(back == bytes);
@@ -498,14 +499,15 @@ TEST_CASE("a hello that can not be is answered with the reason") {
         CHECK(client.closed());
         return text;
     };
-    CHECK(answer(hello_frame("nope", 0, 1, 5)).find("no such resource") != std::string::npos);
-    CHECK(answer(hello_frame("r0", 1, 1, 5)).find("own id") != std::string::npos);
+    CHECK(answer(hello_frame("nope", 0, 1, 5)).find("has no resource of this name") !=
+          std::string::npos);
+    CHECK(answer(hello_frame("r0", 1, 1, 5)).find("one node id") != std::string::npos);
     CHECK(answer(hello_frame("r0", 0, 7, 5)).find("another node id") != std::string::npos);
     CHECK(answer(hello_frame("r0", 9, 1, 5)).find("not configured") != std::string::npos);
     const auto newer = hello_frame("r0", 0, 1, 5, Stream::bulk, wire_version_max + 1);
     CHECK(answer(newer).find("no protocol version in common") != std::string::npos);
     REQUIRE_OK(pair.b->down("r0"));
-    CHECK(answer(hello_frame("r0", 0, 1, 5)).find("down") != std::string::npos);
+    CHECK(answer(hello_frame("r0", 0, 1, 5)) == "the resource is down on beta");
 }
 
 TEST_CASE("a connection that stalls half-way is dropped after 5 s") {
@@ -567,8 +569,8 @@ TEST_CASE(
     other.request_timeout_ms = 1000;
     REQUIRE_OK(pair.a->change_options("r0", other));
     REQUIRE_OK(pair.a->up("r0"));
-    why(1, "another replication protocol");
-    why(0, "another replication protocol");
+    why(1, "different replication protocols");
+    why(0, "different replication protocols");
 
     // Nobody is there; then somebody who says nothing.
     pair.b.reset();
@@ -597,6 +599,40 @@ int connect_unix(const std::string& path) {
     return fd;
 }
 
+TEST_CASE("a disk that is configured for a resource that is down is not taken by another") {
+    Pair pair;
+    pair.create(disk_bytes);
+    ResourceConfig other = pair.config(0);
+    other.name = "r1";
+    CreateOptions force;
+    force.force = true;
+    CHECK(says(pair.a->create_resource(other, force), "is configured for r0: remove that first"));
+    const std::string link = pair.dir() / "link";
+    REQUIRE(symlink(other.disk.c_str(), link.c_str()) == 0);
+    other.disk = link;
+    CHECK(says(pair.a->create_resource(other, force), "is configured for r0"));
+    CHECK(says(pair.a->adopt_resource(other), "is configured for r0"));
+    other.metadata = pair.config(0).disk;
+    other.disk = pair.dir() / "no-such-disk";
+    CHECK(says(pair.a->adopt_resource(other), "is configured for r0"));
+    pair.up();  // its metadata is as it was
+    REQUIRE_OK(pair.a->promote("r0", true));
+}
+
+TEST_CASE("metadata whose slots belong to other node ids is not said to be too small") {
+    Pair pair;
+    pair.create(disk_bytes);
+    pair.up();
+    REQUIRE_OK(pair.a->promote("r0", true));
+    pair.wait_synced();
+    REQUIRE_OK(pair.a->down("r0"));
+    REQUIRE_OK(pair.a->remove_resource("r0"));
+    ResourceConfig config = pair.config(0);
+    config.peers[0].node_id = 2;
+    REQUIRE_OK(pair.a->adopt_resource(config));
+    CHECK(says(pair.a->up("r0"), "node id 1: correct the node ids"));
+}
+
 TEST_CASE("doors open on a primary only, and a client keeps it one") {
     Pair pair;
     pair.create(disk_bytes);
@@ -607,7 +643,10 @@ TEST_CASE("doors open on a primary only, and a client keeps it one") {
     REQUIRE_OK(pair.a->promote("r0", true));
     REQUIRE_OK(pair.a->export_nbd("r0", door));
     CHECK(pair.a->export_nbd("r0", door).error().code == Errc::exists);
-    REQUIRE_OK(pair.a->export_nbd("r0", "tcp:127.0.0.1:0"));
+    const auto chosen = pair.a->export_nbd("r0", "tcp:127.0.0.1:0");
+    REQUIRE_OK(chosen);
+    CHECK(chosen.value().find("tcp:127.0.0.1:") == 0);
+    CHECK(chosen.value() == pair.status(0).doors[1]);
     CHECK(pair.status(0).doors.size() == 2);
     CHECK(pair.a->unexport("r0", "unix:/nowhere").error().code == Errc::not_found);
     const int client = connect_unix(path);
@@ -617,7 +656,10 @@ TEST_CASE("doors open on a primary only, and a client keeps it one") {
     REQUIRE(!busy);
     CHECK(busy.error().code == Errc::busy);
     CHECK(pair.status(0).role == "Primary");
-    REQUIRE_OK(pair.a->unexport("r0", door));
+    says(pair.a->unexport("r0", door), "1 client(s) at unix:");
+    says(pair.a->unexport("r0", ""), "1 client(s) at unix:");
+    REQUIRE_OK(pair.a->unexport("r0", chosen.value()));  // the other one has none
+    REQUIRE_OK(pair.a->unexport("r0", door, true));
     CHECK(recv(client, greeting, sizeof greeting, 0) <= 0);
     close(client);
     CHECK(access(path.c_str(), F_OK) != 0);
@@ -625,7 +667,7 @@ TEST_CASE("doors open on a primary only, and a client keeps it one") {
     CHECK(pair.status(0).doors.empty());
 }
 
-TEST_CASE("down closes a door with its clients") {
+TEST_CASE("down closes a door with its clients by force only") {
     Pair pair;
     pair.create(disk_bytes);
     pair.up();
@@ -633,7 +675,10 @@ TEST_CASE("down closes a door with its clients") {
     const std::string path = pair.dir() / "door";
     REQUIRE_OK(pair.a->export_nbd("r0", "unix:" + path));
     const int client = connect_unix(path);
-    REQUIRE_OK(pair.a->down("r0"));
+    says(pair.a->down("r0"), "1 client(s) at unix:");
+    CHECK(pair.status(0).role == "Primary");
+    CHECK(pair.status(0).doors.size() == 1);
+    REQUIRE_OK(pair.a->down("r0", true));
     CHECK(pair.status(0).up == false);
     close(client);
     CHECK(pair.a->write("r0", 0, pattern(512, 1), false).error().code == Errc::cancelled);

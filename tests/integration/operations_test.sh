@@ -145,11 +145,28 @@ split_brain() {
     run "$title" 2 5
     holds_byte alpha 4
 }
+# Disks with clean v09 metadata, as DRBD leaves them.
+moving_over() {
+    local title="Moving over from DRBD" node
+    ctl alpha unexport $resource
+    for node in "${NODES[@]}"; do
+        ctl "$node" down $resource
+        ctl "$node" remove $resource
+    done
+    mv "$CLUSTER_DIR/alpha/new" "$(disk_of alpha)"
+    run "$title" 1 6
+    [ "$(peer_field alpha $resource '."resync-sent-bytes"')" = 0 ] || cluster_fail "a resync"
+    ctl alpha export $resource --nbd "unix:$(door_of alpha)"
+    holds_byte alpha 4
+}
 monitoring() {
-    local check
-    check=$(section "Reading \`status\`" | sed -n "/jq -e/,/)'/p" | tr -d '\n' |
+    local check known
+    check=$(section "Reading \`status\`" | sed -n "/status --json | jq -e/,/)'/p" | tr -d '\n' |
         sed "s/^ *replicactl status --json | jq -e '//; s/'\$//")
     ctl alpha status --json | jq -e "$check" >/dev/null || cluster_fail "not all is well: $check"
+    known=$(section "Reading \`status\`" |
+        sed -n "s/^ *replicactl version --json | jq -e '\(.*\)'/\1/p")
+    ctl alpha version --json | jq -e "$known" >/dev/null || cluster_fail "not all is known: $known"
     ctl beta disconnect $resource alpha
     ! ctl beta status --json | jq -e "$check" >/dev/null || cluster_fail "all is well, it says"
 }
@@ -165,5 +182,6 @@ node_or_link_failed
 after_a_restart
 disk_failed
 split_brain
+moving_over
 monitoring
 say "the commands of the text do what it says"

@@ -67,8 +67,16 @@ def test_usage(folder):
     """Wrong arguments are told apart from wrong disks."""
     disk = new_disk(folder, "usage")
     for arguments in (("--max-peers", "32"), ("--node-id", "32"), ("--size", "1000"),
-                      ("--al-stripe-size-kib", "6"), ("--al-stripe-size-kib", "28"), ("--bogus",)):
-        run("create", disk, *arguments, rc=2)
+                      ("--al-stripe-size-kib", "6"), ("--al-stripe-size-kib", "28"), ("--bogus",),
+                      ("--node-id", "0x3"), ("--node-id", ""), ("--size", "10MB"), ("--size", "0"),
+                      ("--size", "-5"), ("--size", "18446744073709551616"),
+                      ("--size", "16777216T")):
+        run("create", disk, *arguments, rc=2, says="replicameta: ")
+    run("create", disk, "--size", "-5", rc=2, says='"-5" is refused')
+    assert "does not exist" in read_json("dump", disk + ".none", rc=4)["error"]["message"]
+    run("create", disk, "--node-id", "010")
+    assert read_json("dump", disk)["node-id"] == 10
+    run("wipe", disk, "--force")
     run("create", disk, "--size", "64M", rc=4, says="does not fit")
     run("create", os.path.join(folder, "none"), rc=4, says="does not exist")
     run("create", new_disk(folder, "small", 40960), rc=4, says="no room")

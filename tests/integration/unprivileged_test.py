@@ -119,6 +119,10 @@ def without_privileges(node):
     print("export:", said.strip())
     print("ublk:", node.ctl("export", "r0", "--door", "ublk",
                             status=(7, 10)).strip())
+    print("block:", node.ctl("export", "r0", "--door", "block", status=(7, 10)).strip())
+    mapped = node.ctl("export", "r0", "--mapped", status=(7, 10))
+    if mapped.count("device-mapper here") > 1 or mapped.count("needs root") > 1:
+        fail("the same reason twice: " + mapped)
     door = said.split(",")[0].removeprefix("unix:")
     if shutil.which("qemu-io"):
         subprocess.run(["qemu-io", "-f", "raw", "-c", "write -P 7 1M 1M", "-c", "flush", "-c",

@@ -133,7 +133,7 @@ restored() {
 apart() {
     cluster_start alpha
     refused() {
-        status_field alpha $resource '.connections[0].why' | grep 'holds another volume'
+        status_field alpha $resource '.connections[0].why' | grep 'different volumes'
     }
     dm_wait "they stay apart" refused
     refused
