@@ -5,6 +5,7 @@
 
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <pthread.h>
 #include <spawn.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -14,6 +15,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
@@ -56,6 +59,52 @@ bool may_lock_all() {
     return has_capability(CAP_IPC_LOCK);
 }
 
+struct Share {  // of memory that several threads touch
+    std::byte* begin = nullptr;
+    std::size_t bytes = 0;
+    int error = 0;
+    pthread_t thread{};
+    bool started = false;
+};
+
+void* touch(void* context) {
+    auto& share = *static_cast<Share*>(context);
+    if (::madvise(share.begin, share.bytes, MADV_POPULATE_WRITE) == 0) return nullptr;
+    if (errno != EINVAL) {
+        share.error = errno;
+        return nullptr;
+    }
+    for (std::size_t at = 0; at < share.bytes; at += 4096)  // not known before Linux 5.14
+        static_cast<volatile std::byte*>(share.begin)[at] = std::byte{0};
+    return nullptr;
+}
+
+// 0 or errno. The kernel zeroes each page, and that takes one processor long enough to be felt
+// while an upgrade makes I/O wait: some of them share it.
+int touch_all(std::byte* begin, std::size_t bytes) {
+    static constexpr std::size_t share_bytes = std::size_t{8} << 20;
+    std::array<Share, 4> shares;
+    const auto processors = static_cast<std::size_t>(std::max(1L, sysconf(_SC_NPROCESSORS_ONLN)));
+    const std::size_t count =
+        std::clamp(bytes / share_bytes, std::size_t{1}, std::min(processors, shares.size()));
+    const std::size_t each = bytes / count >> 21U << 21U;  // large pages stay whole
+    for (std::size_t i = 0; i < count; ++i) {
+        Share& share = shares[i];
+        share.begin = begin + i * each;
+        share.bytes = i + 1 < count ? each : bytes - i * each;
+        if (i > 0) share.started = pthread_create(&share.thread, nullptr, touch, &share) == 0;
+    }
+    for (Share& share : shares) {
+        if (!share.started && share.bytes > 0) touch(&share);
+    }
+    int error = 0;
+    for (Share& share : shares) {
+        if (share.started) pthread_join(share.thread, nullptr);
+        if (share.error != 0) error = share.error;
+    }
+    return error;
+}
+
 }  // namespace
 
 std::vector<std::string> prepare_process(const ProcessOptions& options) {
@@ -91,13 +140,8 @@ std::byte* map_touched(std::size_t bytes) {
     if (memory == MAP_FAILED) return nullptr;
     static_cast<void>(::madvise(memory, bytes, MADV_HUGEPAGE));
     auto* const begin = static_cast<std::byte*>(memory);
-    if (::madvise(memory, bytes, MADV_POPULATE_WRITE) == 0) return begin;
-    if (errno == EINVAL) {  // not known before Linux 5.14
-        for (std::size_t at = 0; at < bytes; at += 4096)
-            static_cast<volatile std::byte*>(begin)[at] = std::byte{0};
-        return begin;
-    }
-    const int error = errno;
+    const int error = touch_all(begin, bytes);
+    if (error == 0) return begin;
     ::munmap(memory, bytes);
     errno = error;
     return nullptr;

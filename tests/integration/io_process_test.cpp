@@ -3,14 +3,17 @@
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <fstream>
 #include <set>
+#include <vector>
 
 #include "engine/io/buffer_pool.hpp"
 #include "engine/io/process.hpp"
@@ -209,4 +212,22 @@ TEST_CASE("buffers of two sizes are handed out, named by index, and taken back")
         pool->release(buffer);
     CHECK(pool->free_small() == 4);
     CHECK(pool->free_large() == 2);
+}
+
+TEST_CASE("memory that is touched is there, every page of it") {
+    for (const std::size_t bytes : {std::size_t{4096}, std::size_t{37} << 20 | 8192}) {
+        std::byte* const memory = map_touched(bytes);
+        REQUIRE(memory != nullptr);
+        std::vector<unsigned char> resident(bytes / 4096);
+        REQUIRE(mincore(memory, bytes, resident.data()) == 0);
+        CHECK(std::count_if(resident.begin(), resident.end(),
+                            [](unsigned char page) { return (page & 1) == 0; }) == 0);
+        CHECK(std::all_of(memory, memory + bytes, [](std::byte b) { return b == std::byte{0}; }));
+        REQUIRE(munmap(memory, bytes) == 0);
+    }
+    CHECK(in_child([] {
+              const rlimit small{64U << 20, 64U << 20};
+              setrlimit(RLIMIT_AS, &small);
+              return map_touched(std::size_t{1} << 30) == nullptr && errno == ENOMEM ? 0 : 1;
+          }) == 0);
 }
