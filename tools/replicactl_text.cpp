@@ -247,7 +247,7 @@ std::string resize_text(const Json& result) {
     for (const auto& peer : list_at(result, "waits-for")) {
         const bool connected = peer.value("connected", false);
         text += fmt::format("# waits for {}: {}\n", text_at(peer, "name"),
-                            connected ? fmt::format("it has room for {}; say resize there, too",
+                            connected ? fmt::format("it has room for {}; say the same resize there",
                                                     format_size(number_at(peer, "room-bytes")))
                                       : "it is not connected with its disk");
     }
