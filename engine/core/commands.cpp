@@ -202,6 +202,7 @@ void Core::command_connect(const Command& c) {
         peer.wanted = true;
         peer.why = "";
         peer.retries = false;
+        peer.knocks = true;
         peer.retry_at = now_;
         if (dials(id) && peer.phase == LinkPhase::down) start_dial(id);
     });
@@ -221,7 +222,11 @@ void Core::disconnect_peer(NodeId id) {
         m.flags = role_ == Role::primary ? 1 : 0;
         send(id, Stream::bulk, m);
     }
-    if (peer.phase != LinkPhase::down) lose_link(id, "disconnected by the operator", true);
+    if (peer.phase != LinkPhase::down) {
+        lose_link(id, "disconnected by the operator", true);
+    } else {
+        emit(EffectKind::close_link).peer = id;  // a knock may be under way
+    }
     peer.why = "disconnected by the operator";
     touch();
 }
@@ -293,7 +298,11 @@ void Core::invalidate_local(NodeId source) {
 
 void Core::on_invalidate(NodeId id) {
     if (role_ == Role::primary || !disk_usable() || peers_[id].disk != DiskState::up_to_date) {
-        return notice(4, id, "refused to be invalidated by the peer");
+        notice(4, id, "refused to be invalidated by the peer");
+        Message m;
+        m.type = MessageType::invalidate;
+        m.flags = 1;
+        return send(id, Stream::bulk, m);
     }
     invalidate_local(id);
 }
@@ -333,6 +342,9 @@ void Core::command_invalidate(const Command& c) {
         }
     });
     if (chosen < 0) return reply(c.token, Errc::state, why);
+    if (to_peer && invalidating_) {
+        return reply(c.token, Errc::busy, "a peer is being invalidated");
+    }
     if (!to_peer) {
         invalidate_local(static_cast<NodeId>(chosen));
         return on_durable(OnDurable::What::reply_ok, 0, c.token);
@@ -340,7 +352,28 @@ void Core::command_invalidate(const Command& c) {
     Message m;
     m.type = MessageType::invalidate;
     send(static_cast<NodeId>(chosen), Stream::bulk, m);
-    reply(c.token, Errc::ok, "");
+    invalidating_ = {c.token, static_cast<NodeId>(chosen), peers_[chosen].link};
+}
+
+// The command has ended when this node knows that the peer's data counts no more: whoever waits for
+// it to be in sync from then on waits for the resync.
+void Core::finish_invalidation() {
+    if (!invalidating_) return;
+    const Peer& peer = peers_[invalidating_->peer];
+    Errc code = Errc::ok;
+    if (peer.phase != LinkPhase::up || peer.link != invalidating_->link) {
+        code = Errc::state;
+    } else if (!is_resyncing(peer.repl) && peer.disk != DiskState::inconsistent) {
+        return;
+    }
+    reply(std::exchange(invalidating_, std::nullopt)->token, code,
+          code == Errc::ok ? "" : "the peer was lost before it had answered");
+}
+
+void Core::on_invalidate_refused(NodeId id) {
+    if (!invalidating_ || invalidating_->peer != id) return;
+    reply(std::exchange(invalidating_, std::nullopt)->token, Errc::state,
+          "the peer refuses: it is Primary, has no disk, or does not take this one for UpToDate");
 }
 
 // Opens a generation without a primary: to skip the first resync of disks that are all zeroes, or
@@ -460,6 +493,7 @@ void Core::finish_commands() {
     }
     finish_growth();
     finish_hold();
+    finish_invalidation();
     if (demote_command_) try_demote();
     if (detach_command_) try_detach_primary();
     if (meta_ == MetaPhase::detach_drain) detach_next();

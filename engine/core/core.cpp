@@ -119,7 +119,7 @@ std::optional<Instant> Core::next_deadline() const {
     for_peers([&](const Peer& peer, NodeId id) {
         if (peer.pending_session != 0) at(peer.pending_since + 5 * ns_per_s);
         if (peer.phase == LinkPhase::down) {
-            if (peer.wanted && dials(id)) at(peer.retry_at);
+            if (peer.wanted && (dials(id) || peer.knocks)) at(peer.retry_at);
             return;
         }
         if (peer.phase != LinkPhase::up) {

@@ -58,6 +58,7 @@ enum class Mutant : std::uint8_t {
     grow_unrecorded,          // a larger size counts before it is on record
     grow_alone,               // and before the peers have it
     blame_path,               // a disk that failed is called a replica out of reach
+    deaf_to_knocks,           // who dials waits for its time, though the peer says that it is there
 };
 
 struct CoreLimits {
@@ -292,6 +293,7 @@ class Core {
         std::uint64_t session = 0;
         Instant retry_at;
         bool retries = false;  // the last attempt failed: the next one waits twice as long
+        bool knocks = true;    // who only listens says once, at retry_at, that it is there
         Instant phase_since;
         std::array<std::uint64_t, 2> pending_handle{};  // accepted, waiting for the other stream
         std::uint64_t pending_session = 0;
@@ -485,6 +487,8 @@ class Core {
     void send_control(NodeId peer, MessageType type, std::uint32_t id, std::uint16_t flags = 0);
     HelloPayload hello_for(NodeId peer, Stream stream) const;
     void start_dial(NodeId peer);
+    void knock(NodeId peer);
+    void on_knock(NodeId peer);
     Instant next_attempt(const Peer& peer) const;
     const char* ask_who_is_there(NodeId peer);
     void link_up(NodeId peer);
@@ -603,6 +607,8 @@ class Core {
     void command_invalidate(const Command& c);
     const char* no_full_resync(const Peer& peer, bool to_peer) const;
     void on_invalidate(NodeId peer);
+    void on_invalidate_refused(NodeId peer);
+    void finish_invalidation();
     void invalidate_local(NodeId source);
     void command_new_uuid(const Command& c);
     void command_pause(const Command& c);
@@ -685,6 +691,12 @@ class Core {
     Command promote_command_;
     std::optional<Command> demote_command_, detach_command_, down_command_;
     std::optional<Command> resize_command_;
+    struct Invalidation {  // of a peer, that was asked for and has not been seen to happen
+        std::uint32_t token = 0;
+        NodeId peer = 0;
+        std::uint32_t link = 0;
+    };
+    std::optional<Invalidation> invalidating_;
     std::uint64_t resize_to_ = 0;  // 0: it has not begun yet
     std::optional<std::uint32_t> hold_token_;
     std::uint64_t detach_seq_ = 0;  // a primary's detach waits until its peers have these writes

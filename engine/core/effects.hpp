@@ -52,6 +52,7 @@ enum class EffectKind : std::uint8_t {
     send,        // peer, stream, message; payload: buffer, or Core::encode_payload()
     release,     // receive buffer `index` is free again (after its sends and I/O are done)
     dial,        // peer: open two connections, then Core::on_dialled()
+    knock,       // peer: open one, send `message` (a hello; Core::encode_payload()), close it
     adopt,       // peer: the two accepted connections `handle`, `handle2` are its streams now
     refuse,      // accepted connection `handle`: send reject with `text`, close; peer: it is the
                  // reason why that peer is not connected (or -1)

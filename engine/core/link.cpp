@@ -56,6 +56,16 @@ void Core::start_dial(NodeId id) {
     touch();
 }
 
+// Who only listens would have to wait for the next attempt of the peer, which may have seen this
+// node end and does not know that it is back.
+void Core::knock(NodeId id) {
+    peers_[id].knocks = false;
+    Effect& e = emit(EffectKind::knock);
+    e.peer = id;
+    e.message.type = MessageType::hello;
+    e.message.payload_bytes = hello_payload_bytes;
+}
+
 Instant Core::next_attempt(const Peer& peer) const {
     const std::uint64_t interval_ns = config_.options.connect_interval_ms * ns_per_ms;
     return now_ + (peer.retries ? 2 * interval_ns : interval_ns);
@@ -147,7 +157,11 @@ void Core::on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello
     const bool is_peer = hello.from < nodes_max && configured(hello.from);
     const char* fault =
         hello_fault(hello, hello_for(is_peer ? hello.from : 0, hello.stream), is_peer);
-    if (fault == nullptr && dials(hello.from)) fault = "the node with the lower id dials";
+    if (fault == nullptr && dials(hello.from)) {
+        refuse(handle, "the node with the lower id dials");
+        on_knock(hello.from);
+        return end_step();
+    }
     if (fault == nullptr && !peers_[hello.from].wanted) {
         fault = "the node that was dialled is StandAlone: connect there, too";
     }
@@ -199,6 +213,13 @@ void Core::on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello
     end_step();
 }
 
+void Core::on_knock(NodeId id) {
+    Peer& peer = peers_[id];
+    if (peer.phase != LinkPhase::down || !peer.wanted || is(Mutant::deaf_to_knocks)) return;
+    peer.retries = false;
+    start_dial(id);
+}
+
 void Core::on_handle_closed(Instant now, std::uint64_t handle) {
     now_ = now;
     for_peers([&](Peer& peer, NodeId) {
@@ -247,9 +268,13 @@ void Core::on_path_found(Instant now, NodeId id) {
     now_ = now;
     Peer& peer = peers_[id];
     if (peer.phase == LinkPhase::dialling) lose_link(id, "the network changed: connecting anew");
-    if (peer.phase == LinkPhase::down && peer.wanted && dials(id)) {
+    if (peer.phase == LinkPhase::down && peer.wanted) {
         peer.retries = false;
-        start_dial(id);
+        if (dials(id)) {
+            start_dial(id);
+        } else {
+            knock(id);
+        }
     }
     end_step();
 }
@@ -328,7 +353,9 @@ void Core::tick_link(NodeId id) {
         peer.pending_session = 0;
     }
     if (peer.phase == LinkPhase::down) {
-        if (peer.wanted && dials(id) && now_ >= peer.retry_at) start_dial(id);
+        if (!peer.wanted || now_ < peer.retry_at) return;
+        if (dials(id)) return start_dial(id);
+        if (peer.knocks) knock(id);
         return;
     }
     if (peer.phase != LinkPhase::up) {
@@ -433,7 +460,7 @@ void Core::dispatch(NodeId id, const Message& m, std::span<const std::byte> payl
         case MessageType::promote_reply:
             return on_promote_reply(id, m);
         case MessageType::invalidate:
-            return on_invalidate(id);
+            return m.flags == 0 ? on_invalidate(id) : on_invalidate_refused(id);
         case MessageType::goodbye:
             return on_goodbye(id, m);
         case MessageType::write:

@@ -48,7 +48,7 @@ constexpr TypeRule rules[] = {
     {MessageType::promote_reply, f_flags | f_id | f_offset | f_nodes, Payload::none, 0},
     {MessageType::goodbye, f_flags, Payload::none, 0},
     {MessageType::adopt_generation, 0, Payload::exact, generation_payload_bytes},
-    {MessageType::invalidate, 0, Payload::none, 0},
+    {MessageType::invalidate, f_flags, Payload::none, 0},
     {MessageType::write, f_flags | f_seq | f_offset | f_trim | f_length | f_nodes, Payload::length,
      0},
     {MessageType::write_zeroes, f_flags | f_seq | f_offset | f_trim | f_length | f_nodes,

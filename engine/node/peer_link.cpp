@@ -140,6 +140,7 @@ PeerLink::PeerLink(Reactor& reactor, SharedBuffers& receive_buffers, const Confi
         dialler.link = this;
         dialler.connector = std::make_unique<Connector>(reactor);
     }
+    knocker_ = std::make_unique<Connector>(reactor);
     path_.context = path_settled_.context = this;
     path_.callback = [](PathWatch& watch, bool found) {
         static_cast<PeerLink*>(watch.context)->on_path(found);
@@ -225,6 +226,31 @@ void PeerLink::dialled(std::size_t which, Result<int> fd) {
     owner_.on_link_dialled(config_.peer, ok);
 }
 
+void PeerLink::knock(std::vector<std::byte> frame) {
+    watch_peer();
+    const auto endpoint = parse_endpoint(config_.address);
+    if (!endpoint || knocker_->busy()) return;
+    knock_ = std::move(frame);
+    ConnectOptions options;
+    options.tcp = tcp_options();
+    knocker_->start(
+        endpoint.value(), options,
+        [](void* context, Result<int> fd) {
+            static_cast<PeerLink*>(context)->knocked(std::move(fd));
+        },
+        this);
+}
+
+// What is sent on a new connection has room in it, and goes out before the end does.
+void PeerLink::knocked(Result<int> fd) {
+    if (fd) {
+        static_cast<void>(
+            ::send(fd.value(), knock_.data(), knock_.size(), MSG_DONTWAIT | MSG_NOSIGNAL));
+        ::close(fd.value());
+    }
+    owner_.on_link_quiet();
+}
+
 void PeerLink::adopt(int bulk_fd, int control_fd) {
     configure_tcp(bulk_fd, tcp_options());
     configure_tcp(control_fd, tcp_options());
@@ -264,6 +290,7 @@ std::uint64_t PeerLink::backlog() const {
 }
 
 void PeerLink::close(bool graceful) {
+    knocker_->cancel();
     // The owner ends what did not end by itself, and has the reason.
     if (wanted_ || current_) trouble_.clear();
     if (wanted_) {
@@ -319,7 +346,7 @@ void PeerLink::ended(Connection& connection) {
 
 bool PeerLink::quiet() const {
     return !current_ && closing_.empty() && !diallers_[0].connector->busy() &&
-           !diallers_[1].connector->busy();
+           !diallers_[1].connector->busy() && !knocker_->busy();
 }
 
 }  // namespace replica

@@ -58,6 +58,8 @@ class PeerLink {
     PeerLink& operator=(const PeerLink&) = delete;
 
     void dial();
+    // Connects once, sends these bytes and closes. Nobody hears how it went.
+    void knock(std::vector<std::byte> frame);
     void adopt(int bulk_fd, int control_fd);  // takes the descriptors
     // graceful: what was sent goes out first, for at most a second.
     void close(bool graceful);
@@ -78,6 +80,7 @@ class PeerLink {
 
     void start_dialling();
     void dialled(std::size_t which, Result<int> fd);
+    void knocked(Result<int> fd);
     void connect_streams(int bulk_fd, int control_fd);
     void watch_peer();
     void on_path(bool found);
@@ -103,6 +106,9 @@ class PeerLink {
     bool dial_failed_ = false;
     bool wanted_ = false;
     bool again_ = false;
+
+    std::unique_ptr<Connector> knocker_;
+    std::vector<std::byte> knock_;
 
     std::unique_ptr<Connection> current_;
     std::vector<std::unique_ptr<Connection>> closing_;

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <utility>
 
+#include "engine/base/crc32c.hpp"
 #include "engine/node/accepted_socket.hpp"
 #include "engine/node/resource_shell.hpp"
 
@@ -42,6 +43,13 @@ void ResourceShell::perform_link(const Effect& e) {
     }
     PeerLink& link = *peer(static_cast<NodeId>(e.peer))->link;
     if (e.kind == EffectKind::dial) return link.dial();
+    if (e.kind == EffectKind::knock) {
+        std::vector<std::byte> frame(wire_header_bytes + e.message.payload_bytes);
+        const auto payload = std::span(frame).subspan(wire_header_bytes);
+        core_->encode_payload(e, payload);
+        encode_header(e.message, crc32c(payload), HeaderBytes{frame.data(), wire_header_bytes});
+        return link.knock(std::move(frame));
+    }
     if (e.kind == EffectKind::close_link) return link.close(e.graceful);
     ASSERT(e.kind == EffectKind::adopt);
     const int bulk = take_handle(e.handle);

@@ -114,6 +114,7 @@ void ResourceShell::perform(const Effect& effect) {
             return thread_.receive_buffers().release(
                 thread_.receive_buffers().buffer(effect.index));
         case EffectKind::dial:
+        case EffectKind::knock:
         case EffectKind::adopt:
         case EffectKind::refuse:
         case EffectKind::close_link:
@@ -162,6 +163,7 @@ void ResourceShell::perform_disk(const Effect& e) {
         case EffectKind::send:
         case EffectKind::release:
         case EffectKind::dial:
+        case EffectKind::knock:
         case EffectKind::adopt:
         case EffectKind::refuse:
         case EffectKind::close_link:

@@ -244,6 +244,9 @@ void Arena::perform_one(const Effect& e) {
             require(e.peer > own_id, "a dial to a lower id");
             foes_[peer].link = Foe::Link::dialling;
             break;
+        case EffectKind::knock:
+            require(e.peer < own_id, "a knock at a higher id");
+            break;
         case EffectKind::adopt:
             foes_[peer] = Foe{};
             foes_[peer].link = Foe::Link::open;

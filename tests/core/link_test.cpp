@@ -230,6 +230,61 @@ TEST_CASE("a network that is back ends the wait for the next attempt") {
     CHECK(node.count(EffectKind::dial) == 0);
 }
 
+TEST_CASE("who only listens knocks once, and when the network is back") {
+    Node node;
+    node.pass_ms(0);
+    REQUIRE(node.count(EffectKind::knock) == 1);
+    std::array<std::byte, hello_payload_bytes> bytes;
+    CHECK(node.core.encode_payload(node.seen.front(), bytes) == bytes.size());
+    const auto hello = decode_hello(bytes);
+    REQUIRE(hello);
+    CHECK(hello.value().from == Node::own);
+    CHECK(hello.value().to == peer);
+    node.pass_ms(60'000);
+    CHECK(node.count(EffectKind::knock) == 0);
+    node.core.on_path_found(node.now, peer);
+    node.look();
+    CHECK(node.count(EffectKind::knock) == 1);
+    CHECK(node.count(EffectKind::dial) == 0);
+
+    node.connect(7, 70);
+    node.core.on_path_found(node.now, peer);
+    node.look();
+    CHECK(node.count(EffectKind::knock) == 0);
+
+    // One that is under way ends with the wish to connect.
+    Node leaving;
+    leaving.pass_ms(0);
+    Command c;
+    c.kind = CommandKind::disconnect;
+    leaving.core.on_command(leaving.now, c);
+    leaving.look();
+    CHECK(leaving.count(EffectKind::close_link) == 1);
+}
+
+TEST_CASE("a knock is answered by dialling, unless that is not wanted or under way") {
+    HelloPayload knock = Node::greeting(0, 70);
+    knock.from = 1;
+    knock.to = 0;
+    Node node(0);
+    const auto hear = [&] {
+        node.core.on_hello(node.now, ++node.handle, knock);
+        node.look();
+        CHECK(node.count(EffectKind::refuse) == 1);
+        return node.count(EffectKind::dial);
+    };
+    CHECK(hear() == 0);  // it dials already
+    node.core.on_dialled(node.now, 1, false);
+    node.look();
+    CHECK(hear() == 1);
+    node.core.on_dialled(node.now, 1, true);
+    CHECK(hear() == 0);
+    Command c;
+    c.kind = CommandKind::disconnect;
+    node.core.on_command(node.now, c);
+    CHECK(hear() == 0);
+}
+
 TEST_CASE("a network that is back makes nobody dial who would not") {
     Node passive;
     passive.core.on_path_found(passive.now, peer);

@@ -50,7 +50,7 @@ constexpr Rule rules[] = {
     {T::promote_reply, bit({flags, id, offset, nodes}), 0},
     {T::goodbye, bit({flags}), 0},
     {T::adopt_generation, 0, generation_payload_bytes},
-    {T::invalidate, 0, 0},
+    {T::invalidate, bit({flags}), 0},
     {T::write, bit({flags, seq, offset, trim, length, nodes}), as_length},
     {T::write_zeroes, bit({flags, seq, offset, trim, length, nodes}), 0},
     {T::write_received, bit({seq}), 0},

@@ -398,6 +398,8 @@ void World::perform_one(unsigned n, const Effect& e) {
         case EffectKind::dial:
             dialling_ = true;
             return;
+        case EffectKind::knock:  // who dials never waits here
+            return;
         case EffectKind::adopt:
             bound_ = true;
             return;

@@ -39,6 +39,7 @@ constexpr NamedMutant mutants[] = {
     {"grow-unrecorded", Mutant::grow_unrecorded},
     {"grow-alone", Mutant::grow_alone},
     {"blame-path", Mutant::blame_path},
+    {"deaf-to-knocks", Mutant::deaf_to_knocks},
     {"accept-damage", Mutant::none, ShellMutant::accept_damage},
     {"keep-torn-label", Mutant::none, ShellMutant::keep_torn_label},
     {"flush-does-nothing", Mutant::none, ShellMutant::flush_does_nothing},

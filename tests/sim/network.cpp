@@ -63,6 +63,24 @@ void World::dial(int n, NodeId peer) {
     });
 }
 
+// A connection that says hello and is closed: the other one can not answer.
+void World::knock(int n, const Effect& e) {
+    std::vector<std::byte> payload(e.message.payload_bytes);
+    nodes_[static_cast<std::size_t>(n)].core->encode_payload(e, payload);
+    const int to = e.peer;
+    schedule(n, net_delay(), [this, n, to, payload, message = e.message] {
+        const Node& other = nodes_[static_cast<std::size_t>(to)];
+        if (!other.up || cut(n, to) || cut(to, n)) return;
+        const std::uint64_t id = next_connection_++;
+        Connection& c = connections_[id];
+        c.node = {n, to};
+        c.incarnation = {nodes_[static_cast<std::size_t>(n)].incarnation, other.incarnation};
+        c.bound[0] = true;
+        transmit(id, 0, message, payload);
+        close_side(id, 0, false);
+    });
+}
+
 void World::send(int n, const Effect& e) {
     const std::uint64_t id = nodes_[static_cast<std::size_t>(n)]
                                  .links[static_cast<std::size_t>(e.peer)]

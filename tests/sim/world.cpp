@@ -381,6 +381,8 @@ void World::perform_one(int n, const Effect& e) {
             return node.receive_free.push_back(e.index);
         case EffectKind::dial:
             return dial(n, static_cast<NodeId>(e.peer));
+        case EffectKind::knock:
+            return knock(n, e);
         case EffectKind::adopt: {
             const std::uint64_t handles[2] = {e.handle, e.handle2};
             for (unsigned s = 0; s < 2; ++s) {

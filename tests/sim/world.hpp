@@ -255,6 +255,7 @@ class World {
     void arm_timer(int n);
     void send(int n, const Effect& e);
     void dial(int n, NodeId peer);
+    void knock(int n, const Effect& e);
     void deliver(std::uint64_t id, int to_side, Piece piece);
     void receive(std::uint64_t id, int side, const Piece& piece);
     bool parse(std::uint64_t id, int side);

@@ -19,6 +19,8 @@ door=ublk device=/dev/ublkb0
 # shellcheck source=tests/vm/doors.sh
 . "$here/doors.sh"
 next=/var/tmp/next-replicad
+# Who has the higher id does not dial, and has to make itself heard when it is back.
+NODE_ID=([alpha]=1 [beta]=0)
 
 refusals() {
     local before
