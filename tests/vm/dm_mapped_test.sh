@@ -293,7 +293,7 @@ reconnects() {
     cluster_stop alpha
     cluster_start alpha
     dm_wait "it is known again" adopted
-    ctl beta unexport $resource
+    ctl beta unexport $resource --force
     ctl beta export $resource --nbd $remote
     began=$SECONDS
     goes_on "the connection of the daemon before is replaced"
