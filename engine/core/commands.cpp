@@ -214,8 +214,10 @@ void Core::disconnect_peer(NodeId id) {
     Peer& peer = peers_[id];
     peer.wanted = false;
     if (peer.phase == LinkPhase::up) {
-        // Who leaves a primary is behind from then on, and so is who a primary leaves.
-        const bool follows = role_ != Role::primary && peer.role == Role::primary;
+        // Who leaves a primary is behind from then on, and so is who a primary leaves. But not the
+        // only one that has the data: no primary can write without it.
+        const bool follows = role_ != Role::primary && peer.role == Role::primary &&
+                             !in_sync().without(self()).empty();
         if (follows && disk_ >= DiskState::consistent) set_disk(DiskState::outdated);
         Message m;
         m.type = MessageType::goodbye;

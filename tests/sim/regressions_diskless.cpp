@@ -42,6 +42,30 @@ void diskless_primary_and_lost_cache(const Options& options) {
     s.finish();
 }
 
+// Its only copy is taken away in order and comes back: nobody has written meanwhile.
+void last_copy_leaves_and_returns(const Options& options) {
+    Diskless s(options, {});
+    s.acknowledged(s.write(0, 2));
+    s.expect(s.ended(s.command(1, CommandKind::disconnect)) == Errc::ok, "b has left");
+    s.until("the primary sees it", [&] { return !s.core(0).has_good_data(); });
+    const auto lost = s.write(0, 3);
+    s.until("there is nowhere to write", [&] { return s.answered(lost); });
+    s.expect(s.result(lost) == ENOLINK, "a replica is out of reach");
+    s.expect(s.core(1).disk() == DiskState::up_to_date, "b has all there is");
+    s.expect(s.ended(s.command(1, CommandKind::connect)) == Errc::ok, "b may come back");
+    s.until("the primary goes on", [&] { return s.core(0).has_good_data(); });
+    s.acknowledged(s.write(0, 3));
+
+    s.command(1, CommandKind::down);
+    s.until("the primary sees it", [&] { return !s.core(0).has_good_data(); });
+    s.run_ms(1'000);
+    s.start(1);
+    s.until("the primary goes on again", [&] { return s.core(0).has_good_data(); });
+    s.acknowledged(s.write(0, 4));
+    s.acknowledged(s.read(0, 3));
+    s.finish();
+}
+
 // b is lost before the generation that c's loss opened reached it: it gets it now, and the
 // application goes on.
 void diskless_primary_and_lost_generation(const Options& options) {
@@ -345,6 +369,8 @@ void disk_lost_at_a_full_journal(const Options& options) {
 constexpr Regression table[] = {
     {"diskless-primary-and-lost-cache", "a primary went on over a disk that had lost writes",
      diskless_primary_and_lost_cache},
+    {"last-copy-leaves-and-returns", "a primary refused its only copy when that was back",
+     last_copy_leaves_and_returns},
     {"diskless-primary-and-lost-generation", "its last copy did not know the generation",
      diskless_primary_and_lost_generation},
     {"diskless-primary-and-grown-set", "a copy that gets no writes was counted on",
