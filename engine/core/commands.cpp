@@ -347,14 +347,15 @@ void Core::command_invalidate(const Command& c) {
     if (to_peer && invalidating_) {
         return reply(c.token, Errc::busy, "a peer is being invalidated");
     }
+    const auto id = static_cast<NodeId>(chosen);
     if (!to_peer) {
-        invalidate_local(static_cast<NodeId>(chosen));
+        invalidate_local(id);
         return on_durable(OnDurable::What::reply_ok, 0, c.token);
     }
     Message m;
     m.type = MessageType::invalidate;
-    send(static_cast<NodeId>(chosen), Stream::bulk, m);
-    invalidating_ = {c.token, static_cast<NodeId>(chosen), peers_[chosen].link};
+    send(id, Stream::bulk, m);
+    invalidating_ = {c.token, id, peers_[id].link};
 }
 
 // The command has ended when this node knows that the peer's data counts no more: whoever waits for

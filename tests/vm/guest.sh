@@ -9,6 +9,7 @@ word() { sed -n "s/.*replica\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
 number=$(word guest)
 export VM_GUEST=$number VM_SHARED=/run/vm
 
+: >/run/vm/begun-"$number"
 mkdir -p /dev/pts /dev/shm /run/lock
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /dev/shm

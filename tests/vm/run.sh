@@ -130,7 +130,7 @@ pids=()
 finish() {
     local pid
     for pid in "${pids[@]}"; do
-        kill "$pid" 2>/dev/null || true  # timeout hands it on to QEMU
+        kill "$pid" 2>/dev/null || true  # handed on to QEMU
     done
     rm -rf "$run"
 }
@@ -160,7 +160,7 @@ elif [ -n "$systemd" ]; then
     printf '%s\n' "$systemd" >"$shared/prepare"
 fi
 for number in $numbers; do
-    rm -f "$shared/status-$number"
+    rm -f "$shared/status-$number" "$shared/begun-$number"
     {
         printf 'cd %q || exit 126\n' "$PWD"
         [ $# = 0 ] || printf '%q ' exec "$@"
@@ -202,12 +202,28 @@ if [ "$shell" = 1 ]; then
     qemu-system-x86_64 "${arguments[@]}"
     exit
 fi
+# Until it ends. An emulated kernel now and then dies while it boots (it changes its own code, on
+# several processors): one that ends before it has begun with the program is booted again.
+run_guest() {  # run_guest NUMBER PREFIX
+    local attempt qemu ended
+    qemu_arguments "$1"
+    for attempt in 1 2 3; do
+        timeout -k 5 "$timeout" nice qemu-system-x86_64 "${arguments[@]}" </dev/null \
+            > >(sed -u "s/\r*\$//; /reboot: Power down\$/d; s/^/$2/") &
+        qemu=$!
+        # shellcheck disable=SC2064  # this one
+        trap "kill $qemu 2>/dev/null || true; wait $qemu; exit 143" TERM
+        ended=0
+        wait "$qemu" || ended=$?
+        if [ "$ended" != 0 ] || [ -e "$shared/begun-$1" ] || [ "$attempt" = 3 ]; then break; fi
+        echo "run.sh: guest $1 died while it booted; once more" >&2
+    done
+    exit "$ended"
+}
 prefix=
 for number in $numbers; do
-    qemu_arguments "$number"
     [ "$guests$guest" = 1 ] || prefix="[$number] "
-    timeout -k 5 "$timeout" nice qemu-system-x86_64 "${arguments[@]}" </dev/null \
-        > >(sed -u "s/\r*\$//; /reboot: Power down\$/d; s/^/$prefix/") &
+    (run_guest "$number" "$prefix") &
     pids+=($!)
 done
 status=0 index=0
