@@ -215,9 +215,10 @@ void Core::disconnect_peer(NodeId id) {
     peer.wanted = false;
     if (peer.phase == LinkPhase::up) {
         // Who leaves a primary is behind from then on, and so is who a primary leaves. But not the
-        // only one that has the data: no primary can write without it.
-        const bool follows = role_ != Role::primary && peer.role == Role::primary &&
-                             !in_sync().without(self()).empty();
+        // only one that has the data, as both have told: such a primary can not write without it.
+        const bool only_copy = in_sync() == self() && peer.repl != ReplicationState::off &&
+                               peer.disk <= DiskState::inconsistent;
+        const bool follows = role_ != Role::primary && peer.role == Role::primary && !only_copy;
         if (follows && disk_ >= DiskState::consistent) set_disk(DiskState::outdated);
         Message m;
         m.type = MessageType::goodbye;
