@@ -439,15 +439,18 @@ def test_watch_on_a_terminal():
         watch = subprocess.Popen([REPLICACTL, "--control", alpha.socket, "status", "r0", "--watch",
                                   "--interval", "0.05", "--until", "synced"], stdout=slave)
         os.close(slave)
+        drawn = os.read(master, 65536)  # the first status is seen, and more than one is drawn
         alpha.ctl("promote", "r0", "--force")
-        drawn = b""
         with contextlib.suppress(OSError):  # how a terminal says that its program has gone
             while piece := os.read(master, 65536):
                 drawn += piece
         assert watch.wait(timeout=20) == 0
         os.close(master)
         text = drawn.decode()
-        assert "\x1b[5A\x1b[J" in text and "peer-disk:UpToDate" in text, text
+        first, *redrawn = re.split("\x1b\\[([0-9]+)A\x1b\\[J", text)
+        assert redrawn and "peer-disk:UpToDate" in redrawn[-1], text
+        for before, up in zip([first, *redrawn[1::2]], redrawn[::2]):
+            assert before.count("\r\n") == int(up), text
         lines = re.sub("\x1b\\[[0-9]*[A-Z]", "", text).split("\r\n")
         assert max(map(len, lines)) < 40, lines
 

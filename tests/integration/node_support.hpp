@@ -14,6 +14,7 @@
 #include <fstream>
 #include <functional>
 #include <memory>
+#include <random>
 #include <string>
 #include <thread>
 #include <vector>
@@ -35,18 +36,25 @@ inline std::vector<std::byte> pattern(std::size_t bytes, std::uint64_t seed) {
     return data;
 }
 
-// A TCP port that was free a moment ago.
+// A TCP port that was free a moment ago, and is none of those that the kernel gives to connections
+// (from 32768 on, ip(7)): it stays free while a node is down.
 inline std::uint16_t free_port() {
-    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    REQUIRE(fd >= 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t length = sizeof address;
-    REQUIRE(bind(fd, reinterpret_cast<const sockaddr*>(&address), length) == 0);
-    REQUIRE(getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length) == 0);
-    close(fd);
-    return ntohs(address.sin_port);
+    std::random_device random;
+    for (int tries = 0; tries < 1000; ++tries) {
+        const auto port = static_cast<std::uint16_t>(10'000 + random() % 22'000);
+        const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        REQUIRE(fd >= 0);
+        sockaddr_in address{};
+        address.sin_family = AF_INET;
+        address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        address.sin_port = htons(port);
+        const bool is_free =
+            bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+        close(fd);
+        if (is_free) return port;
+    }
+    FAIL("no free TCP port on 127.0.0.1");
+    return 0;
 }
 
 inline bool wait_until(const std::function<bool()>& reached, int seconds = 30) {
