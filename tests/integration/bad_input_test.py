@@ -32,7 +32,8 @@ def peer_of(daemon):
 
 
 def says_everywhere(daemons_, words):
-    until(lambda: all(words in daemon.ctl("status").stdout for daemon in daemons_))
+    until(lambda: all(words in daemon.ctl("status").stdout for daemon in daemons_),
+          f'both say "{words}"')
 
 
 def write(daemon, value, offset):
@@ -52,7 +53,7 @@ def data(daemon, offset, length=MIB):
 def synced_mirror(stack):
     alpha, beta = stack.enter_context(mirror())
     alpha.ctl("promote", "r0", "--force")
-    alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "30")
+    alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "100")
     return alpha, beta
 
 
@@ -102,11 +103,11 @@ def test_promotions_that_would_lose_data():
         alpha.ctl("promote", "r0", "--force")
         refused(beta, "promote", "r0", rc=STATE, says="a peer is Primary")
         refused(beta, "promote", "r0", "--force", rc=STATE, says="a peer is Primary")
-        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "30")
+        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "100")
         beta.ctl("disconnect", "r0")
         refused(beta, "promote", "r0", rc=STATE, says="the disk is Outdated")
         beta.ctl("connect", "r0")
-        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "30")
+        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "100")
         alpha.stop()
         beta.stop()
         beta.start()
@@ -120,7 +121,7 @@ def test_split_brain_is_said_on_both_sides():
         alpha, beta = synced_mirror(stack)
         write(alpha, 1, 0)
         alpha.stop(signal.SIGKILL, rc=None)
-        until(lambda: peer_of(beta)["connection-state"] != "Connected")
+        until(lambda: peer_of(beta)["connection-state"] != "Connected", "the loss is seen")
         beta.ctl("disconnect", "r0")
         beta.ctl("promote", "r0")
         write(beta, 2, MIB)
@@ -128,7 +129,7 @@ def test_split_brain_is_said_on_both_sides():
         alpha.ctl("promote", "r0", "--force")
         write(alpha, 3, 2 * MIB)
         beta.ctl("connect", "r0")
-        until(lambda: all("plit brain" in d.ctl("status").stdout for d in (alpha, beta)))
+        says_everywhere((alpha, beta), "plit brain")
         for daemon in (alpha, beta):
             assert daemon.status()["role"] == "Primary"
             assert "plit brain" in daemon.log(), daemon.log()
@@ -141,7 +142,7 @@ def test_split_brain_is_said_on_both_sides():
         beta.ctl("demote", "r0")
         alpha.ctl("connect", "r0")
         beta.ctl("connect", "r0", "--discard-my-data")
-        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "30")
+        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "100")
         alpha.ctl("unexport", "r0")
         alpha.ctl("demote", "r0")
         for daemon in (alpha, beta):
@@ -158,7 +159,7 @@ def test_disk_of_another_volume():
         beta.ctl("down", "r0")
         beta.ctl("remove", "r0")
         beta.ctl("create", "r0", "--node-id", "1", "--disk", "disk.img", "--force", "--peer",
-                 f"alpha,0,127.0.0.1:{alpha.port}")
+                 f"alpha,0,{alpha.address}")
         alpha.ctl("disconnect", "r0")
         beta.ctl("up", "r0")
         beta.ctl("promote", "r0", "--force")
@@ -217,7 +218,7 @@ def test_superblocks_that_can_not_be_read():
             os.replace(copy + ".kept", copy)
         put(torn)  # with the copy it is whole again
         alpha.ctl("up", "r0")
-        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "30")
+        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "100")
         assert data(alpha, 0) == data(beta, 0) == b"\1" * MIB
 
 
@@ -230,22 +231,22 @@ def test_out_of_descriptors():
         used = len(os.listdir(f"/proc/{pid}/fd"))
         hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 8, hard))
+        host, port = alpha.address.split(":")
         crowd = []
         for i in range(200):
             one = socket.socket(socket.AF_INET if i % 2 else socket.AF_UNIX)
             one.setblocking(False)
             with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
-                one.connect(("127.0.0.1", alpha.port) if i % 2 else alpha.socket)
+                one.connect((host, int(port)) if i % 2 else alpha.socket)
             crowd.append(one)
-        time.sleep(1)
+        until(lambda: "raise the limit" in alpha.log(), "no descriptor is left")
         assert alpha.process.poll() is None, alpha.log()
         beta.stop(signal.SIGKILL, rc=None)
         beta.start()
         for one in crowd:
             one.close()
-        until(lambda: alpha.ctl("list", rc=None).returncode == 0)
-        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "30")
-        assert "raise the limit" in alpha.log(), alpha.log()
+        until(lambda: alpha.ctl("list", rc=None).returncode == 0, "alpha answers again")
+        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "100")
         write(alpha, 2, MIB)
         alpha.ctl("unexport", "r0")
         alpha.ctl("demote", "r0")

@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """replicad and replicactl as processes: starting, stopping, what is remembered, what is refused.
 
-Two real daemons on loopback addresses with disk files; no root needed.
+Two real daemons on a loopback address with disk files; no root needed.
 Usage: control_daemon_test.py REPLICAD REPLICACTL
 """
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import pty
@@ -23,12 +24,10 @@ import time
 
 REPLICAD, REPLICACTL = map(os.path.abspath, sys.argv[1:3])
 MIB = 1 << 20
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+# A loopback address of this process alone, so that no connection of another one has the port.
+ADDRESS = f"127.{64 + (os.getpid() >> 16)}.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"
+PORTS = itertools.count(7788)
+LIMIT_S = 120  # for what takes moments, on a machine that is busy with other things
 
 
 class Daemon:
@@ -38,12 +37,13 @@ class Daemon:
         self.folder = os.path.join(folder, name)
         self.name = name
         self.socket = os.path.join(self.folder, "control.sock")
-        self.port = free_port() if listen else None
+        self.address = f"{ADDRESS}:{next(PORTS)}" if listen else None
         self.process = None
+        self.disks = []
         os.makedirs(self.folder, exist_ok=True)
 
     def command(self, *more):
-        listen = ["--listen", f"127.0.0.1:{self.port}"] if self.port else []
+        listen = ["--listen", self.address] if self.address else []
         return [REPLICAD, "--name", self.name, "--state", os.path.join(self.folder, "state"),
                 "--control", self.socket, "--no-lock-memory", *listen, *more]
 
@@ -51,14 +51,16 @@ class Daemon:
         with open(os.path.join(self.folder, "log"), "a", encoding="utf-8") as log:
             self.process = subprocess.Popen(self.command(), stderr=log,
                                             env={**os.environ, **environment})
-        until(lambda: self.ctl("list", rc=None).returncode == 0)
+        until(lambda: self.ctl("list", rc=None).returncode == 0, f"{self.name} answers")
 
     def stop(self, how=signal.SIGTERM, rc=0):
         if self.process is None:
             return
         self.process.send_signal(how)
-        code = self.process.wait(timeout=30)
+        code = self.process.wait(timeout=LIMIT_S)
         self.process = None
+        # What is in the kernel's hands of a process that was killed ends after the process.
+        until(lambda: not any(map(in_use, self.disks)), "the kernel lets go of the disks")
         if rc is not None:
             assert code == rc, f"{self.name} ended with {code}\n{self.log()}"
 
@@ -68,7 +70,7 @@ class Daemon:
 
     def ctl(self, *arguments, rc=0):
         done = subprocess.run([REPLICACTL, "--control", self.socket, *arguments],
-                              capture_output=True, text=True, check=False, timeout=60,
+                              capture_output=True, text=True, check=False, timeout=LIMIT_S,
                               cwd=self.folder)
         if rc is not None and done.returncode != rc:
             raise AssertionError(f"{arguments}: exit code {done.returncode}, not {rc}\n"
@@ -82,14 +84,31 @@ class Daemon:
         path = os.path.join(self.folder, name)
         with open(path, "wb") as disk:
             disk.truncate(size)
+        self.disks.append(path)
         return path
 
 
-def until(condition, seconds=20):
-    end = time.monotonic() + seconds
+def until(condition, what):
+    end = time.monotonic() + LIMIT_S
     while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
+        assert time.monotonic() < end, f"not in {LIMIT_S} s: {what}"
         time.sleep(0.05)
+
+
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def in_use(disk):
+    if not os.path.exists(disk):
+        return False
+    with open(disk, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 @contextlib.contextmanager
@@ -113,10 +132,12 @@ def mirror(size=32 * MIB):
         for daemon, peer, node_id in ((alpha, beta, 0), (beta, alpha, 1)):
             daemon.disk(size)
             daemon.ctl("create", "r0", "--node-id", str(node_id), "--disk", "disk.img",
-                       "--peer", f"{peer.name},{1 - node_id},127.0.0.1:{peer.port}",
-                       "--ping-interval-ms", "500")
+                       "--peer", f"{peer.name},{1 - node_id},{peer.address}",
+                       # A daemon may stand still for seconds on a busy machine; one that was killed
+                       # is missed at once all the same.
+                       "--ping-timeout-ms", "30000", "--request-timeout-ms", "60000")
             daemon.ctl("up", "r0")
-        alpha.ctl("wait", "r0", "--until", "connected", "--timeout", "20")
+        alpha.ctl("wait", "r0", "--until", "connected", "--timeout", "100")
         yield alpha, beta
 
 
@@ -138,7 +159,7 @@ def test_life_of_a_resource():
         assert json.loads(refused.stdout)["error"]["kind"] == "state"
         assert "--force" in refused.stderr
         alpha.ctl("promote", "r0", "--force")
-        alpha.ctl("wait", "r0", "--until", "primary", "--timeout", "5")
+        alpha.ctl("wait", "r0", "--until", "primary", "--timeout", "100")
         alpha.ctl("export", "r0", "--nbd", "unix:r0.sock")
         door = f"unix:{alpha.folder}/r0.sock"
         assert alpha.status()["devices"][0]["doors"] == [door]
@@ -238,13 +259,13 @@ def test_daemon_command_line():
     with daemons("alpha") as (alpha,):
         def refused(*arguments):
             done = subprocess.run(arguments, capture_output=True, text=True, check=False,
-                                  timeout=20)
+                                  timeout=LIMIT_S)
             return done.returncode, done.stderr
         code, text = refused(*alpha.command())
         assert code == 4 and "in use by another node" in text, (code, text)
         other = Daemon(alpha.folder, "other", listen=False)
-        code, text = refused(*other.command("--listen", f"127.0.0.1:{alpha.port}"))
-        assert code == 4 and str(alpha.port) in text, (code, text)
+        code, text = refused(*other.command("--listen", alpha.address))
+        assert code == 4 and alpha.address in text, (code, text)
         other.socket = alpha.socket
         code, text = refused(*other.command())
         assert code == 4 and "control socket" in text, (code, text)
@@ -273,7 +294,7 @@ def test_standard_streams():
     with daemons("alpha", listen=False) as (alpha,):
         def shell(line):
             done = subprocess.run(["bash", "-c", line], capture_output=True, text=True,
-                                  check=False, timeout=20,
+                                  check=False, timeout=LIMIT_S,
                                   env={**os.environ, "REPLICA_CONTROL": alpha.socket,
                                        "PATH": os.path.dirname(REPLICACTL) + ":" +
                                        os.environ["PATH"]})
@@ -285,18 +306,17 @@ def test_standard_streams():
         assert shell("set -o pipefail; replicactl --json status | true")[0] == 0
         assert shell("set -o pipefail; sleep 0.2 | replicactl --json up r9 | true")[0] == 2
         assert shell("replicactl list >&- 2>&- <&-")[0] == 0
-        begin = time.monotonic()
-        assert shell("set -o pipefail; timeout 10 replicactl events | head -n 1")[0] == 0
-        assert time.monotonic() - begin < 9
+        # It ends by itself: the status of timeout would be 124.
+        assert shell("set -o pipefail; timeout 100 replicactl events | head -n 1")[0] == 0
         other = Daemon(alpha.folder, "other", listen=False)
         closed = subprocess.Popen(["bash", "-c", 'exec "$@" <&- >&- 2>&-', "-", *other.command()])
         try:
-            until(lambda: other.ctl("list", rc=None).returncode == 0)
+            until(lambda: other.ctl("list", rc=None).returncode == 0, "other answers")
             for number in range(3):
                 assert os.readlink(f"/proc/{closed.pid}/fd/{number}") == "/dev/null"
         finally:
             closed.terminate()
-            assert closed.wait(timeout=20) == 0
+            assert closed.wait(timeout=LIMIT_S) == 0
 
 
 def test_why_it_is_not_up():
@@ -385,7 +405,7 @@ def test_ready_notification():
         for name in (os.path.join(alpha.folder, "notify"), "@replica-test-%d" % os.getpid()):
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
                 manager.bind("\0" + name[1:] if name[0] == "@" else name)
-                manager.settimeout(20)
+                manager.settimeout(LIMIT_S)
                 alpha.start(NOTIFY_SOCKET=name, JOURNAL_STREAM="8:1")
                 assert manager.recv(4096).startswith(b"READY=1")
                 alpha.stop()
@@ -401,14 +421,21 @@ def test_mirror_status_wait_and_events():
         with open(os.path.join(beta.folder, "events"), "w", encoding="utf-8") as out:
             follower = subprocess.Popen([REPLICACTL, "--control", beta.socket, "--json", "events",
                                          "r0"], stdout=out)
-        until(lambda: os.path.getsize(out.name) > 0)
-        alpha.ctl("options", "r0", "--resync-rate-max", "16M")  # slow enough to be seen
-        alpha.ctl("promote", "r0", "--force")
-        watched = alpha.ctl("status", "r0", "--watch", "--interval", "0.05", "--until",
-                            "synced").stdout
-        assert "replication:SyncSource" in watched and "# no" not in watched, watched
+        until(lambda: os.path.getsize(out.name) > 0, "the follower has subscribed")
+        # The resync ends when it was seen.
+        alpha.ctl("options", "r0", "--resync-rate-max", "1M")
+        with open(os.path.join(alpha.folder, "watched"), "w+", encoding="utf-8") as screen:
+            watch = subprocess.Popen([REPLICACTL, "--control", alpha.socket, "status", "r0",
+                                      "--watch", "--interval", "0.05", "--until", "synced"],
+                                     stdout=screen)
+            alpha.ctl("promote", "r0", "--force")
+            until(lambda: "replication:SyncSource" in read(screen.name), "the resync is shown")
+            alpha.ctl("options", "r0", "--resync-rate-max", "0")
+            assert watch.wait(timeout=LIMIT_S) == 0
+        watched = read(screen.name)
+        assert "# no" not in watched, watched
         assert watched.endswith("  beta role:Secondary\n    peer-disk:UpToDate\n\n"), watched
-        beta.ctl("wait", "r0", "--until", "uptodate", "--timeout", "5")
+        beta.ctl("wait", "r0", "--until", "uptodate", "--timeout", "100")
         assert "Primary" in beta.ctl("promote", "r0", rc=8).stderr
         status = alpha.status()
         peer = status["connections"][0]
@@ -419,12 +446,11 @@ def test_mirror_status_wait_and_events():
         beta.ctl("disconnect", "r0")
         assert beta.status()["connections"][0]["connection-state"] == "StandAlone"
         beta.ctl("connect", "r0", "alpha")
-        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "20")
-        time.sleep(0.2)
+        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "100")
+        until(lambda: read(out.name).count("connection:Connected") > 0, "the last event is heard")
         follower.terminate()
         follower.wait()
-        with open(out.name, encoding="utf-8") as lines:
-            events = [json.loads(line) for line in lines]
+        events = [json.loads(line) for line in read(out.name).rpartition("\n")[0].splitlines()]
         assert events[0]["action"] == "exists" and events[0]["status"][0]["name"] == "r0"
         seqs = [event["seq"] for event in events[1:]]
         assert seqs == sorted(set(seqs)) and len(seqs) > 5, seqs
@@ -444,7 +470,7 @@ def test_watch_on_a_terminal():
         with contextlib.suppress(OSError):  # how a terminal says that its program has gone
             while piece := os.read(master, 65536):
                 drawn += piece
-        assert watch.wait(timeout=20) == 0
+        assert watch.wait(timeout=LIMIT_S) == 0
         os.close(master)
         text = drawn.decode()
         first, *redrawn = re.split("\x1b\\[([0-9]+)A\x1b\\[J", text)
@@ -459,22 +485,22 @@ def test_stop_during_resync():
     """SIGTERM in the middle of a resync is clean, and the resync goes on afterwards."""
     with mirror(96 * MIB) as (alpha, beta):
         alpha.ctl("promote", "r0", "--force")
-        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "30")
-        alpha.ctl("options", "r0", "--resync-rate-max", "8M")
+        alpha.ctl("wait", "r0", "--until", "synced", "--timeout", "100")
+        alpha.ctl("options", "r0", "--resync-rate-max", "2M")
         beta.ctl("invalidate", "r0")
 
         def progress():
             device = alpha.status()["connections"][0]["peer_devices"][0]
             return device.get("resync-done-bytes", 0)
-        until(lambda: progress() > 4 * MIB)
+        until(lambda: progress() > 4 * MIB, "4 MiB are resynced")
         beta.stop()
         assert alpha.status()["role"] == "Primary"
         beta.start()
-        alpha.ctl("wait", "r0", "--until", "connected", "--timeout", "20")
+        alpha.ctl("wait", "r0", "--until", "connected", "--timeout", "100")
         alpha.stop()
         alpha.start()
         alpha.ctl("options", "r0", "--resync-rate-max", "0")
-        beta.ctl("wait", "r0", "--until", "synced", "--timeout", "30")
+        beta.ctl("wait", "r0", "--until", "synced", "--timeout", "100")
         sent = alpha.status()["connections"][0]["peer_devices"][0]["resync-sent-bytes"]
         assert sent < 94 * MIB, f"{sent} bytes were sent again: the resync began anew"
 

@@ -15,8 +15,8 @@ import threading
 import time
 
 from nbd_harness import (BLOCK_STATUS, CACHE, DF, DISC, EINVAL, EIO, ENOSPC, ENOTSUP, EOVERFLOW,
-                         EPERM, FAST_ZERO, FLUSH, FUA, MIB, NO_HOLE, READ, TRIM, WRITE,
-                         WRITE_ZEROES, Client, Closed, Server, check, equal, main, pattern)
+                         EPERM, FAST_ZERO, FLUSH, FUA, LIMIT_S, MIB, NO_HOLE, READ, TRIM,
+                         WRITE, WRITE_ZEROES, Client, Closed, Server, check, equal, main, pattern)
 
 
 def garbage_on_the_port():
@@ -65,21 +65,38 @@ def options_that_lie():
 
 def silence_in_the_handshake():
     """a client that stalls in the handshake is dropped in time, others are not held up"""
-    with Server("--handshake-ms", "600") as server:
+    limit = 0.6
+
+    def served(work):
+        """In its first attempt, but for a handshake in which this program itself was too slow."""
+        while True:
+            begin = time.monotonic()
+            try:
+                return work()
+            except (Closed, ConnectionError):
+                check(time.monotonic() - begin >= limit, "dropped before its time was over")
+
+    def idle_after_the_handshake():
+        with server.client() as client:
+            time.sleep(1)
+            try:
+                client.read(0, 512)
+            except (Closed, ConnectionError) as error:
+                raise AssertionError("dropped after the handshake") from error
+
+    with Server("--handshake-ms", str(int(limit * 1000))) as server:
+        begin = time.monotonic()
         silent = [server.connect() for _ in range(3)]
         silent[1].sendall(b"\0\0\0\3IHAVE")
         silent[2].sendall(b"\0\0\0\3IHAVEOPT" + struct.pack(">II", 7, 100) + b"half")
-        begin = time.monotonic()
-        server.prove_alive()
+        served(server.prove_alive)
         for connection in silent:
             while connection.recv(4096):
                 pass
             connection.close()
-        check(0.3 < time.monotonic() - begin < 5, "dropped after the timeout")
+        check(time.monotonic() - begin >= limit, "dropped after the timeout")
         # The time counts for the handshake only.
-        with server.client() as client:
-            time.sleep(1)
-            client.read(0, 512)
+        served(idle_after_the_handshake)
 
 
 def half_a_request():
@@ -182,11 +199,12 @@ def client_that_never_reads():
         hog.write(0, pattern(3, 16 * MIB))  # data, so that reads are not answered with holes
         for _ in range(20):
             hog.start(READ, 0, 16 * MIB)
+        # All buffers are the first one's, who would keep them for ever.
         begin = time.monotonic()
         server.prove_alive()
         with server.client() as other:
             equal(other.read(8 * MIB, 8 * MIB), pattern(3, 16 * MIB)[8 * MIB:], "a long read")
-        check(time.monotonic() - begin < 10, "served within the stall timeout")
+        check(time.monotonic() - begin < 60, "not the limit of 100 s that is usual here")
         server.wait_for_log("keeps others waiting")
         hog.socket.close()
     # Without anybody waiting it may take its time.
@@ -230,7 +248,7 @@ def crowd():
             for thread in threads:
                 thread.start()
             for thread in threads:
-                thread.join(60)
+                thread.join(2 * LIMIT_S)
             check(not any(thread.is_alive() for thread in threads), "all are done")
             equal(failures, [], "failures")
 
@@ -292,17 +310,18 @@ def out_of_descriptors():
 
 def stop_with_clients():
     """SIGTERM answers what is in flight, closes the clients and removes the socket"""
-    with Server("--delay-us", "100000", "--close-ms", "1000") as server:
+    with Server("--delay-us", "100000") as server:
         idle, busy = server.client(), server.client()
         shaking = server.client(go=False)
         half = server.client()
         half.send(struct.pack(">IHHQQI", 0x25609513, 0, WRITE, 1, 0, 2 * MIB) + bytes(MIB + 5))
         data = pattern(9, 4096)
         cookie = busy.start(WRITE, 0, 4096, FUA, data)
-        time.sleep(0.03)
+        # Refused without a delay: what was sent before it is under way then.
+        equal(busy.command(READ, 1, 512)[0], EINVAL, "a request that can not be")
         begin = time.monotonic()
         server.stop()
-        check(time.monotonic() - begin < 5, "the end comes soon")
+        check(time.monotonic() - begin < 60, "nobody was waited for until the limit of 100 s")
         equal(busy.reply()[:2], (cookie, 0), "the answer to what was in flight")
         for client in (idle, busy, shaking, half):
             check(client.closed(), "closed at the end")
@@ -313,7 +332,7 @@ def socket_files():
     """the socket file is private; a dead one is replaced, a live one and other files are not"""
     def start_second(server, door):
         return subprocess.run([Server.program, "--file", other, "--door", door], text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=20)
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=LIMIT_S)
 
     with Server() as server:
         other = os.path.join(server.directory, "other")
@@ -340,7 +359,7 @@ def socket_files():
                                  stdout=subprocess.PIPE, text=True)
         equal(third.stdout.readline().strip(), f"listening on unix:{stale}", "a stale socket")
         third.terminate()
-        equal(third.wait(10), 0, "its end")
+        equal(third.wait(LIMIT_S), 0, "its end")
         third.stdout.close()
         check(not os.path.exists(stale), "and its socket is gone")
 

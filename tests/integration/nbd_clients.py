@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from nbd_harness import MIB, Server, check, equal, main, pattern, require, run
+from nbd_harness import LIMIT_S, MIB, Server, check, equal, main, pattern, require, run
 
 
 def image(path, size=64 * MIB, seed=5):
@@ -120,7 +120,7 @@ def fio():
 
             jobs = [job(f"job{i}", i * 16 * MIB) for i in range(4)]
             for process in jobs:
-                output, _ = process.communicate(timeout=100)
+                output, _ = process.communicate(timeout=2 * LIMIT_S)
                 equal(process.returncode, 0, f"fio: {output}")
                 check("err= 0" in output, output)
 
@@ -141,7 +141,7 @@ def killed_clients():
                                        stderr=subprocess.DEVNULL, start_new_session=True)
             time.sleep(0.25 + 0.05 * round_)
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
+            process.wait(LIMIT_S)
             server.prove_alive()
 
 

@@ -15,6 +15,7 @@ import time
 MIB = 1 << 20
 FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
+LIMIT_S = 120  # for what takes moments, on a machine that is busy with other things
 EPERM, EIO, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP = 1, 5, 22, 28, 75, 95
 
 
@@ -36,7 +37,7 @@ def require(*tools):
             sys.exit(77)
 
 
-def run(*command, fails=False, timeout=60, **options):
+def run(*command, fails=False, timeout=LIMIT_S, **options):
     """Runs a program to its end; its output is shown if the result is not as expected."""
     result = subprocess.run([str(part) for part in command], timeout=timeout, text=True,
                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -75,11 +76,14 @@ class Server:
         door = f"unix:{self.socket}" if self.door_kind == "unix" else "tcp:127.0.0.1:0"
         self.log = open(os.path.join(self.directory, "log"), "w+")
         self.process = subprocess.Popen(
-            [self.program, "--file", self.file, "--door", door, "--verbose", *self.arguments],
+            # The limits of time are for the tests that set them: here clients may stand still.
+            [self.program, "--file", self.file, "--door", door, "--verbose",
+             "--handshake-ms", "100000", "--stall-ms", "100000", "--close-ms", "100000",
+             *self.arguments],
             stdout=subprocess.PIPE, stderr=self.log, text=True, preexec_fn=self.preexec_fn)
         line = self.process.stdout.readline().strip()
         if not line.startswith("listening on "):
-            self.process.wait(10)
+            self.process.wait(LIMIT_S)
             self.log.seek(0)
             raise AssertionError(f"the server did not start: {self.log.read()}")
         self.port = None if self.door_kind == "unix" else int(line.rsplit(":", 1)[1])
@@ -92,7 +96,7 @@ class Server:
             check(not os.path.exists(self.socket), "the socket file is still there")
         except Exception as error:  # do not hide what came first
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(LIMIT_S)
             if kind is None:
                 self.show_log()
                 raise
@@ -104,7 +108,7 @@ class Server:
         shutil.rmtree(self.directory, ignore_errors=True)
         return False
 
-    def stop(self, timeout=20):
+    def stop(self, timeout=LIMIT_S):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout)
@@ -117,7 +121,7 @@ class Server:
     def show_log(self):
         print("--- log of the server\n" + self.log_text() + "---")
 
-    def wait_for_log(self, text, seconds=10):
+    def wait_for_log(self, text, seconds=LIMIT_S):
         deadline = time.monotonic() + seconds
         while text not in self.log_text():
             check(time.monotonic() < deadline, f'the server never said "{text}"')
@@ -135,9 +139,9 @@ class Server:
 
     def connect(self):
         if self.port is not None:
-            return socket.create_connection(("127.0.0.1", self.port), timeout=20)
+            return socket.create_connection(("127.0.0.1", self.port), timeout=LIMIT_S)
         connection = socket.socket(socket.AF_UNIX)
-        connection.settimeout(20)
+        connection.settimeout(LIMIT_S)
         connection.connect(self.socket)
         return connection
 
