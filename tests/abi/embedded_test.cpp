@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The shared library with the real node in it, as a program sees that links nothing else: embedded
 // nodes on disk files, alone and mirrored over loopback inside one process.
-#include <netinet/in.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -14,10 +12,12 @@
 #include <thread>
 
 #include "tests/catch.hpp"
+#include "tests/loopback.hpp"
 
 namespace fs = std::filesystem;
 using namespace replica::client;
 using namespace std::chrono_literals;
+using replica::test::own_address;
 
 namespace {
 
@@ -35,18 +35,6 @@ struct Directory {
     }
     fs::path path;
 };
-
-std::string free_address() {
-    const int fd = ::socket(AF_INET, SOCK_STREAM, 0);
-    sockaddr_in address{};
-    address.sin_family = AF_INET;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t length = sizeof address;
-    REQUIRE(::bind(fd, reinterpret_cast<sockaddr*>(&address), length) == 0);
-    ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length);
-    ::close(fd);
-    return "127.0.0.1:" + std::to_string(ntohs(address.sin_port));
-}
 
 ResourceConfig lone(const std::string& name, const std::string& disk) {
     ResourceConfig config;
@@ -181,7 +169,7 @@ TEST_CASE("what can not be a disk is refused, and says why", "[embedded]") {
 
 TEST_CASE("two embedded nodes mirror a volume and change places", "[embedded]") {
     const Directory directory;
-    const std::string addresses[2] = {free_address(), free_address()};
+    const std::string addresses[2] = {own_address(7788), own_address(7789)};
     std::optional<Node> nodes[2];
     for (unsigned i = 0; i < 2; ++i) {
         EmbeddedOptions options;
@@ -191,15 +179,17 @@ TEST_CASE("two embedded nodes mirror a volume and change places", "[embedded]") 
         auto config = lone("r0", directory.disk(options.name + ".img", 24 * mib));
         config.node_id = i;
         config.peers = {{i == 0 ? "beta" : "alpha", 1 - i, addresses[1 - i]}};
-        config.options = R"({"ping-interval-ms":200,"connect-interval-ms":100})";
+        // A thread that stands still for a second is no lost peer here.
+        config.options = R"({"ping-timeout-ms":30000,"request-timeout-ms":60000,)"
+                         R"("connect-interval-ms":100})";
         nodes[i]->create(config);
     }
     Events events = nodes[1]->events("r0");
     for (auto& node : nodes)
         node->up("r0");
-    nodes[0]->wait("r0", Until::connected, 20s);
+    nodes[0]->wait("r0", Until::connected, 100s);
     nodes[0]->promote("r0", true);
-    nodes[0]->wait("r0", Until::synced, 20s);
+    nodes[0]->wait("r0", Until::synced, 100s);
 
     const auto data = pattern(5 * mib, 3);
     std::optional<Volume> volume = nodes[0]->open_volume("r0");
@@ -223,7 +213,8 @@ TEST_CASE("two embedded nodes mirror a volume and change places", "[embedded]") 
     options.name = "alpha";
     options.listen = addresses[0];
     nodes[0] = Node::embed((directory.path / "alpha").string(), options);
-    nodes[1]->wait("r0", Until::synced, 20s);
+    nodes[1]->wait("r0", Until::synced, 100s);
+    nodes[0]->wait("r0", Until::synced, 100s);
     const auto status = nodes[0]->status("r0");
     CHECK(status.disk == "UpToDate");
     CHECK(status.peers.at(0).role == "Primary");

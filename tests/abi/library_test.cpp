@@ -375,9 +375,9 @@ TEST_CASE("the C++ face throws what was refused and hands out values", "[abi]") 
     CHECK_THROWS_AS(node.create(config), client::Error);
     auto events = node.events("r0");
     node.up("r0");
-    CHECK(events.next(std::chrono::seconds(5))->resource == "r0");
+    CHECK(events.next(std::chrono::seconds(100))->resource == "r0");
     node.promote("r0");
-    node.wait("r0", client::Until::primary, std::chrono::seconds(5));
+    node.wait("r0", client::Until::primary, std::chrono::seconds(100));
     const auto status = node.status("r0");
     CHECK(status.role == "Primary");
     CHECK(status.peers.at(0).name == "beta");

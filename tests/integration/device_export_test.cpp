@@ -23,7 +23,7 @@ using namespace replica::test;
 namespace {
 
 constexpr std::uint64_t disk_bytes = 16U << 20;
-constexpr std::chrono::seconds limit{20};
+constexpr std::chrono::seconds limit{100};
 
 // What the kernel is told to do, and what was done.
 struct Script {
@@ -302,7 +302,7 @@ TEST_CASE("a held device does not grow on its way to the next program") {
     World world(script);
     const std::lock_guard locked(world.changing);
     REQUIRE_OK(world.doors->open(DeviceKind::nbd, false));
-    REQUIRE_OK(world.doors->hold(std::chrono::seconds(5)));
+    REQUIRE_OK(world.doors->hold(std::chrono::seconds(60)));
     script.size_bytes -= 4096;  // the volume has just grown
     const auto handed = world.doors->hand_over();
     REQUIRE(handed.size() == 1);

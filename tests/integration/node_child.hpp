@@ -57,11 +57,12 @@ class NodeChild {
     std::map<std::string, std::string> status();
 
     void signal(int number);
-    void kill();  // SIGKILL, and waits
+    void kill();  // SIGKILL, and waits until the kernel has let go of its disk
     void quit();  // ends the node cleanly, and waits
     bool running() const { return pid_ > 0; }
 
   private:
+    std::string disk_;
     pid_t pid_ = -1;
     int socket_ = -1;
 };

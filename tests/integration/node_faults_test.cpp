@@ -367,7 +367,7 @@ TEST_CASE("what waits for a disk that hangs is seen on both sides, and ends well
     pair.wait_synced();
     const std::uint64_t size = pair.status(0).size_bytes;
     REQUIRE_OK(pair.a->write("r0", 0, pattern(1 << 20, 1), false));
-    CHECK(pair.status(1).peers[0].unacked == 0);
+    pair.wait([&] { return pair.status(1).peers[0].unacked == 0; });
     freezer.freeze();
     std::atomic<int> error = -1;
     auto bytes = pattern(65536, 2);
@@ -404,9 +404,16 @@ class Client {
     void send(std::span<const std::byte> bytes) {
         [[maybe_unused]] const auto sent = ::send(fd_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
     }
-    // What comes until the other side closes, or nothing more for some seconds.
-    std::vector<std::byte> receive_all(int seconds) {
-        timeval limit{seconds, 0};
+    // The next bytes; less at the end of the connection.
+    std::vector<std::byte> receive(std::size_t bytes) {
+        std::vector<std::byte> next(bytes);
+        const ssize_t got = recv(fd_, next.data(), bytes, MSG_WAITALL);
+        next.resize(got < 0 ? 0 : static_cast<std::size_t>(got));
+        return next;
+    }
+    // What comes until the other side closes, or nothing more for a long time.
+    std::vector<std::byte> receive_all() {
+        const timeval limit{100, 0};
         setsockopt(fd_, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
         std::vector<std::byte> all;
         std::byte buffer[4096];
@@ -422,6 +429,8 @@ class Client {
     bool closed_ = false;
 };
 
+constexpr std::size_t hello_bytes = wire_header_bytes + hello_payload_bytes;
+
 std::vector<std::byte> hello_frame(const std::string& resource, NodeId from, NodeId to,
                                    std::uint64_t session, Stream stream = Stream::bulk,
                                    std::uint16_t version = wire_version_max) {
@@ -435,7 +444,7 @@ std::vector<std::byte> hello_frame(const std::string& resource, NodeId from, Nod
     hello.journal_entries = 64;
     hello.io_bytes_max = io_bytes_max;
     std::copy(resource.begin(), resource.end(), hello.resource.begin());
-    std::vector<std::byte> frame(wire_header_bytes + hello_payload_bytes);
+    std::vector<std::byte> frame(hello_bytes);
     const auto payload = std::span(frame).subspan<wire_header_bytes, hello_payload_bytes>();
     encode_hello(hello, payload);
     Message message;
@@ -464,7 +473,7 @@ TEST_CASE("garbage on the port is dropped and the mirror does not notice") {
     {
         Client garbage(pair.port(1));
         garbage.send(pattern(4096, 1));
-        garbage.receive_all(2);
+        garbage.receive_all();
         CHECK(garbage.closed());
     }
     {
@@ -473,7 +482,7 @@ TEST_CASE("garbage on the port is dropped and the mirror does not notice") {
         frame.back() ^= std::byte{1};
         Client damaged(pair.port(1));
         damaged.send(frame);
-        damaged.receive_all(2);
+        damaged.receive_all();
         CHECK(damaged.closed());
     }
     std::vector<std::unique_ptr<Client>> crowd;
@@ -495,7 +504,7 @@ TEST_CASE("a hello that can not be is answered with the reason") {
     const auto answer = [&](const std::vector<std::byte>& frame) {
         Client client(pair.port(1));
         client.send(frame);
-        const std::string text = reject_text(client.receive_all(3));
+        const std::string text = reject_text(client.receive_all());
         CHECK(client.closed());
         return text;
     };
@@ -518,11 +527,11 @@ TEST_CASE("a connection that stalls half-way is dropped after 5 s") {
     const auto hello = hello_frame("r0", 0, 1, 5);
     half.send(std::span(hello).first(70));
     single.send(hello_frame("r0", 0, 1, 6));  // whose other stream never comes
-    CHECK(silent.receive_all(8).empty());
+    CHECK(silent.receive_all().empty());
     CHECK(silent.closed());
-    CHECK(half.receive_all(8).empty());
+    CHECK(half.receive_all().empty());
     CHECK(half.closed());
-    CHECK(reject_text(single.receive_all(8)).find("did not come") != std::string::npos);
+    CHECK(reject_text(single.receive_all()).find("did not come") != std::string::npos);
     CHECK(single.closed());
 }
 
@@ -536,10 +545,10 @@ TEST_CASE("a damaged frame on a link ends the connection, which is made anew") {
         bulk.send(hello_frame("r0", 0, 1, 77, Stream::bulk));
         control.send(hello_frame("r0", 0, 1, 77, Stream::control));
         bulk.send(pattern(64, 5));
-        bulk.receive_all(3);
+        bulk.receive_all();
         CHECK(bulk.closed());
         // If the garbage came before the link was made, its other half waits for 5 s.
-        control.receive_all(8);
+        control.receive_all();
         CHECK(control.closed());
     }
     REQUIRE_OK(pair.a->up("r0"));
@@ -560,7 +569,8 @@ TEST_CASE(
     std::optional<Client> bulk(pair.port(1)), control(pair.port(1));
     bulk->send(hello_frame("r0", 0, 1, 77, Stream::bulk));
     control->send(hello_frame("r0", 0, 1, 77, Stream::control));
-    bulk->receive_all(1);
+    for (auto& stream : {&bulk, &control})  // both are answered: the link is made
+        REQUIRE((*stream)->receive(hello_bytes).size() == hello_bytes);
     bulk->send(pattern(64, 5));
     why(1, "damaged or foreign frame");
     // Then the right one comes, and is refused.
@@ -675,6 +685,8 @@ TEST_CASE("down closes a door with its clients by force only") {
     const std::string path = pair.dir() / "door";
     REQUIRE_OK(pair.a->export_nbd("r0", "unix:" + path));
     const int client = connect_unix(path);
+    std::byte greeting[18];  // the connection has been accepted
+    REQUIRE(recv(client, greeting, sizeof greeting, MSG_WAITALL) == sizeof greeting);
     says(pair.a->down("r0"), "1 client(s) at unix:");
     CHECK(pair.status(0).role == "Primary");
     CHECK(pair.status(0).doors.size() == 1);
@@ -706,7 +718,7 @@ TEST_CASE("events tell of what changes, in order") {
                    event.detail.find(detail) != std::string::npos;
         });
     };
-    CHECK(wait_until([&] { return seen("connection", "connection:StandAlone"); }, 5));
+    CHECK(wait_until([&] { return seen("connection", "connection:StandAlone"); }));
     CHECK(seen("resource", ""));
     CHECK(seen("resource", "role:Primary"));
     CHECK(seen("device", "disk:UpToDate"));
@@ -722,22 +734,39 @@ TEST_CASE("events tell of what changes, in order") {
 TEST_CASE("a listener may call the node until the last event, and goes when it is told to") {
     Pair pair;
     pair.create(disk_bytes);
-    std::atomic<int> calls = 0;
     Node* const node = pair.a.get();
-    const auto ask = [&](const Event& event) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    std::atomic<int> calls = 0, calls_of_gone = 0;
+    std::atomic<bool> has_gone = false;
+    const auto gone = pair.a->subscribe([&](const Event&) { ++calls_of_gone; });
+    // Holds up all further events until the first one has gone.
+    pair.a->subscribe([&](const Event& event) {
         static_cast<void>(node->status(event.resource));
         ++calls;
-    };
-    const auto gone = pair.a->subscribe(ask);
-    pair.a->subscribe(ask);
+        wait_until([&] { return has_gone.load(); });
+    });
     REQUIRE_OK(pair.a->up("r0"));
     REQUIRE_OK(pair.a->promote("r0", true));
-    const auto before = std::chrono::steady_clock::now();
+    REQUIRE(wait_until([&] { return calls == 1; }));
     pair.a->unsubscribe(gone);  // while more events wait: not for all of them
-    CHECK(std::chrono::steady_clock::now() - before < std::chrono::milliseconds(60));
+    has_gone = true;
     pair.a.reset();  // with events still to be heard, and who hears them asks it
-    CHECK(calls > 0);
+    CHECK(calls > 1);
+    CHECK(calls_of_gone == 1);
+}
+
+TEST_CASE("a listener that has been told to go is not called any more") {
+    Pair pair;
+    pair.create(disk_bytes);
+    std::atomic<bool> begun = false, runs = false;
+    const auto token = pair.a->subscribe([&](const Event&) {
+        runs = begun = true;
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        runs = false;
+    });
+    REQUIRE_OK(pair.a->up("r0"));
+    REQUIRE(wait_until([&] { return begun.load(); }));
+    pair.a->unsubscribe(token);
+    CHECK_FALSE(runs);
 }
 
 }  // namespace

@@ -57,7 +57,8 @@ inline std::uint16_t free_port() {
     return 0;
 }
 
-inline bool wait_until(const std::function<bool()>& reached, int seconds = 30) {
+// The limit is for machines that are busy with other things: a wait that passes takes no longer.
+inline bool wait_until(const std::function<bool()>& reached, int seconds = 100) {
     const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
     while (!reached()) {
         if (std::chrono::steady_clock::now() > end) return false;
@@ -115,6 +116,9 @@ class Pair {
     static ResourceOptions fast_options() {
         ResourceOptions options;
         options.connect_interval_ms = 100;
+        // A thread that stands still for a second is no lost peer here.
+        options.ping_timeout_ms = 30'000;
+        options.request_timeout_ms = 60'000;
         return options;
     }
 
@@ -174,12 +178,12 @@ class Pair {
         return s.disk == "UpToDate" && s.peers[0].disk == "UpToDate" &&
                s.peers[0].replication == "Established" && s.peers[0].out_of_sync_bytes == 0;
     }
-    void wait(const std::function<bool()>& reached, int seconds = 30) {
+    void wait(const std::function<bool()>& reached, int seconds = 100) {
         if (wait_until(reached, seconds)) return;
         FAIL("alpha: " + (a ? describe(*a, "r0") : "gone") +
              "\nbeta: " + (b ? describe(*b, "r0") : "gone"));
     }
-    void wait_synced(int seconds = 30) {
+    void wait_synced(int seconds = 100) {
         wait([this] { return synced(0) && synced(1); }, seconds);
     }
     // Both volumes, byte for byte; both nodes down.
