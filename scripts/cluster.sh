@@ -2,11 +2,11 @@
 # shellcheck shell=bash
 # Two Replica nodes, alpha and beta, on this machine: for scripts/demo.sh and tests/integration. To
 # be sourced. As root each node lives in a network namespace of its own and a veth pair joins them;
-# otherwise they listen on two loopback addresses, and links can not be cut.
+# otherwise they listen on a loopback address, and links can not be cut.
 #
 #   cluster_begin BIN_DIR [rootless]   makes CLUSTER_DIR and the network; cluster_end removes both
 #   cluster_start NODE                 starts its replicad and waits until it answers
-#   cluster_crash NODE                 kill -9
+#   cluster_crash NODE                 kill -9, and waits until the kernel has let go of its disk
 #   cluster_stop NODE                  SIGTERM, and waits
 #   ctl NODE COMMAND...                replicactl for that node
 #   cluster_link down|up               cuts and mends the cable (namespaces only)
@@ -32,8 +32,9 @@ cluster_begin() {
         CLUSTER_MODE=namespaces
     else
         CLUSTER_MODE=loopback
-        local port=$((20000 + $$ % 20000))
-        ADDRESS=([alpha]="127.0.0.2:$port" [beta]="127.0.0.3:$((port + 1))")
+        # Loopback addresses of this process alone: no other's connection can have the ports.
+        local own=127.$((64 + $$ / 65536)).$(($$ / 256 % 256)).$(($$ % 256))
+        ADDRESS=([alpha]=$own:7788 [beta]=$own:7789)
     fi
 }
 
@@ -80,7 +81,7 @@ cluster_end() {
         kill -TERM "${PID[$node]}" 2>/dev/null || true
     done
     for node in "${!PID[@]}"; do
-        cluster_wait_gone "${PID[$node]}" 10 || kill -KILL "${PID[$node]}" 2>/dev/null || true
+        cluster_wait_gone "${PID[$node]}" 60 || kill -KILL "${PID[$node]}" 2>/dev/null || true
     done
     PID=()
     cluster_remove_namespaces
@@ -125,10 +126,10 @@ cluster_start() {
         --state "$CLUSTER_DIR/$node/state" --control "$(control_socket "$node")" \
         --listen "${ADDRESS[$node]}" >>"$CLUSTER_DIR/$node/log" 2>&1 </dev/null &
     PID[$node]=$!
-    local end=$((SECONDS + 15))
+    local end=$((SECONDS + 120))
     until ctl "$node" status >/dev/null 2>&1; do
         kill -0 "${PID[$node]}" 2>/dev/null || cluster_fail "replicad of $node ended at its start"
-        [ "$SECONDS" -lt "$end" ] || cluster_fail "replicad of $node does not answer"
+        [ "$SECONDS" -lt "$end" ] || cluster_fail "replicad of $node does not answer in 2 minutes"
         sleep 0.05
     done
 }
@@ -137,17 +138,31 @@ cluster_crash() {
     kill -KILL "${PID[$1]}"
     wait "${PID[$1]}" 2>/dev/null || true
     unset "PID[$1]"
+    # What was in its io_uring ends after the process, on a busy machine much later.
+    local disk end=$((SECONDS + 120))
+    disk=$(disk_of "$1")
+    [ -f "$disk" ] || return 0
+    until flock --nonblock "$disk" true; do
+        [ "$SECONDS" -lt "$end" ] || cluster_fail "the disk of $1 is in use after its death"
+        sleep 0.02
+    done
 }
 
 cluster_stop() {
     kill -TERM "${PID[$1]}"
-    cluster_wait_gone "${PID[$1]}" 30 || cluster_fail "replicad of $1 does not end after SIGTERM"
+    cluster_wait_gone "${PID[$1]}" 120 || cluster_fail "replicad of $1 does not end after SIGTERM"
     unset "PID[$1]"
 }
 
 cluster_link() {
     [ "$CLUSTER_MODE" = namespaces ] || cluster_fail "links can be cut between namespaces only"
     ip -n "${NETNS[beta]}" link set eth0 "$1"
+}
+
+# Lets NODE wait a minute for its peers. On a machine that is busy with other things a daemon may
+# stand still for seconds, which by default is a lost peer; kill -9 is seen at once all the same.
+cluster_patient() {  # cluster_patient NODE RESOURCE
+    ctl "$1" options "$2" --ping-timeout-ms 30000 --request-timeout-ms 60000 >/dev/null
 }
 
 # cluster_create RESOURCE DISK_SIZE [OPTIONS of replicactl create...]: sparse disks, on both nodes,
@@ -161,17 +176,28 @@ cluster_create() {
             --peer "$(peer_argument "$(peer_of "$node")")" "$@"
         ctl "$node" up "$resource"
     done
-    ctl alpha wait "$resource" --until connected --timeout 30
+    ctl alpha wait "$resource" --until connected --timeout 100
     ctl alpha new-current-uuid "$resource" --clear-bitmap
-    ctl alpha wait "$resource" --until synced --timeout 30
+    ctl alpha wait "$resource" --until synced --timeout 100
 }
 
 # Waits until NODE has noticed that its peer is gone. A dead process's sockets are closed by the
 # kernel when its last io_uring request has ended, a few milliseconds after the process is reaped.
 cluster_loss_seen() {  # cluster_loss_seen NODE RESOURCE
-    local end=$((SECONDS + 15))
+    local end=$((SECONDS + 120))
     while [ "$(status_field "$1" "$2" '.connections[0]."connection-state"')" = Connected ]; do
-        [ "$SECONDS" -lt "$end" ] || cluster_fail "$1 does not notice that its peer is gone"
+        [ "$SECONDS" -lt "$end" ] ||
+            cluster_fail "$1 does not notice in 2 minutes that its peer is gone"
+        sleep 0.05
+    done
+}
+
+# Waits until tests/integration/acked_writer, process PID, says in FILE that it writes.
+cluster_writing() {  # cluster_writing PID FILE
+    local end=$((SECONDS + 120))
+    until grep -qs '^writing' "$2"; do
+        kill -0 "$1" 2>/dev/null || cluster_fail "the writer has ended: $(cat "$2")"
+        [ "$SECONDS" -lt "$end" ] || cluster_fail "nothing was written in 2 minutes"
         sleep 0.05
     done
 }

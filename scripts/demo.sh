@@ -107,8 +107,9 @@ make_mirror() {
             --disk "$(disk_of "$node")" --peer "$(peer_argument "$(peer_of "$node")")" \
             --protocol C --al-extents $al_extents --resync-rate-max $rate
         show_ctl "$node" up $resource
+        cluster_patient "$node" $resource
     done
-    show_ctl alpha wait $resource --until connected --timeout 30
+    show_ctl alpha wait $resource --until connected --timeout 100
     echo "  (both disks are blank, hence equal: the first sync can be skipped)"
     show_ctl alpha new-current-uuid $resource --clear-bitmap
     show_ctl alpha promote $resource
@@ -144,7 +145,7 @@ check_file_system() {
 fio_job() {  # fio_job NODE [OPTIONS...]
     local node=$1
     shift
-    timeout 120 fio --name=mirror --ioengine=nbd --uri="$(uri_of "$node" $resource)" \
+    timeout 600 fio --name=mirror --ioengine=nbd --uri="$(uri_of "$node" $resource)" \
         --rw=randwrite --bs=16k --iodepth=16 --offset=256M --size=192M --verify=crc32c \
         --randseed=7 --verify_state_save=0 --minimal "$@" >"$CLUSTER_DIR/fio" 2>&1
 }
@@ -200,11 +201,12 @@ lose_primary() {
     "$build_dir/tests/integration/acked_writer" write "$(door_of alpha)" $resource \
         "$CLUSTER_DIR/acked" $((448 * 256)) $((128 * 256)) 16 30 >"$CLUSTER_DIR/writer" &
     writer=$!
+    cluster_writing "$writer" "$CLUSTER_DIR/writer"
     sleep 4
     cluster_crash alpha
     wait "$writer" || cluster_fail "the writer: $(cat "$CLUSTER_DIR/writer")"
     writer=
-    seen "alpha is dead; the application saw: $(cat "$CLUSTER_DIR/writer")"
+    seen "alpha is dead; the application saw: $(tail -n 1 "$CLUSTER_DIR/writer")"
     cluster_loss_seen beta $resource
     show_ctl beta promote $resource
     show_ctl beta export $resource --nbd "unix:$(door_of beta)"
@@ -238,14 +240,14 @@ leave_it_up() {
     for node in alpha beta; do
         ctl "$node" up $resource
     done
-    ctl alpha wait $resource --until synced --timeout 30
+    ctl alpha wait $resource --until synced --timeout 100
     cluster_primary alpha $resource
     cat >"$CLUSTER_DIR/stop.sh" <<STOP
 #!/bin/sh
 kill -TERM ${PID[alpha]} ${PID[beta]}
-for try in 1 2 3 4 5 6 7 8 9 10; do
+for try in \$(seq 120); do
     kill -0 ${PID[alpha]} 2>/dev/null || kill -0 ${PID[beta]} 2>/dev/null || break
-    sleep 1
+    sleep 0.5
 done
 for name in ${NETNS[*]:-}; do ip netns delete "\$name"; done
 rm -rf $CLUSTER_DIR

@@ -43,12 +43,20 @@ replicactl=("$work/prefix/sbin/replicactl" --control "$work/control.sock")
     2>"$work/replicad.log" &
 daemon=$!
 trap 'kill "$daemon" 2>/dev/null || true; rm -rf "$work"' EXIT
-for _ in $(seq 100); do [ -S "$work/control.sock" ] && break; sleep 0.1; done
+waits() {  # waits WHAT COMMAND...: until the command succeeds
+    local what=$1 end=$((SECONDS + 120))
+    shift
+    until "$@" >/dev/null 2>&1; do
+        [ "$SECONDS" -lt "$end" ] || { echo "not in 2 minutes: $what"; exit 1; }
+        sleep 0.05
+    done
+}
+waits "the daemon answers" "${replicactl[@]}" list
 truncate -s 32M "$work/r0.img"
 "${replicactl[@]}" create r0 --node-id 0 --disk "$work/r0.img"
-timeout 30 "$work/follow_events" "unix:$work/control.sock" 1 >"$work/events.out" &
+timeout 120 "$work/follow_events" "unix:$work/control.sock" 1 >"$work/events.out" &
 follower=$!
-sleep 0.5
+waits "follow_events has subscribed" test -s "$work/events.out"
 "${replicactl[@]}" up r0
 wait "$follower" || { cat "$work/events.out" "$work/replicad.log"; exit 1; }
 grep -q 'r0' "$work/events.out"

@@ -7,7 +7,8 @@
 //   acked_writer verify SOCKET EXPORT STATE
 //
 // `write` ends with 0 also when the server disappears: that is what it is for. An error reply, or
-// no answer for wait_seconds_max, is a failure. The last line is key=value pairs for scripts.
+// no answer for wait_seconds_max, is a failure. For scripts: it says "writing" as soon as a write
+// was acknowledged, and its last line is key=value pairs.
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -157,6 +158,10 @@ class Writer {
         --in_flight_;
         Known& known = state_.blocks[reply->cookie];
         if (reply->error == 0) known.acked = known.submitted;
+        if (acked_ == 0) {
+            std::puts("writing");
+            std::fflush(stdout);
+        }
         if (++acked_ % acks_per_flush == 0 && !flushing_) {
             flushing_ = true;
             alive_ = client_.send_flush(flush_cookie);

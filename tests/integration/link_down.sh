@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # A cable that is cut at either end is noticed by what the kernel says of it (docs/netlink.md), and
 # the connection is back as soon as the cable is. Pings and attempts to connect are set so slow that
-# they can not have been it.
+# they can not have been it, however long a busy machine takes.
 #   link_down.sh BIN_DIR
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -14,7 +14,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 bin=${1:?usage: link_down.sh BIN_DIR}
 needs jq qemu-io
 resource=r0
-limit_ms=3000  # a busy machine may be slow; what is usual is far below a second, and printed
+limit_ms=50000  # less than any other way to notice takes; what is usual is far below a second
 
 now_ms() { echo $(($(date +%s%N) / 1000000)); }
 
@@ -28,7 +28,7 @@ waits() {
         else
             [ "$is" != "$state" ] || break
         fi
-        [ $(($(now_ms) - started)) -lt 60000 ] || cluster_fail "not in a minute: $node, $what"
+        [ $(($(now_ms) - started)) -lt 110000 ] || cluster_fail "not at all: $node, $what"
     done
     local took=$(($(now_ms) - started))
     say "$node: $what after $took ms"
@@ -44,8 +44,8 @@ cluster_start alpha
 cluster_start beta
 cluster_create $resource 64M
 for node in alpha beta; do
-    ctl $node options $resource --ping-interval-ms 10000 --ping-timeout-ms 5000 \
-        --request-timeout-ms 60000 --connect-interval-ms 30000
+    ctl $node options $resource --ping-interval-ms 120000 --ping-timeout-ms 30000 \
+        --request-timeout-ms 60000 --connect-interval-ms 120000
 done
 cluster_primary alpha $resource
 
@@ -63,7 +63,7 @@ for end in beta alpha; do
     started=$(now_ms)
     ip -n "${NETNS[$end]}" link set eth0 up
     waits alpha Connected "$end's end is up: connected"
-    ctl alpha wait $resource --until synced --timeout 30
+    ctl alpha wait $resource --until synced --timeout 110
 done
 
 # The way to the peer is gone with the own address, too.
@@ -73,7 +73,7 @@ waits alpha !Connected "its address is gone: peer lost"
 started=$(now_ms)
 ip -n "${NETNS[alpha]}" address add 10.77.0.1/24 dev eth0
 waits alpha Connected "its address is back: connected"
-ctl alpha wait $resource --until synced --timeout 30
+ctl alpha wait $resource --until synced --timeout 110
 
 # A daemon that starts in the dark connects when there is light.
 cluster_stop beta

@@ -35,7 +35,7 @@ fio_load() {
     local pass=0
     while [ -e "$CLUSTER_DIR/more" ]; do
         pass=$((pass + 1))
-        timeout 180 fio --name=load --ioengine=nbd --uri="$(uri_of alpha $resource)" \
+        timeout 600 fio --name=load --ioengine=nbd --uri="$(uri_of alpha $resource)" \
             --rw=randwrite --bs=4k-64k --iodepth=16 --size=48M --rate=,16M --verify=crc32c \
             --randseed=$((pass + RANDOM)) --verify_state_save=0 --minimal \
             >"$CLUSTER_DIR/fio" 2>&1 || { touch "$CLUSTER_DIR/fio_failed"; return 1; }
@@ -60,7 +60,7 @@ end_load() {
     wait "$load" || load_lives
     load_lives
     say "fio ran $(cat "$CLUSTER_DIR/passes") passes without an error"
-    ctl alpha wait $resource --until synced --timeout 60
+    ctl alpha wait $resource --until synced --timeout 110
     ctl alpha unexport $resource
     ctl alpha demote $resource
 }
@@ -74,7 +74,7 @@ kill_secondary() {
         sleep "0.$((RANDOM % 10))"
         cluster_start beta
         # Every second time it is killed again in the middle of the resync.
-        [ $((round % 2)) = 0 ] || ctl alpha wait $resource --until synced --timeout 60
+        [ $((round % 2)) = 0 ] || ctl alpha wait $resource --until synced --timeout 110
         load_lives
         say "secondary killed and restarted, round $round"
     done
@@ -89,7 +89,7 @@ cut_link() {
         cluster_link down
         sleep "$((1 + RANDOM % 4)).$((RANDOM % 10))"
         cluster_link up
-        [ $((round % 2)) = 0 ] || ctl alpha wait $resource --until synced --timeout 60
+        [ $((round % 2)) = 0 ] || ctl alpha wait $resource --until synced --timeout 110
         load_lives
         say "cable cut and mended, round $round"
     done
@@ -97,12 +97,20 @@ cut_link() {
 }
 
 kill_primary() {
-    local round primary=alpha survivor=beta writer
+    local round primary=alpha survivor=beta writer node
+    # A survivor that was lost for a moment before its peer died has old data, and may not go on.
+    for node in "${NODES[@]}"; do
+        cluster_patient "$node" $resource
+    done
     cluster_primary "$primary" $resource
     for round in $(seq "$rounds"); do
+        ctl "$primary" wait $resource --until synced --timeout 110
+        rm -f "$CLUSTER_DIR/writer"  # what it says there is awaited
         "$bin/tests/integration/acked_writer" write "$(door_of "$primary")" $resource \
-            "$CLUSTER_DIR/acked" 16384 8192 16 60 >"$CLUSTER_DIR/writer" &
+            "$CLUSTER_DIR/acked" 16384 8192 16 100 >"$CLUSTER_DIR/writer" &
         writer=$!
+        cluster_cleanup_pids+=("$writer")
+        cluster_writing "$writer" "$CLUSTER_DIR/writer"
         sleep "1.$((RANDOM % 10))"
         cluster_crash "$primary"
         wait "$writer" || cluster_fail "the writer: $(cat "$CLUSTER_DIR/writer")"
@@ -112,9 +120,9 @@ kill_primary() {
             "$CLUSTER_DIR/acked" >"$CLUSTER_DIR/verified" ||
             cluster_fail "acknowledged writes are lost: $(cat "$CLUSTER_DIR/verified")"
         say "$primary killed, round $round:" \
-            "$(cat "$CLUSTER_DIR/writer" "$CLUSTER_DIR/verified" | tr '\n' ' ')"
+            "$(tail -qn 1 "$CLUSTER_DIR/writer" "$CLUSTER_DIR/verified" | tr '\n' ' ')"
         cluster_start "$primary"
-        ctl "$survivor" wait $resource --until synced --timeout 60
+        ctl "$survivor" wait $resource --until synced --timeout 110
         [ "$(status_field "$primary" $resource .role)" = Secondary ] ||
             cluster_fail "$primary came back as something else than Secondary"
         # The survivor is the next to die.

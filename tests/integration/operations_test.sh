@@ -44,7 +44,7 @@ run() {
 }
 # shows TITLE NODE: `status` is the block of the section that begins with the resource.
 shows() {
-    local seen wanted end=$((SECONDS + 20))
+    local seen wanted end=$((SECONDS + 120))
     wanted=$(section "$1" | sed -n '/^    r0 role:/,/^$/s/^    //p')
     until seen=$(ctl "$2" status $resource | theirs "$2") && [ "${seen%$'\n'}" = "$wanted" ]; do
         [ "$SECONDS" -lt "$end" ] ||
@@ -52,7 +52,14 @@ shows() {
         sleep 0.1
     done
 }
-synced() { ctl alpha wait $resource --until synced --timeout 60; }
+synced() { ctl alpha wait $resource --until synced --timeout 110; }
+# Of a daemon that stands still for a second this machine is more likely the reason than the peer.
+patient() {
+    local node
+    for node in "${NODES[@]}"; do
+        cluster_patient "$node" $resource
+    done
+}
 write_byte() {  # write_byte NODE PATTERN
     qemu-io -f raw -c "write -P $2 1M 1M" -c flush "$(uri_of "$1" $resource)" >/dev/null
 }
@@ -64,6 +71,7 @@ holds_byte() {  # holds_byte NODE PATTERN
 mirrored_volume() {
     local title="A mirrored volume" node
     run "$title" 1 5
+    patient
     shows "$title" alpha
     run "$title" 7 2
     synced
@@ -75,6 +83,7 @@ mirrored_volume() {
         truncate -s 64M "$(disk_of "$node")"
     done
     run "$title" 1 5
+    patient
     run "$title" 9 2
     run "$title" 8 1
     synced
@@ -89,9 +98,12 @@ moving_the_role() {
 }
 node_or_link_failed() {
     local title="A node or a link failed"
+    ctl alpha options $resource --ping-timeout-ms 1000 >/dev/null
     kill -STOP "${PID[beta]}"
     shows "$title" alpha
     kill -CONT "${PID[beta]}"
+    synced
+    patient
     synced
     cluster_crash alpha
     cluster_loss_seen beta $resource
@@ -128,6 +140,7 @@ disk_failed() {
     ctl alpha demote $resource
     truncate -s 64M "$CLUSTER_DIR/alpha/new"
     run "$title" 2 4
+    patient
     synced
     cluster_primary alpha $resource
     holds_byte alpha 2
@@ -155,6 +168,7 @@ moving_over() {
     done
     mv "$CLUSTER_DIR/alpha/new" "$(disk_of alpha)"
     run "$title" 1 6
+    patient
     [ "$(peer_field alpha $resource '."resync-sent-bytes"')" = 0 ] || cluster_fail "a resync"
     ctl alpha export $resource --nbd "unix:$(door_of alpha)"
     holds_byte alpha 4

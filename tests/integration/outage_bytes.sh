@@ -19,7 +19,7 @@ mib=$((1024 * 1024))
 extent=$((4 * mib))
 
 write_some() {  # write_some NODE SEED OFFSET: 40 MiB in 10,240 writes, each to a block of its own
-    timeout 120 fio --name=outage --ioengine=nbd --uri="$(uri_of "$1" $resource)" --rw=randwrite \
+    timeout 600 fio --name=outage --ioengine=nbd --uri="$(uri_of "$1" $resource)" --rw=randwrite \
         --bs=4k --iodepth=16 --offset="$3" --size=40M --randseed="$2" --minimal >/dev/null
 }
 
@@ -34,7 +34,7 @@ begin() {
     written_before=$(status_field "$node" $resource '.devices[0]."written-bytes"')
 }
 end() {
-    ctl "$node" wait $resource --until synced --timeout 60
+    ctl "$node" wait $resource --until synced --timeout 110
     moved=$(($(peer_field "$node" $resource '."resync-sent-bytes"') - sent_before))
     written=$(($(status_field "$node" $resource '.devices[0]."written-bytes"') - written_before))
     say "$1: $((written / mib)) MiB written, $((moved / mib)) MiB resynced, $2 extents active"
@@ -57,7 +57,7 @@ expect_dirty() {  # expect_dirty NODE BYTES
 cluster_test_begin "$bin"
 cluster_start alpha
 cluster_start beta
-cluster_create $resource 1G
+cluster_create $resource 1G --ping-timeout-ms 30000 --request-timeout-ms 60000
 cluster_primary alpha $resource
 size=$(status_field alpha $resource '.devices[0]."size-bytes"')
 [ "$(nbdinfo --size "$(uri_of alpha $resource)")" = "$size" ] || cluster_fail "nbdinfo: other size"
