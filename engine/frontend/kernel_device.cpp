@@ -53,17 +53,13 @@ Error KernelDevice::misfit(const std::string& why) const {
 }
 
 // The device is as another program made it: perhaps an older one, perhaps before the disk was
-// replaced. One that is smaller than the volume has missed that it grew, and is served as it is.
-Status KernelDevice::check_fit(std::uint64_t size_bytes, std::uint32_t logical_block_bytes,
-                               const VolumeInfo& info) const {
+// replaced. One that is smaller than the volume has missed that it grew, and is served as it is; so
+// is one that has smaller blocks than the disk of today.
+Status KernelDevice::check_fit(std::uint64_t size_bytes, const VolumeInfo& info) const {
     if (size_bytes > info.size_bytes) {
         return misfit(text_of("it has %llu bytes, and the volume %llu",
                               static_cast<unsigned long long>(size_bytes),
                               static_cast<unsigned long long>(info.size_bytes)));
-    }
-    if (logical_block_bytes < info.logical_block_bytes) {
-        return misfit(text_of("its blocks have %u bytes, and those of the disk %u",
-                              logical_block_bytes, info.logical_block_bytes));
     }
     return ok_status();
 }

@@ -130,8 +130,7 @@ class KernelDevice {
     const KernelDeviceOptions& options() const { return options_; }
     std::uint64_t token() const { return record_.token; }
     // Of what was left by another process, before anything is changed.
-    Status check_fit(std::uint64_t size_bytes, std::uint32_t logical_block_bytes,
-                     const VolumeInfo& info) const;
+    Status check_fit(std::uint64_t size_bytes, const VolumeInfo& info) const;
     Error misfit(const std::string& why) const;
 
     // What the driver is told for start(), stop() and remove(). It is no error that there is no

@@ -400,9 +400,7 @@ NbdRefusal NbdSession::check(const NbdCommand& command, const VolumeInfo& volume
     if (command.offset > volume.size_bytes || command.length > volume.size_bytes - command.offset) {
         return NbdRefusal::beyond_end;
     }
-    if ((command.offset | command.length) % volume.logical_block_bytes != 0) {
-        return NbdRefusal::unaligned;
-    }
+    if ((command.offset | command.length) % sector_bytes != 0) return NbdRefusal::unaligned;
     if (command.type == Command::read && command.has(nbd::command_df) &&
         command.length > io_bytes_max) {
         return NbdRefusal::not_one_chunk;

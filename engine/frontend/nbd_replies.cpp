@@ -240,7 +240,7 @@ std::string_view nbd_refusal_text(NbdRefusal refusal, const NbdCommand& command,
             return "a length of 0 is not allowed";
         case NbdRefusal::unaligned:
             return print("offset and length must be multiples of %u",
-                         static_cast<unsigned>(volume.logical_block_bytes));
+                         static_cast<unsigned>(sector_bytes));
         case NbdRefusal::beyond_end:
             return print("%llu + %llu is beyond the end: the export has %llu bytes",
                          static_cast<unsigned long long>(command.offset),

@@ -25,9 +25,7 @@ std::uint32_t split_length(IoKind kind, std::uint64_t offset, std::uint64_t leng
 
 int check_range(const VolumeInfo& info, IoKind kind, std::uint64_t offset, std::uint64_t length) {
     if (kind == IoKind::flush) return offset == 0 && length == 0 ? 0 : EINVAL;
-    if (offset % info.logical_block_bytes != 0 || length % info.logical_block_bytes != 0) {
-        return EINVAL;
-    }
+    if ((offset | length) % sector_bytes != 0) return EINVAL;
     if (offset > info.size_bytes || length > info.size_bytes - offset) {
         return kind == IoKind::read ? EINVAL : ENOSPC;
     }

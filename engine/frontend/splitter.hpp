@@ -64,7 +64,7 @@ struct SplitRequest {
 std::uint32_t split_length(IoKind kind, std::uint64_t offset, std::uint64_t length);
 
 // 0, or the errno for a range that [0, size) does not hold: writes beyond the end are ENOSPC, all
-// else is EINVAL, as is what is not aligned to `logical_block_bytes`.
+// else is EINVAL, as is what is no whole sectors.
 int check_range(const VolumeInfo& info, IoKind kind, std::uint64_t offset, std::uint64_t length);
 
 class Splitter {

@@ -157,8 +157,7 @@ Result<std::unique_ptr<KernelChannel>> UblkDevice::open_channel(const VolumeInfo
 // Serving it in other sizes than it was made with would hang it, or worse.
 Status UblkDevice::check_sizes(const VolumeInfo& info) {
     TRY(const ublk::Params params, control_->params(info_.dev_id));
-    TRY_STATUS(
-        check_fit(params.basic.dev_sectors * sector_bytes, 1U << params.basic.logical_shift, info));
+    TRY_STATUS(check_fit(params.basic.dev_sectors * sector_bytes, info));
     if (info_.queues != 1 || info_.queue_depth == 0 || info_.queue_depth > ublk_depth_max ||
         info_.io_bytes_max > io_bytes_max || params.basic.max_sectors == 0 ||
         params.basic.max_sectors > info_.io_bytes_max / sector_bytes) {

@@ -35,8 +35,9 @@ struct IoRequest {
 
 struct VolumeInfo {
     std::uint64_t size_bytes = 0;
-    std::uint32_t logical_block_bytes = sector_bytes;  // 512 or 4096; requests are multiples of it
-    bool writable = false;                             // this node is primary
+    // What suits the disk: 512 or 4096. Doors tell their users, but take requests of whole sectors.
+    std::uint32_t logical_block_bytes = sector_bytes;
+    bool writable = false;  // this node is primary
     // write_zeroes moves no data, here and on the peers: as fast as a discard. What an NBD client
     // learns when it asks for zeroes that are fast or fail.
     bool fast_zeroes = false;

@@ -33,6 +33,11 @@ BackingDisk::BackingDisk(BlockFile& file, Done done, void* context)
         task.next = free_;
         free_ = &task;
     }
+    if (file_.logical_block_bytes() <= sector_bytes) return;
+    const auto told = [](void* disk, int error) {
+        static_cast<BackingDisk*>(disk)->part_done(error);
+    };
+    parts_ = std::make_unique<PartialBlocks>(file_, told, this);
 }
 
 BackingDisk::~BackingDisk() { ASSERT(idle()); }
@@ -56,16 +61,21 @@ void BackingDisk::read(IoTag tag, std::span<std::byte> into, std::uint64_t offse
                        bool look_for_zeroes) {
     Task& task = take(tag);
     if (look_for_zeroes) task.look_at = into;
-    file_.read(task.op, into, offset);
+    task.request = {Kind::read, into.data(), offset, into.size(), false, false};
+    begin(task);
 }
 
 void BackingDisk::write(IoTag tag, std::span<const std::byte> from, std::uint64_t offset,
                         bool durable) {
-    file_.write(take(tag).op, from, offset, durable);
+    Task& task = take(tag);
+    // One field for both directions.
+    task.request = {Kind::write, const_cast<std::byte*>(from.data()), offset, from.size(), false,
+                    durable};
+    begin(task);
 }
 
 // A resync of a sparse volume zeroes what is a hole already: that needs no more than a flush. The
-// core has no other request on these blocks now.
+// core has no other request on these sectors now.
 void BackingDisk::zero(IoTag tag, std::uint64_t offset, std::uint64_t length, bool discard,
                        bool durable) {
     Task& task = take(tag);
@@ -74,7 +84,46 @@ void BackingDisk::zero(IoTag tag, std::uint64_t offset, std::uint64_t length, bo
         return want_flush(task);
     }
     task.flush_after = durable;
-    file_.zero(task.op, offset, length, discard);
+    task.request = {Kind::zero, nullptr, offset, length, discard, false};
+    begin(task);
+}
+
+// No two requests that change something share a sector, which is the core's rule. So one of whole
+// blocks shares no block with a part, and parts, which may, go one after the other.
+void BackingDisk::begin(Task& task) {
+    const PartialBlocks::Request& r = task.request;
+    if (parts_ != nullptr) {
+        const auto address = reinterpret_cast<std::uintptr_t>(r.data);
+        if ((r.offset | r.length | address) % file_.logical_block_bytes() != 0) {
+            met_part_ = true;
+            *waiting_tail_ = &task;
+            waiting_tail_ = &task.next;
+            if (at_parts_ == nullptr) start_part();
+            return;
+        }
+    }
+    switch (r.kind) {
+        case Kind::read:
+            return file_.read(task.op, {r.data, r.length}, r.offset);
+        case Kind::write:
+            return file_.write(task.op, {r.data, r.length}, r.offset, r.durable);
+        case Kind::zero:
+            return file_.zero(task.op, r.offset, r.length, r.discard);
+    }
+}
+
+void BackingDisk::start_part() {
+    at_parts_ = waiting_;
+    if (at_parts_ == nullptr) return;
+    waiting_ = std::exchange(at_parts_->next, nullptr);
+    if (waiting_ == nullptr) waiting_tail_ = &waiting_;
+    parts_->start(at_parts_->request);
+}
+
+void BackingDisk::part_done(int error) {
+    Task& task = *at_parts_;
+    start_part();
+    op_done(task.op, error);
 }
 
 void BackingDisk::flush(IoTag tag) { want_flush(take(tag)); }

@@ -16,6 +16,7 @@
 #include "engine/core/core.hpp"
 #include "engine/format/layout.hpp"
 #include "engine/io/block_file.hpp"
+#include "engine/io/partial_blocks.hpp"
 
 namespace replica {
 
@@ -73,7 +74,9 @@ Status read_bitmap(const OpenDisk& disk, const PageSink& sink);
 // was, before anything else is written: of a mix of two v09 parts nobody could tell the halves.
 Status seal_extension(OpenDisk& disk, const Core& core);
 
-// Reactor thread only. Flushes that are wanted while one is under way share the next one.
+// Reactor thread only. Flushes that are wanted while one is under way share the next one. Requests
+// are whole sectors of 512 bytes, also where the disk has larger blocks: those that are no whole
+// blocks then go one after the other. No two that change something may share a sector.
 class BackingDisk {
   public:
     // zeroes: a read that was asked to look found nothing else.
@@ -89,6 +92,8 @@ class BackingDisk {
 
     bool idle() const { return in_flight_ == 0; }
     BlockFile& file() { return file_; }
+    // It was asked for a part of a block, which takes a read besides.
+    bool met_part_of_block() const { return met_part_; }
 
   private:
     struct Task {
@@ -97,9 +102,14 @@ class BackingDisk {
         IoTag tag;
         std::span<std::byte> look_at;  // a read that is to be looked at for zeroes
         bool flush_after = false;
+        PartialBlocks::Request request;
         Task* next = nullptr;
     };
+    using Kind = PartialBlocks::Kind;
     Task& take(IoTag tag);
+    void begin(Task& task);
+    void start_part();
+    void part_done(int error);
     void want_flush(Task& task);
     void start_flush();
     void flushed(int error);
@@ -116,6 +126,11 @@ class BackingDisk {
     Task* flushing_ = nullptr;   // covered by the flush under way
     Task* unflushed_ = nullptr;  // came too late for it
     Task** unflushed_tail_ = &unflushed_;
+    std::unique_ptr<PartialBlocks> parts_;  // where its blocks are larger than a sector
+    Task* at_parts_ = nullptr;
+    Task* waiting_ = nullptr;  // for their turn there
+    Task** waiting_tail_ = &waiting_;
+    bool met_part_ = false;
 };
 
 }  // namespace replica

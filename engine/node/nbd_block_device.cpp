@@ -117,7 +117,7 @@ Result<std::unique_ptr<KernelDevice>> NbdBlockDevice::find(const NbdBlockDeviceO
 Result<std::unique_ptr<KernelChannel>> NbdBlockDevice::open_channel(const VolumeInfo& info) {
     if (found_) {
         TRY(const BlockFacts facts, this->facts());
-        TRY_STATUS(check_fit(facts.size_bytes, facts.logical_block_bytes, info));
+        TRY_STATUS(check_fit(facts.size_bytes, info));
     }
     if (found_ && handed_ && *handed_) {
         std::unique_ptr<NbdChannel> channel = std::move(*handed_);

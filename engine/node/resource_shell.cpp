@@ -317,6 +317,11 @@ void ResourceShell::on_disk_done(IoTag tag, int error, bool zeroes) {
     if (error != 0) {
         log(LOG_ERR, disk_->data->path() + ": an I/O failed: " + std::string(std::strerror(error)));
     }
+    if (data_->met_part_of_block() && !std::exchange(told_of_parts_, true)) {
+        log(LOG_NOTICE, disk_->data->path() + " takes only blocks of " +
+                            std::to_string(disk_->data->logical_block_bytes()) +
+                            " bytes, and parts of them are written: that is slow");
+    }
     step([&](Core& core) { core.on_io(now(), tag, error, zeroes); });
     if (out != nullptr) drop(*out);  // what was sent of it has its own reference
     run_completions();
@@ -399,13 +404,6 @@ Status ResourceShell::load(OpenDisk& disk) {
 }
 
 Status ResourceShell::load(OpenDisk& disk, const std::vector<Page>& pages) {
-    if (primary() && disk.data->logical_block_bytes() > logical_block_bytes_) {
-        return Error{Errc::unsupported, 0,
-                     config_.name + " is in use with blocks of " +
-                         std::to_string(logical_block_bytes_) + " bytes, and the disk takes only " +
-                         std::to_string(disk.data->logical_block_bytes()) +
-                         ": demote it first, or attach another disk"};
-    }
     if (primary() && disk.info.data_bytes_max < core_->volume_bytes()) {
         return Error{Errc::no_space, 0,
                      config_.name + " is in use with " + std::to_string(core_->volume_bytes()) +
@@ -434,7 +432,9 @@ void ResourceShell::attach(OpenDisk disk, Done done) {
             static_cast<ResourceShell*>(context)->on_metadata_done(tag, error);
         },
         this);
-    logical_block_bytes_ = disk_->data->logical_block_bytes();
+    told_of_parts_ = false;
+    // Who uses the volume was told of its blocks.
+    if (!primary()) logical_block_bytes_ = disk_->data->logical_block_bytes();
     file_disk_ = !disk_->data->is_block_device();
     for (const std::string& warning : disk_->warnings)
         log(LOG_WARNING, warning);

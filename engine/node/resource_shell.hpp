@@ -336,7 +336,8 @@ class ResourceShell final : public Volume, private LinkOwner {
     bool label_consistent_ = false;       // what the disk's label says of its data
     bool next_label_consistent_ = false;  // and the one that is being written
     std::vector<Done> detach_done_;
-    std::uint32_t logical_block_bytes_ = sector_bytes;  // of the last disk
+    std::uint32_t logical_block_bytes_ = sector_bytes;  // of the last disk of a Secondary
+    bool told_of_parts_ = false;                        // of blocks, which this disk does not take
     bool file_disk_ = false;
 
     bool started_ = false;

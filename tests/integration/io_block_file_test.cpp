@@ -15,6 +15,7 @@
 #include "engine/io/block_file.hpp"
 #include "tests/catch.hpp"
 #include "tests/integration/io_support.hpp"
+#include "tests/integration/loop_device.hpp"
 
 using namespace replica;
 using namespace replica::test;
@@ -88,40 +89,6 @@ struct Fixture {
 
   private:
     std::span<std::byte> scratch_;
-};
-
-bool need_root(const char* what) {
-    if (geteuid() == 0 && access("/dev/loop-control", R_OK | W_OK) == 0) return true;
-    WARN("SKIPPED, needs root and loop devices: " << what);
-    return false;
-}
-
-std::string output_of(const std::string& command) {
-    std::FILE* pipe = popen((command + " 2>&1").c_str(), "re");
-    REQUIRE(pipe != nullptr);
-    std::string text;
-    char line[512];
-    while (std::fgets(line, sizeof line, pipe) != nullptr)
-        text += line;
-    const int status = pclose(pipe);
-    INFO(command << ": " << text);
-    REQUIRE(status == 0);
-    while (!text.empty() && text.back() == '\n')
-        text.pop_back();
-    return text;
-}
-
-class LoopDevice {
-  public:
-    LoopDevice(const std::string& file, const std::string& options)
-        : path_(output_of("losetup --find --show " + options + " " + file)) {}
-    LoopDevice(const LoopDevice&) = delete;
-    LoopDevice& operator=(const LoopDevice&) = delete;
-    ~LoopDevice() { output_of("losetup --detach " + path_); }
-    const std::string& path() const { return path_; }
-
-  private:
-    std::string path_;
 };
 
 class Mounted {
@@ -304,7 +271,7 @@ TEST_CASE("requests of many sizes in flight at once all arrive") {
 }
 
 TEST_CASE("block devices: size, blocks, exclusive, read-only, holes") {
-    if (!need_root("block devices")) return;
+    if (!loop_devices_work("block devices")) return;
     Fixture f;
     const auto backing = f.make_file("backing", 16 << 20);
     {
@@ -345,7 +312,7 @@ TEST_CASE("block devices: size, blocks, exclusive, read-only, holes") {
 }
 
 TEST_CASE("a full disk under a sparse file is ENOSPC, and what was there stays") {
-    if (!need_root("a small file system")) return;
+    if (!loop_devices_work("a small file system")) return;
     Fixture f;
     const auto image = f.make_file("image", 16 << 20);
     output_of("mkfs.ext4 -q -m 0 " + image);
@@ -373,7 +340,7 @@ TEST_CASE("a full disk under a sparse file is ENOSPC, and what was there stays")
 }
 
 TEST_CASE("a disk that knows neither holes nor zeroed ranges gets zeroes written") {
-    if (!need_root("file systems without fallocate")) return;
+    if (!loop_devices_work("file systems without fallocate")) return;
     Fixture f;
     const auto image = f.make_file("image", 32 << 20);
     // An ext4 without extents knows holes and no zeroed ranges; on a device-mapper... none is

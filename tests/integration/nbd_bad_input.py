@@ -154,9 +154,6 @@ def requests_out_of_bounds():
             equal(found[0], EPERM, "a change of a read-only export")
             check("not primary" in found[2], "and why")
         equal(client.read(0, 512), bytes(512), "reads go on")
-    with Server("--block", "4096") as server, server.client() as client:
-        equal(client.write(512, bytes(512)), EINVAL, "a sector on a disk of 4 KiB blocks")
-        equal(client.write(4096, bytes(4096)), 0, "a block")
 
 
 def wrong_magic():

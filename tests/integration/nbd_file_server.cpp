@@ -31,7 +31,7 @@ int usage() {
     std::fprintf(
         stderr,
         "usage: nbd_file_server --file PATH --door unix:PATH|tcp:HOST:PORT [--door ...]\n"
-        "  [--name NAME] [--read-only] [--block BYTES] [--buffers N] [--small-buffers N]\n"
+        "  [--name NAME] [--read-only] [--buffers N] [--small-buffers N]\n"
         "  [--clients N] [--commands N] [--buffer-bytes N] [--handshake-ms N] [--stall-ms N]\n"
         "  [--close-ms N] [--delay-us N] [--fail OFFSET LENGTH] [--dirty OFFSET LENGTH]\n"
         "  [--verbose]\n");
@@ -56,8 +56,6 @@ bool parse(int argc, char** argv, Arguments& arguments) {
             arguments.doors.emplace_back(argv[++i]);
         } else if (option == "--name") {
             arguments.name = argv[++i];
-        } else if (option == "--block") {
-            arguments.volume.logical_block_bytes = small();
         } else if (option == "--buffers") {
             arguments.volume.buffers = small();
         } else if (option == "--small-buffers") {

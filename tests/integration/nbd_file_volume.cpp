@@ -52,7 +52,7 @@ FileVolume::FileVolume(Reactor& reactor, std::unique_ptr<BlockFile> file,
 VolumeInfo FileVolume::info() const {
     VolumeInfo info;
     info.size_bytes = file_->size_bytes();
-    info.logical_block_bytes = std::max(options_.logical_block_bytes, file_->logical_block_bytes());
+    info.logical_block_bytes = file_->logical_block_bytes();
     info.writable = options_.writable;
     info.fast_zeroes = true;
     return info;
@@ -62,7 +62,7 @@ void FileVolume::submit(IoRequest& request) {
     // What a door promises to an engine.
     const bool has_data = request.kind == IoKind::read || request.kind == IoKind::write;
     ASSERT((request.kind == IoKind::flush) == (request.length == 0));
-    ASSERT((request.offset | request.length) % info().logical_block_bytes == 0);
+    ASSERT((request.offset | request.length) % sector_bytes == 0);
     ASSERT(request.offset + request.length <= file_->size_bytes());
     ASSERT(request.length <= (has_data ? io_bytes_max : extent_bytes));
     ASSERT(has_data == (request.buffer != nullptr));

@@ -19,7 +19,6 @@ namespace replica {
 
 struct FileVolumeOptions {
     bool writable = true;
-    std::uint32_t logical_block_bytes = 512;
     std::uint32_t buffers = 32;  // of 1 MiB each
     std::uint32_t small_buffers = 64;
     // A range on which every request fails with EIO; length 0: none.

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Two nodes in one process, with real files, sockets and rings: what a mirror has to do as long as
 // nobody is killed.
+#include <linux/loop.h>
+#include <sys/ioctl.h>
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -11,6 +14,7 @@
 
 #include "engine/io/metadata_file.hpp"
 #include "engine/node.hpp"
+#include "tests/integration/loop_device.hpp"
 #include "tests/integration/node_support.hpp"
 
 namespace replica::test {
@@ -69,6 +73,63 @@ TEST_CASE("zeroes and discards are equal on both disks") {
     CHECK(std::all_of(back.begin() + (6 << 20), back.end(),
                       [](std::byte b) { return b == std::byte{0}; }));
     mirror.finish();
+}
+
+// Sectors of 512 bytes are written, with either node as the Primary.
+TEST_CASE("disks of different block sizes hold the same") {
+    if (!loop_devices_work("a mirror of disks with blocks of 512 and 4096")) return;
+    const TempFile backing(disk_bytes);
+    const LoopDevice loop(backing.path(), "--sector-size 4096");
+    Pair pair;
+    pair.use_disk(1, loop.path());
+    pair.create(disk_bytes);
+    pair.up();
+    Prng prng(5);
+    for (const int primary : {0, 1}) {
+        Node& node = *pair.node(primary);
+        REQUIRE_OK(node.promote("r0", primary == 0));
+        pair.wait_synced();
+        pair.remember_size();
+        for (int i = 0; i < 150; ++i) {
+            const std::uint64_t at = prng.below(1000) * 512, bytes = (1 + prng.below(20)) * 512;
+            if (prng.below(4) == 0) REQUIRE_OK(node.write_zeroes("r0", at, bytes));
+            const auto written = pattern(bytes, prng.next());
+            REQUIRE_OK(node.write("r0", at, written, prng.below(4) == 0));
+            std::vector<std::byte> back(bytes);
+            REQUIRE_OK(node.read("r0", at, back));
+            REQUIRE(back == written);
+        }
+        REQUIRE_OK(node.demote("r0"));
+    }
+    pair.down();
+    CHECK(pair.same_content());
+    pair.a.reset(), pair.b.reset();  // before the device goes
+}
+
+TEST_CASE("a Primary in use goes on over a disk of larger blocks") {
+    if (!loop_devices_work("a disk with blocks of 4096 below a Primary")) return;
+    const TempFile backing(disk_bytes);
+    const LoopDevice loop(backing.path(), "");
+    Pair pair;
+    pair.use_disk(0, loop.path());
+    pair.create(disk_bytes);
+    pair.up();
+    REQUIRE_OK(pair.a->promote("r0", true));
+    pair.wait_synced();
+    pair.remember_size();
+    REQUIRE_OK(pair.a->detach("r0"));
+    REQUIRE_OK(pair.a->write("r0", 512, pattern(512, 1), false));
+    const int fd = open(loop.path().c_str(), O_RDONLY | O_CLOEXEC);
+    REQUIRE(fd >= 0);
+    CHECK(ioctl(fd, LOOP_SET_BLOCK_SIZE, 4096) == 0);
+    close(fd);
+    REQUIRE_OK(pair.a->attach("r0"));
+    pair.wait_synced();
+    for (std::uint64_t at = 512; at < 64U << 10; at += 1536)
+        REQUIRE_OK(pair.a->write("r0", at, pattern(1024, at), false));
+    pair.down();
+    CHECK(pair.same_content());
+    pair.a.reset(), pair.b.reset();
 }
 
 TEST_CASE("down and up keep the data and need no resync") {

@@ -150,9 +150,11 @@ class Pair {
         config.peers.push_back(peer);
         return config;
     }
+    // Before it is created: a block device in place of its file.
+    void use_disk(int i, const std::string& path) { disks_[i] = path; }
     void create(std::uint64_t bytes) {
         for (int i = 0; i < 2; ++i) {
-            make_file(disks_[i], bytes);
+            if (!disks_[i].starts_with("/dev/")) make_file(disks_[i], bytes);
             REQUIRE_OK(node(i)->create_resource(config(i), {}));
         }
     }
