@@ -169,8 +169,7 @@ Status Service::restore() {
         const std::string name = stored.config.name;
         auto entry = std::make_shared<Entry>();
         entry->stored = std::move(stored);
-        const auto added = node_.add_resource(entry->stored.config);
-        if (!added) entry->problem = added.error().message;
+        const auto added = make_known(*entry);
         const auto up = added && entry->stored.up ? bring_up(*entry) : ok_status();
         if (!added || !up) {
             log(LOG_ERR, fmt::format("resource {} is not up: {}", name,
@@ -185,6 +184,39 @@ Status Service::restore() {
     const std::lock_guard lock(mutex_);
     problems_ = std::move(loaded.problems);
     return ok_status();
+}
+
+bool Service::bring_up_rest() {
+    std::vector<EntryPtr> left;
+    {
+        const std::lock_guard lock(mutex_);
+        for (const auto& [name, entry] : entries_)
+            if (entry->try_again) left.push_back(entry);
+    }
+    for (const auto& entry : left) {
+        const std::unique_lock changing(entry->changing, std::try_to_lock);
+        if (!changing.owns_lock()) continue;
+        std::string reason;
+        bool known = false;
+        {
+            const std::lock_guard lock(mutex_);
+            if (entry->removed || !entry->stored.up) entry->try_again = false;
+            if (!entry->try_again) continue;
+            known = entry->problem.empty();
+            reason = known ? entry->not_up : entry->problem;
+        }
+        auto up = known ? ok_status() : make_known(*entry);
+        if (up) up = bring_up(*entry);
+        const std::string& name = entry->stored.config.name;
+        if (up) {
+            log(LOG_INFO, fmt::format("resource {} is up now", name));
+        } else if (up.error().message != reason) {
+            log(LOG_ERR, fmt::format("resource {} is not up: {}", name, up.error().message));
+        }
+    }
+    const std::lock_guard lock(mutex_);
+    return std::any_of(left.begin(), left.end(),
+                       [](const auto& entry) { return entry->try_again; });
 }
 
 void Service::stop() { stopping_ = true; }
@@ -278,10 +310,20 @@ void Service::ensure_known(Entry& entry) {
         }
         if (entry.problem.empty()) return;
     }
-    const auto added = node_.add_resource(entry.stored.config);
+    demand(make_known(entry));
+}
+
+// Of what keeps a resource from being up, what may go by without anybody saying anything.
+static bool may_go_by(const Error& error) {
+    return error.code == Errc::busy || error.code == Errc::not_found || error.code == Errc::io;
+}
+
+Status Service::make_known(Entry& entry) {
+    auto added = node_.add_resource(entry.stored.config);
     const std::lock_guard lock(mutex_);
     entry.problem = added ? "" : added.error().message;
-    demand(added);
+    entry.try_again = !added && may_go_by(added.error());
+    return added;
 }
 
 // The reason of a refusal stays with the resource: `status` tells it to who was not there.
@@ -289,6 +331,7 @@ Status Service::bring_up(Entry& entry) {
     auto up = node_.up(entry.stored.config.name);
     const std::lock_guard lock(mutex_);
     entry.not_up = up ? "" : up.error().message;
+    entry.try_again = !up && may_go_by(up.error());
     return up;
 }
 

@@ -64,6 +64,12 @@ class Service {
     // Errors: the store can not be read at all.
     Status restore();
 
+    // Tries again to bring up what restore() could not, where that may go by: the disk is in use,
+    // as by a process that was killed and waits for a slow disk, or is not there yet, or fails.
+    // True: some of it is left, to be tried again in a moment. A resource that is being changed is
+    // left alone. Blocks while a disk is opened; not beside hand_over() or the node's end.
+    bool bring_up_rest();
+
     // One request. Any thread; blocks until it is done. Errors: as Node, and invalid (parameters),
     // unsupported (no such method), cancelled (stop() or caller.gone).
     Result<Json> call(const std::string& method, const Json& params, const Caller& caller);
@@ -81,8 +87,9 @@ class Service {
     struct Entry {
         std::mutex changing;  // held over node and store by calls that change either
         StoredResource stored;
-        std::string problem;  // why the node does not know it; empty: it does
-        std::string not_up;   // why it could not be brought up; empty: it could, or nobody asked
+        std::string problem;     // why the node does not know it; empty: it does
+        std::string not_up;      // why it could not be brought up; empty: it could, or nobody asked
+        bool try_again = false;  // for one of these two
         bool removed = false;
     };
     using EntryPtr = std::shared_ptr<Entry>;
@@ -128,6 +135,7 @@ class Service {
     void check_peer(const std::string& name, const std::string& peer);
     void ensure_known(Entry& entry);
     Status bring_up(Entry& entry);
+    Status make_known(Entry& entry);
     void remember_up(Entry& entry, bool up);
     ResourceStatus status_of(const std::string& name);
 

@@ -117,12 +117,17 @@ sigset_t block_signals() {
     return set;
 }
 
-// True: to become the program that was chosen; false: to stop.
-bool wait_for_stop(const sigset_t& set, const Log& log, tools::Upgrader& upgrader) {
+// True: to become the program that was chosen; false: to stop. Meanwhile it tries again what could
+// not be brought up, once a second.
+bool wait_for_stop(const sigset_t& set, const Log& log, control::Service& service,
+                   tools::Upgrader& upgrader) {
+    constexpr timespec again{1, 0};
+    bool rest = true;
     int signal = 0;
     while (signal != SIGTERM && signal != SIGINT) {
         siginfo_t info{};
-        signal = sigwaitinfo(&set, &info);
+        signal = rest ? sigtimedwait(&set, &info, &again) : sigwaitinfo(&set, &info);
+        if (signal < 0) rest = service.bring_up_rest();
         if (signal == SIGHUP) log(LOG_INFO, "SIGHUP: there is nothing to reload");
         if (signal != upgrade_signal) continue;
         if (upgrader.chosen()) return true;
@@ -134,10 +139,10 @@ bool wait_for_stop(const sigset_t& set, const Log& log, tools::Upgrader& upgrade
     notify_manager("STOPPING=1");
     // From here a second SIGTERM or SIGINT ends the process at once, as a crash would: safe, but
     // what is active in the activity log is resynced at the next start.
-    sigset_t again = set;
-    sigdelset(&again, SIGHUP);
-    sigdelset(&again, upgrade_signal);
-    pthread_sigmask(SIG_UNBLOCK, &again, nullptr);
+    sigset_t second = set;
+    sigdelset(&second, SIGHUP);
+    sigdelset(&second, upgrade_signal);
+    pthread_sigmask(SIG_UNBLOCK, &second, nullptr);
     return false;
 }
 
@@ -202,7 +207,7 @@ Status run(const Options& options, const Log& log, const sigset_t& signals,
                               options.name, REPLICA_VERSION_TEXT, options.control,
                               options.listen.empty() ? "nothing else" : options.listen));
     notify_manager(fmt::format("READY=1\nSTATUS=node {} is ready", options.name));
-    while (wait_for_stop(signals, log, upgrader)) {
+    while (wait_for_stop(signals, log, service, upgrader)) {
         server.reset();
         upgrade(*node, service, upgrader, log);
         TRY(server, control::Server::start(service, server_options));

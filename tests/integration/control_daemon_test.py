@@ -361,6 +361,36 @@ def test_restart_remembers():
             alpha.ctl("promote", "r0")
 
 
+def test_what_could_not_be_brought_up():
+    """A disk that is in use or missing at the start is taken as soon as it can be, until `down`."""
+    with daemons("alpha", listen=False) as (alpha,):
+        disk = alpha.disk()
+        alpha.ctl("create", "r0", "--node-id", "0", "--disk", "disk.img")
+        alpha.ctl("up", "r0")
+        alpha.stop(signal.SIGKILL, -9)
+        with open(disk, "rb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            alpha.start()
+            status = alpha.status()
+            assert not status["up"] and "in use" in status["why"], status
+        until(lambda: alpha.status()["up"], "the disk that was in use is taken")
+        for taken in (True, False):
+            alpha.stop()
+            os.rename(disk, disk + ".away")
+            alpha.start()
+            status = alpha.status()
+            assert not status["up"] and "does not exist" in status["why"], status
+            if not taken:
+                alpha.ctl("down", "r0")
+            os.rename(disk + ".away", disk)
+            if taken:
+                until(lambda: alpha.status()["up"], "the disk that was missing is taken")
+        time.sleep(2.5)  # more than two of the attempts that there may not be
+        assert not alpha.status()["up"]
+        alpha.ctl("up", "r0")
+        assert alpha.log().count("resource r0 is up now") == 2, alpha.log()
+
+
 def test_damaged_configuration():
     """A file cut short is named and set aside; the other resource comes up."""
     with daemons("alpha", listen=False) as (alpha,):
