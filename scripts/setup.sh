@@ -17,8 +17,8 @@ test=(drbd-utils file python3-libnbd clang clang-format mandoc valgrind libnbd-d
 }
 # Taken where the archive has them, and done without elsewhere: what is not in every release, and
 # what the guests of tests/vm need (their kernel is fetched by tests/vm/kernel.sh).
-test_if_offered=(clang-format-14 qemu-system-x86 busybox-static kmod xz-utils xfsprogs dmsetup udev
-    systemd lvm2 thin-provisioning-tools)
+test_if_offered=(clang-format-14 qemu-system-x86 busybox-static kmod xz-utils zstd xfsprogs dmsetup
+    udev systemd lvm2 thin-provisioning-tools)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 

@@ -1,28 +1,17 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Process 1 of a guest once it stands on the host's root file system: makes it a machine in which a
-# program can run, runs /run/vm/program-N, and leaves its exit status in /run/vm/status-N. Or lets
-# systemd do that. See run.sh.
+# Process 1 of a guest once it stands on the host's root file system, and init.sh has set it up:
+# runs /run/vm/program-N, and leaves its exit status in /run/vm/status-N. Or lets systemd do that.
+# See run.sh.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export HOME=/root TERM=${TERM:-linux} LC_ALL=C.UTF-8
-word() { sed -n "s/.*replica\.$1=\([^ ]*\).*/\1/p" /proc/cmdline; }
+line=$(</proc/cmdline)
+word() {  # word NAME: the value of replica.NAME on the kernel's command line
+    [[ $line =~ replica\.$1=([^ ]*) ]] && printf '%s' "${BASH_REMATCH[1]}"
+}
 number=$(word guest)
 export VM_GUEST=$number VM_SHARED=/run/vm
-
 : >/run/vm/begun-"$number"
-mkdir -p /dev/pts /dev/shm /run/lock
-mount -t devpts devpts /dev/pts
-mount -t tmpfs tmpfs /dev/shm
-mount -t cgroup2 cgroup2 /sys/fs/cgroup 2>/dev/null
-rm -rf "/lib/modules/$(uname -r)"
-mkdir -p /lib/modules
-ln -s "$(word kernel)/lib/modules/$(uname -r)" "/lib/modules/$(uname -r)"
-hostname "guest$number"
-ip link set lo up
-if [ -e /sys/class/net/eth0 ]; then
-    ip address add "192.0.2.$number/24" dev eth0
-    ip link set eth0 up
-fi
 ulimit -c 0
 
 # systemd instead of us; the program is a service of it, and its end that of the machine.
@@ -73,9 +62,9 @@ fi
 dmesg >/run/vm/dmesg-"$number"
 # A program may have left a file system behind that nobody serves any more: do not wait for that.
 sync &
-for _ in 1 2 3 4 5 6 7 8 9 10; do
+for _ in {1..50}; do
     kill -0 $! 2>/dev/null || break
-    sleep 0.5
+    sleep 0.1
 done
 dmesg -n 1
 busybox poweroff -nf

@@ -12,7 +12,6 @@ fail() {
 }
 
 if [ -z "${VM_GUEST:-}" ]; then  # on the host
-    "$here/run.sh" --cache "$1" --timeout 100 --disk 32M --disk 16M "$self" single
     expect() {  # expect STATUS OPTIONS-AND-PROGRAM...
         local expected=$1 status=0
         shift
@@ -20,10 +19,10 @@ if [ -z "${VM_GUEST:-}" ]; then  # on the host
         [ "$status" = "$expected" ] || fail "exit status $status, not $expected: $*"
     }
     cache=$1
-    expect 7 --timeout 100 bash -c 'exit 7'
-    expect 124 --timeout 20 sleep 100
-    expect 125 --timeout 100 bash -c 'echo c >/proc/sysrq-trigger; sleep 9'
-    expect 0 --timeout 150 --guests 2 --disk 8M "$self" pair
+    expect 7 --timeout 200 --disk 32M --disk 16M "$self" single
+    expect 124 --timeout 12 sleep 1000
+    expect 125 --timeout 200 bash -c 'echo c >/proc/sysrq-trigger; sleep 1000'
+    expect 0 --timeout 300 --guests 2 --disk 8M "$self" pair
     echo "guests run programs, alone and in pairs"
     exit
 fi
@@ -47,11 +46,12 @@ case "$1" in
         umount /mnt/here
         # The host's files can be written here, and do not change there.
         touch "$here/guest-was-here"
+        exit 7
         ;;
     pair)
         [ "$(blockdev --getsize64 /dev/vda)" = $((8 << 20)) ] || fail "no disk"
         touch "$VM_SHARED/up-$VM_GUEST"
-        for _ in $(seq 300); do
+        for _ in $(seq 2000); do
             [ -e "$VM_SHARED/up-$((3 - VM_GUEST))" ] && break
             sleep 0.1
         done
@@ -60,12 +60,12 @@ import socket, sys, time
 peer, guest = sys.argv[1], sys.argv[2]
 if guest == "1":
     with socket.create_server(("", 7000)) as server:
-        server.settimeout(30)
+        server.settimeout(200)
         server.accept()[0].sendall(b"hello")
 else:
-    for _ in range(100):
+    for _ in range(200):
         try:
-            with socket.create_connection((peer, 7000), 3) as s:
+            with socket.create_connection((peer, 7000), 20) as s:
                 sys.exit(0 if s.recv(5) == b"hello" else 1)
         except OSError:
             time.sleep(0.2)

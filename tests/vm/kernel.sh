@@ -22,6 +22,7 @@ fi
 mkdir -p "$target"
 exec 9>"$target/lock"
 flock 9
+rm -rf "$target"/unpack.*  # of a run that was killed
 if whole "$target/kernel"; then
     echo "$target/kernel"
     exit
@@ -44,7 +45,11 @@ done
 work=$(mktemp -d "$target/unpack.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 chmod 755 "$work"
-(cd "$work" && apt-get -q download "$package" >apt.log 2>&1) ||
+download() {
+    (cd "$work" && timeout 300 apt-get -q -o Acquire::Retries=5 -o Acquire::http::Timeout=30 \
+        download "$package" >apt.log 2>&1)
+}
+download || { sleep 5 && download; } ||
     missing "$package can not be downloaded: $(tail -n 1 "$work/apt.log")"
 mkdir "$work/kernel"
 dpkg-deb -x "$work"/linux-image-*.deb "$work/kernel"
@@ -53,5 +58,6 @@ if [ ! -d "$work/kernel/lib/modules" ]; then  # Debian 13 ships them below usr
     ln -s ../usr/lib/modules "$work/kernel/lib/modules"
 fi
 depmod -b "$work/kernel" "$version"
+rm -rf "$target/kernel"
 mv "$work/kernel" "$target/kernel"
 echo "$target/kernel"

@@ -24,8 +24,10 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 
 # Where guests are emulated on a busy machine, the kernel must not judge its timer by the time that
-# passes.
-parameters="console=ttyS0 panic=-1 no_timer_check quiet"
+# passes, nor its clock; and it needs no protection from its programs.
+parameters="console=ttyS0 quiet panic=-1 oops=panic"
+parameters+=" no_timer_check tsc=reliable lpj=16000000 mitigations=off"
+boot_seconds=100  # in which a guest has to boot
 guests=1 guest="" shared="" memory=1024 cpus=2 timeout=300 shell=0 systemd=""
 cache=${REPLICA_VM_CACHE:-$here/../../build/vm}
 disks=()
@@ -73,6 +75,21 @@ kernel=$("$here/kernel.sh" "$cache") || skip "see above"
 vmlinuz=$(compgen -G "$kernel/boot/vmlinuz-*" | sort -V | tail -n 1)
 version=${vmlinuz##*/vmlinuz-}
 
+# The kernel as it is in memory, which QEMU can start, too (PVH): to unpack itself costs an emulated
+# one seconds. Makes an empty file where that can not be had.
+unpack_kernel() {
+    local to=$1 start length
+    header() { od -An -j $(($1)) -N "$2" -t "u$2" "$vmlinuz" | tr -d ' '; }
+    start=$((($(header 0x1f1 1) + 1) * 512 + $(header 0x248 4)))
+    length=$(($(header 0x24c 4) - 4))  # of what is compressed; then comes its length in memory
+    tail -c +$((start + 1)) "$vmlinuz" | head -c $length >"$to.zst" || true
+    if ! zstd -qdc "$to.zst" >"$to.new" || ! readelf -n "$to.new" | grep 0x00000012; then
+        : >"$to.new"
+    fi >/dev/null 2>&1
+    rm "$to.zst"
+    mv "$to.new" "$to"
+}
+
 # The modules that lead to the host's files, in the order in which they load.
 make_initramfs() {
     local to=$1 work number=100 module
@@ -99,30 +116,33 @@ make_initramfs() {
     rm -r "$work"
     mv "$work.gz" "$to"
 }
-initramfs=$cache/initramfs-$version.gz
-(
-    flock 9
-    [ "$initramfs" -nt "$here/init.sh" ] || make_initramfs "$initramfs"
-) 9>"$cache/lock" || exit
-
 # KVM that is there may still not be able to run a kernel, in a guest of a guest above all: ask for
 # a whole boot, once.
-accelerator() {
-    local verdict=$cache/accelerator
-    if [ ! -f "$verdict" ]; then
-        echo tcg >"$verdict.new"
-        if [ -w /dev/kvm ] && timeout -k 1 20 qemu-system-x86_64 -nodefaults -display none \
-            -no-reboot -accel kvm -cpu host -m 256 -serial stdio -kernel "$vmlinuz" \
-            -initrd "$initramfs" -append "$parameters replica.run=probe" \
-            </dev/null 2>/dev/null | grep -q 'vm: alive'; then
-            echo kvm >"$verdict.new"
-        fi
-        mv "$verdict.new" "$verdict"
+find_accelerator() {
+    local verdict=tcg
+    if [ -w /dev/kvm ] && timeout -k 1 20 qemu-system-x86_64 -nodefaults -display none \
+        -no-reboot -accel kvm -cpu host -m 256 -serial stdio -kernel "$vmlinuz" \
+        -initrd "$initramfs" -append "$parameters replica.run=probe" \
+        </dev/null 2>/dev/null | grep 'vm: alive' >/dev/null; then
+        verdict=kvm
     fi
-    cat "$verdict"
+    echo $verdict >"$1"
 }
-acceleration=(-accel "tcg,thread=multi" -cpu max)
-[ "$(accelerator)" = tcg ] || acceleration=(-accel kvm -cpu host)
+initramfs=$cache/initramfs-$version.gz vmlinux=$cache/vmlinux-$version
+accelerator=$cache/accelerator
+(
+    flock 9
+    rm -rf "$cache"/initramfs.*  # of a run that was killed
+    [ "$initramfs" -nt "$here/init.sh" ] || make_initramfs "$initramfs"
+    [ "$vmlinux" -nt "$vmlinuz" ] || unpack_kernel "$vmlinux"
+    [ -s "$accelerator" ] || find_accelerator "$accelerator"
+) 9>"$cache/lock" || exit
+[ ! -s "$vmlinux" ] || vmlinuz=$vmlinux
+# Two processors in turn, not at once: else one may translate code that the other one is changing,
+# and keep what it was (QEMU before 8.1), of which now and then a kernel dies or hangs. A kernel
+# changes its code while it boots, and later, too. It also costs a quarter less.
+acceleration=(-accel "tcg,thread=single" -cpu max)
+[ "$(<"$accelerator")" = tcg ] || acceleration=(-accel kvm -cpu host)
 
 run=$(mktemp -d "${TMPDIR:-/var/tmp}/replica-vm.XXXXXX")
 pids=()
@@ -202,21 +222,32 @@ if [ "$shell" = 1 ]; then
     qemu-system-x86_64 "${arguments[@]}"
     exit
 fi
-# Until it ends. An emulated kernel now and then dies while it boots (it changes its own code, on
-# several processors): one that ends before it has begun with the program is booted again.
+# Until it ends. An emulated kernel may die or hang while it boots, by no fault of ours: one that
+# has not begun with the program by then is booted again.
 run_guest() {  # run_guest NUMBER PREFIX
-    local attempt qemu ended
+    local attempt qemu printer ended end begun=$shared/begun-$1 pid_file=$shared/guest-$1.pid
     qemu_arguments "$1"
+    mkfifo "$run/console-$1"
     for attempt in 1 2 3; do
-        timeout -k 5 "$timeout" nice qemu-system-x86_64 "${arguments[@]}" </dev/null \
-            > >(sed -u "s/\r*\$//; /reboot: Power down\$/d; s/^/$2/") &
+        rm -f "$pid_file"
+        sed -u "s/\r*\$//; /reboot: Power down\$/d; s/^/$2/" <"$run/console-$1" &
+        printer=$!
+        timeout -k 5 "$timeout" qemu-system-x86_64 "${arguments[@]}" </dev/null \
+            >"$run/console-$1" &
         qemu=$!
         # shellcheck disable=SC2064  # this one
         trap "kill $qemu 2>/dev/null || true; wait $qemu; exit 143" TERM
+        end=$((SECONDS + boot_seconds))
+        until [ -e "$begun" ] || ! kill -0 $qemu 2>/dev/null || [ "$SECONDS" -ge $end ]; do
+            sleep 0.1
+        done
+        [ -e "$begun" ] || [ ! -e "$pid_file" ] || kill -KILL "$(<"$pid_file")" 2>/dev/null || true
         ended=0
         wait "$qemu" || ended=$?
-        if [ "$ended" != 0 ] || [ -e "$shared/begun-$1" ] || [ "$attempt" = 3 ]; then break; fi
-        echo "run.sh: guest $1 died while it booted; once more" >&2
+        wait "$printer" || true
+        # 124: it got less time than it takes to boot.
+        if [ -e "$begun" ] || [ "$ended" = 124 ] || [ "$attempt" = 3 ]; then break; fi
+        echo "run.sh: guest $1 died or hung while it booted ($ended); once more" >&2
     done
     exit "$ended"
 }
