@@ -13,11 +13,12 @@ if [ -z "${VM_GUEST:-}" ]; then
     exec "$here/run.sh" --cache "$bin/vm" --timeout 600 "$here/$(basename "$0")" "$bin"
 fi
 
+# shellcheck source=tests/vm/nodes.sh
+. "$here/nodes.sh"
 resource=r0
 size=$((64 << 20))
 disk=
 hosts='/sys/bus/pseudo/drivers/scsi_debug/adapter*/host*'
-seen() { printf '%4d s  ok %s\n' "$SECONDS" "$*"; }
 finish() {
     local code=$?
     trap - EXIT
@@ -31,7 +32,7 @@ trap finish EXIT
 
 # The one disk of the scsi_debug module.
 find_disk() {
-    local found end=$((SECONDS + 20))
+    local found end=$((SECONDS + 60))
     until found=$(compgen -G "$hosts/target*/*:*/block/*"); do
         [ "$SECONDS" -lt "$end" ] || cluster_fail "scsi_debug has no disk"
         sleep 0.1
@@ -48,7 +49,7 @@ put_back() {
     find_disk
 }
 wait_disk() {  # wait_disk STATE
-    local end=$((SECONDS + 20))
+    local end=$((SECONDS + 60))
     until [ "$(status_field alpha $resource '.devices[0]."disk-state"')" = "$1" ]; do
         [ "$SECONDS" -lt "$end" ] || cluster_fail "the disk is not $1: $(ctl alpha status)"
         sleep 0.05
@@ -67,7 +68,7 @@ for node in alpha beta; do
     path=$CLUSTER_DIR/beta/disk
     [ $node = beta ] || path=$disk
     ctl $node create $resource --node-id "${NODE_ID[$node]}" --disk "$path" --size $size \
-        --peer "$(peer_argument "$(peer_of $node)")"
+        --peer "$(peer_argument "$(peer_of $node)")" "${PATIENT[@]}"
     ctl $node up $resource
 done
 ctl alpha wait $resource --until connected --timeout 60
@@ -78,7 +79,9 @@ fio --name=before --ioengine=nbd --uri="$(uri_of alpha $resource)" --rw=write --
     --verify=crc32c --verify_state_save=0 --minimal >/dev/null
 seen "a mirror whose primary is on $disk"
 
-sleep 1  # what was written is flushed: from here on nobody touches the disk
+# From here on nobody touches the disk: what was written is flushed.
+touched() { awk '{print $1, $5, $9, $16}' "/sys/block/${disk#/dev/}/stat"; }
+until before=$(touched) && sleep 1 && [ "$(touched)" = "$before" ]; do :; done
 pull_out
 wait_disk Diskless
 grep -q "$disk was removed from this machine" "$CLUSTER_DIR/alpha/log" ||
@@ -90,7 +93,7 @@ seen "pulled out while idle: noticed, and the data is read from the peer"
 
 reattach() {
     put_back
-    ctl alpha unexport $resource
+    close_doors alpha $resource
     ctl alpha demote $resource
     ctl alpha attach $resource
     ctl alpha wait $resource --until synced --timeout 100
@@ -99,19 +102,29 @@ reattach() {
 reattach
 seen "put back, attached, synced"
 
+writes() { awk '{print $5}' "/sys/block/${disk#/dev/}/stat"; }
 for round in 1 2 3; do
+    before=$(writes)
     fio --name=load --ioengine=nbd --uri="$(uri_of alpha $resource)" --rw=randwrite --bs=4k-64k \
         --iodepth=16 --size=32M --verify=crc32c --verify_fatal=1 --verify_state_save=0 \
-        --time_based --runtime=5 --minimal >"$CLUSTER_DIR/fio" 2>&1 &
+        --time_based --runtime=1000 --minimal >"$CLUSTER_DIR/fio" 2>&1 &
     load=$!
-    sleep 1.$((RANDOM % 10))
+    until [ "$(writes)" -gt $((before + 50)) ]; do
+        kill -0 $load || cluster_fail "the load has ended: $(tail -n 5 "$CLUSTER_DIR/fio")"
+        sleep 0.1
+    done
+    sleep 0.$((RANDOM % 10))
     pull_out
     wait_disk Diskless
-    wait $load || cluster_fail "the load saw an error: $(tail -n 5 "$CLUSTER_DIR/fio")"
+    sleep 1  # it goes on with the peer's
+    kill -TERM $load
+    ended=0
+    wait $load || ended=$?  # 128: it was told to end; an error counts as one more
+    [ $ended = 128 ] || cluster_fail "the load saw an error: $(tail -n 5 "$CLUSTER_DIR/fio")"
     reattach
     seen "pulled out under load, round $round: no error above"
 done
-ctl alpha unexport $resource
+close_doors alpha $resource
 for node in alpha beta; do
     ctl $node down $resource
 done

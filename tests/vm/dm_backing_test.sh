@@ -49,7 +49,7 @@ mirror() {
     resource=on-$kind
     for node in "${NODES[@]}"; do
         ctl "$node" create "$resource" --node-id "${NODE_ID[$node]}" --disk "$(disk_of "$node")" \
-            --size $size --force --peer "$(peer_argument "$(peer_of "$node")")"
+            --size $size --force --peer "$(peer_argument "$(peer_of "$node")")" "${PATIENT[@]}"
         ctl "$node" up "$resource"
     done
     ctl alpha wait "$resource" --until connected --timeout 60
@@ -57,27 +57,22 @@ mirror() {
     [ "${1:-}" = unsynced ] || ctl alpha wait "$resource" --until synced --timeout 100
     ctl alpha export "$resource" --nbd "unix:$(door_of alpha)"
 }
-start_load() {
-    fio --name=load --ioengine=nbd --uri="$(uri_of alpha "$resource")" --rw=randwrite --bs=4k-64k \
-        --iodepth=16 --size=12M --loops="$1" --verify=crc32c --verify_fatal=1 \
-        --verify_backlog=64 --verify_state_save=0 --fsync=64 --minimal >"$CLUSTER_DIR/fio" 2>&1 &
-    load=$!
-    sleep 1
-}
+start_load() { load_begin --ioengine=nbd --uri="$(uri_of alpha "$resource")"; }
 
 try() {
     kind=$1
     make
     mirror
-    start_load 2
+    start_load
     cluster_crash beta
-    sleep 0.5
+    load_goes_on alpha "$(written alpha)"
     cluster_start beta
-    wait $load || cluster_fail "the load saw an error: $(tail -n 5 "$CLUSTER_DIR/fio")"
+    load_goes_on alpha "$(written alpha)"
+    load_end
     ctl alpha wait "$resource" --until synced --timeout 100
-    start_load 9
+    start_load
     cluster_crash alpha
-    wait $load && cluster_fail "the load did not notice the death of its server"
+    wait "$load" && cluster_fail "the load did not notice the death of its server"
     cluster_start alpha
     ctl alpha wait "$resource" --until synced --timeout 100
     for node in "${NODES[@]}"; do

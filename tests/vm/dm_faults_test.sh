@@ -24,18 +24,7 @@ disk_of() { printf '/dev/mapper/leg-%s' "$1"; }
 sound() { printf '0 %d linear %s 0' $sectors "${RAW[$1]}"; }
 mend() { dm_reload "leg-$1" "$(sound "$1")"; }
 
-# load NAME SECONDS: through the primary's door, verified as it goes.
-load() {
-    fio --name="$1" --ioengine=nbd --uri="$(uri_of alpha $resource)" --rw=randrw --bs=4k-64k \
-        --iodepth=16 --size=24M --loops=99 --time_based --runtime="$2" --verify=crc32c \
-        --verify_fatal=1 --verify_backlog=64 --verify_state_save=0 --fsync=64 \
-        --output-format=json >"$CLUSTER_DIR/fio-$1" 2>&1
-}
-load_ends() {
-    wait "$pid" || cluster_fail "the load saw an error: $(tail -n 5 "$CLUSTER_DIR/fio-$1")"
-    verified=$(sed -n '/^{/,$p' "$CLUSTER_DIR/fio-$1" | jq '.jobs[0].read.total_ios')
-    [ "$verified" -gt 0 ] || cluster_fail "the load has verified nothing"
-}
+start_load() { load_begin --ioengine=nbd --uri="$(uri_of alpha $resource)"; }
 why() { status_field "$1" $resource '.why'; }
 again() {  # attach and resync NODE
     ctl "$1" attach $resource
@@ -43,7 +32,7 @@ again() {  # attach and resync NODE
 }
 replicas_are() {  # replicas_are equal|different
     local node
-    ctl alpha unexport $resource
+    close_doors alpha $resource
     for node in "${NODES[@]}"; do
         ctl "$node" down $resource
     done
@@ -64,7 +53,8 @@ begin() {
         dm_create "leg-$node" "$(sound "$node")"
         cluster_start "$node"
         ctl "$node" create $resource --node-id "${NODE_ID[$node]}" --disk "$(disk_of "$node")" \
-            --size $size --peer "$(peer_argument "$(peer_of "$node")")" --request-timeout-ms 3000
+            --size $size --peer "$(peer_argument "$(peer_of "$node")")" \
+            --ping-timeout-ms 30000
         ctl "$node" up $resource
     done
     ctl alpha wait $resource --until connected --timeout 60
@@ -75,12 +65,11 @@ begin() {
 
 # Every write of the primary's disk fails: it is given up, the peer serves.
 failing_writes() {
-    load writes 6 &
-    pid=$!
-    sleep 2
+    start_load
     dm_reload leg-alpha "0 $sectors flakey ${RAW[alpha]} 0 0 60 1 error_writes"
     dm_wait "alpha's disk is given up" disk_is alpha Diskless
-    load_ends writes
+    load_goes_on alpha "$(written alpha)"
+    load_end
     [ "$(status_field alpha $resource .role)" = Primary ] || cluster_fail "alpha is not Primary"
     [ -n "$(why alpha)" ] || cluster_fail "the status does not say why"
     echo "     status: $(why alpha)"
@@ -101,7 +90,7 @@ $((bad + many)) $((sectors - bad - many)) linear ${RAW[alpha]} $((bad + many))"
     nbdcopy "$(uri_of alpha $resource)" "$CLUSTER_DIR/copy"
     cmp --bytes=$((24 << 20)) "$CLUSTER_DIR/random" "$CLUSTER_DIR/copy" ||
         cluster_fail "what was read is not what was written"
-    [ "$(disk_state alpha)" = Diskless ] || cluster_fail "the disk is $(disk_state alpha)"
+    dm_wait "alpha's disk is given up" disk_is alpha Diskless
     echo "     status: $(why alpha)"
     mend alpha
     again alpha
@@ -122,9 +111,8 @@ $((bad + many)) $((sectors - bad - many)) linear ${RAW[alpha]} $((bad + many))"
 # It says that it has written, and has not. Only comparing finds that.
 lying_disk() {
     dm_reload leg-beta "0 $sectors flakey ${RAW[beta]} 0 0 600 1 drop_writes"
-    load lies 3 &
-    pid=$!
-    load_ends lies
+    start_load
+    load_end
     [ "$(disk_state beta)" = UpToDate ] || cluster_fail "somebody noticed: tell the documents"
     ctl beta disconnect $resource alpha  # or its metadata would be missed
     mend beta
@@ -142,9 +130,8 @@ slow_leg() {
     local generation
     generation=$(status_field alpha $resource '.devices[0]."current-uuid"')
     dm_reload leg-beta "0 $sectors delay ${RAW[beta]} 0 0 ${RAW[beta]} 0 400"
-    load slow 8 &
-    pid=$!
-    load_ends slow
+    start_load
+    load_end
     [ "$(status_field alpha $resource '.devices[0]."current-uuid"')" = "$generation" ] ||
         cluster_fail "somebody was evicted"
     [ "$(disk_state beta)" = UpToDate ] || cluster_fail "beta is $(disk_state beta)"
@@ -155,26 +142,30 @@ slow_leg() {
 
 # It neither answers nor fails. The secondary's is left behind after the timeout; its status names
 # it, as that of a primary does.
+is_named() { why "$1" | grep 'has not answered for'; }
 hanging_disk() {
+    local node
+    for node in "${NODES[@]}"; do
+        ctl "$node" options $resource --request-timeout-ms 3000 >/dev/null
+    done
+    start_load
     dmsetup suspend --nolockfs leg-beta
-    load hangs 12 &
-    pid=$!
-    dm_wait "beta is named" sh -c "'$bin/tools/replicactl' --control '$(control_socket beta)' \
-        status $resource --json | jq -r '.[0].why' | grep 'has not answered for'"
+    dm_wait "beta is named" is_named beta
     echo "     status: $(why beta)"
-    load_ends hangs
+    load_goes_on alpha "$(written alpha)"
+    load_end
     dmsetup resume leg-beta
     ctl alpha wait $resource --until synced --timeout 100
+    start_load
     dmsetup suspend --nolockfs leg-alpha
-    load waits 14 &
-    pid=$!
-    dm_wait "alpha is named" sh -c "'$bin/tools/replicactl' --control '$(control_socket alpha)' \
-        status $resource --json | jq -r '.[0].why' | grep 'has not answered for'"
+    dm_wait "alpha is named" is_named alpha
     echo "     status: $(why alpha)"
     dmsetup resume leg-alpha
-    load_ends waits
+    load_goes_on alpha "$(written alpha)"
+    load_end
     ctl alpha wait $resource --until synced --timeout 100
-    [ -z "$(why alpha)" ] || cluster_fail "the status still says: $(why alpha)"
+    says_nothing() { [ -z "$(why alpha)" ]; }
+    dm_wait "the status says nothing any more" says_nothing
     replicas_are equal
     seen "a disk that hangs: named, and a secondary's is left behind"
 }

@@ -14,7 +14,7 @@ bin=${1:?usage: dm_mapped_test.sh BIN_DIR doors|nodes [--full]}
 part=${2:?doors or nodes}
 full=${3:-}
 if [ -z "${VM_GUEST:-}" ]; then
-    exec "$here/run.sh" --cache "$bin/vm" --timeout $((${#full} > 0 ? 2400 : 700)) --disk 160M \
+    exec "$here/run.sh" --cache "$bin/vm" --timeout $((${#full} > 0 ? 2400 : 600)) --disk 160M \
         --disk 160M "$here/$(basename "$0")" "$bin" "$part" "$full"
 fi
 # shellcheck source=tests/vm/dm.sh
@@ -38,7 +38,7 @@ refuses() {  # refuses NODE EXIT-STATUS COMMAND...
     [ "$status" = "$expected" ] ||
         cluster_fail "$* ended with $status, not with $expected: $(cat "$CLUSTER_DIR/said")"
 }
-doors() { status_field "$1" $resource '.devices[0].doors | join(" ")'; }
+doors() { status_field "$1" $resource '.devices[0].doors[]' | paste -sd ' '; }
 below() { dmsetup table "replica-$resource" | awk '{print $4}'; }  # its number
 # This door is the only one, and lies below.
 lies_on() {
@@ -49,18 +49,10 @@ lies_on() {
 }
 must_lie_on() { lies_on "$1" || cluster_fail "not on $1: $(doors alpha), and it is $(below)"; }
 
-load_begin() {
-    fio --name=load --directory=/mnt/volume --rw=randwrite --bs=4k-64k --iodepth=16 --size=12M \
-        --loops=99 --time_based --runtime="$1" --ioengine=io_uring --verify=crc32c \
-        --verify_backlog=64 --verify_fatal=1 --verify_state_save=0 --fsync=64 \
-        --output-format=json >"$CLUSTER_DIR/fio" 2>&1 &
-    load=$!
-    sleep 1
-}
-load_end() {
-    wait "$load" || cluster_fail "the load saw an error: $(tail -n 5 "$CLUSTER_DIR/fio")"
-    verified=$(sed -n '/^{/,$p' "$CLUSTER_DIR/fio" | jq '.jobs[0].read.total_ios')
-    [ "$verified" -gt 0 ] || cluster_fail "the load has verified nothing"
+start_load() { load_begin --ioengine=io_uring --directory=/mnt/volume; }
+end_load() {  # it goes on until here
+    load_goes_on alpha "$(written alpha)"
+    load_end
     no_errors
 }
 
@@ -85,7 +77,7 @@ begin() {
     for node in "${NODES[@]}"; do
         cluster_start "$node"
         ctl "$node" create $resource --node-id "${NODE_ID[$node]}" --disk "$(disk_of "$node")" \
-            --size $size --peer "$(peer_argument "$(peer_of "$node")")"
+            --size $size --peer "$(peer_argument "$(peer_of "$node")")" "${PATIENT[@]}"
         ctl "$node" up $resource
     done
     ctl alpha wait $resource --until connected --timeout 60
@@ -142,13 +134,13 @@ the_device() {
 # Below a mounted file system under load: ublk, nbd, and back.
 swaps() {
     for _ in $(seq "$1"); do
-        load_begin 5
+        start_load
         ctl alpha export $resource --mapped --door nbd >/dev/null
         must_lie_on nbd
         [ ! -e /dev/ublkb0 ] || cluster_fail "the door before is still there"
         ctl alpha export $resource --mapped --door ublk >/dev/null
         must_lie_on ublk
-        load_end
+        end_load
     done
     seen "swapped below a load, $1 times to and fro: no error above, $verified reads verified"
 }
@@ -168,15 +160,14 @@ killed_at() {  # killed_at CALL:WHEN [held]
     local target=nbd
     ! lies_on nbd || target=ublk
     start_doomed dm "DM_KILL=$1"
-    load_begin 12
+    start_load
     [ -z "${2:-}" ] || ctl alpha hold $resource
     ctl alpha export $resource --mapped --door $target >/dev/null 2>&1 || true
-    cluster_wait_gone "${PID[alpha]}" 30 || cluster_fail "not killed at $1"
+    cluster_wait_gone "${PID[alpha]}" 60 || cluster_fail "not killed at $1"
     unset "PID[alpha]"
-    sleep 0.5
     cluster_start alpha
     dm_wait "it is put right after $1" settled
-    load_end
+    end_load
     echo "     killed${2:+ when $2} at $1: then over $(doors alpha | sed 's/.* over //')"
 }
 adopted() { ctl alpha status $resource --json | grep -q '"mapped:' && ! waits; }
@@ -208,19 +199,18 @@ remote_on() {  # the volume is used here, and served by beta
 }
 remote_off() {
     ctl alpha hold $resource
-    ctl beta unexport $resource
+    close_doors beta $resource
     ctl beta demote $resource
     ctl alpha promote $resource
     ctl alpha export $resource --mapped >/dev/null
 }
-beta_written() { status_field beta $resource '.devices[0]."written-bytes"'; }
-beta_gets_more() { [ "$(beta_written)" -gt "$1" ]; }
-goes_on() { dm_wait "$1" beta_gets_more $(($(beta_written) + 262144)); }
+beta_gets_more() { [ "$(written beta)" -gt "$1" ]; }
+goes_on() { dm_wait "$1" beta_gets_more $(($(written beta) + 262144)); }
 
 # The users of the device here, the role there: held, demoted, promoted there, mapped; and back.
 moves() {
     for _ in $(seq "$1"); do
-        load_begin 20
+        start_load
         ctl alpha hold $resource
         says 'is held' || cluster_fail "nobody says so"
         ctl alpha export $resource --mapped >/dev/null
@@ -232,7 +222,7 @@ moves() {
         dm_wait "it is known again" adopted
         remote_off
         must_lie_on ublk
-        load_end
+        end_load
     done
     seen "moved to the other node and back under load, $1 times: no error above"
 }
@@ -242,7 +232,7 @@ grown() {
     local said
     lies_on ublk || ctl alpha export $resource --mapped --door ublk >/dev/null
     must_lie_on ublk
-    load_begin 16
+    start_load
     ctl beta resize $resource --size 80M >/dev/null
     said=$(ctl alpha resize $resource --size 80M)
     [[ $said == *"# $mapped stays as large"*"--mapped --door nbd"* ]] || cluster_fail "said: $said"
@@ -260,14 +250,14 @@ grown() {
     resize2fs $mapped >/dev/null 2>&1 || cluster_fail "resize2fs failed"
     [ "$(df --output=size -BM /mnt/volume | tail -n 1 | tr -dc 0-9)" -gt 80 ] ||
         cluster_fail "the file system has not grown"
-    load_end
+    end_load
     seen "grown under a load, with a swap where the door could not"
 }
 
 # What breaks the way to the other node, is mended, and is waited for by the users of the device.
 reconnects() {
     local began
-    load_begin 80
+    start_load
     remote_on
     refuses beta 3 export $resource --nbd $remote
     cluster_crash beta
@@ -277,14 +267,14 @@ reconnects() {
     ctl beta wait $resource --until synced --timeout 60
     ctl beta export $resource --nbd $remote --read-only  # which is not what it had
     dm_wait "the status says so" says 'for reading only'
-    ctl beta unexport $resource
+    close_doors beta $resource
     ctl beta promote $resource
     ctl beta export $resource --nbd $remote
     began=$SECONDS
     goes_on "beta's daemon is back"
     echo "     beta's daemon was killed: went on after $((SECONDS - began)) s"
     ip link set cable down
-    sleep 18
+    dm_wait "the status says that it is cut" says 'no connection below'
     ip link set cable up
     began=$SECONDS
     goes_on "the cable is mended"
@@ -302,17 +292,17 @@ reconnects() {
     ctl alpha map $resource --to $remote >/dev/null  # the same, again
     goes_on "it was held"
     remote_off
-    load_end
+    end_load
     seen "another daemon, another cable, another connection: no error above"
 }
 
 # A daemon that dies while it is held, before the door below is closed, leaves it so.
 is_held() { [ "$(doors alpha)" = "mapped:$mapped, held" ]; }
 held() {
-    load_begin 20
+    start_load
     start_doomed ublk UBLK_KILL=07:before
     ctl alpha hold $resource 2>/dev/null || true
-    cluster_wait_gone "${PID[alpha]}" 30 || cluster_fail "not killed when it was held"
+    cluster_wait_gone "${PID[alpha]}" 60 || cluster_fail "not killed when it was held"
     unset "PID[alpha]"
     cluster_start alpha
     dm_wait "the status says that it is held" says 'is held'
@@ -325,7 +315,7 @@ held() {
     ctl alpha promote $resource
     refuses alpha 4 unexport $resource
     ctl alpha export $resource --mapped >/dev/null
-    load_end
+    end_load
     seen "killed while it is held: stays held, and goes on when it is told to"
 }
 
@@ -364,16 +354,25 @@ forced() {
 
 # By force, where what was asked of it does not end.
 begin_user() {
-    local node
+    local node before server=alpha
+    [ "$1" = here ] || server=beta
     for node in "${NODES[@]}"; do ctl "$node" up $resource 2>/dev/null || true; done
     ctl alpha wait $resource --until synced --timeout 100
     ctl alpha promote $resource
     ctl alpha export $resource --mapped >/dev/null
     [ "$1" = here ] || remote_on
+    before=$(written "$server")
     # The last one fails.
     while dd if=/dev/zero of=$mapped bs=1M count=48 oflag=direct 2>/dev/null; do :; done &
     user=$!
-    sleep 2
+    load_goes_on "$server" "$before"
+}
+# Something was asked of the device that is not answered, nor a second later.
+hangs() {
+    local stat before
+    stat=/sys/block/$(basename "$(readlink -f $mapped)")/stat
+    before=$(awk '{print $1 + $5, $9}' "$stat")
+    [ "${before#* }" != 0 ] && sleep 1 && [ "$(awk '{print $1 + $5, $9}' "$stat")" = "$before" ]
 }
 unexported() {  # unexported WHAT
     local began=$SECONDS
@@ -384,12 +383,17 @@ unexported() {  # unexported WHAT
     echo "     $1: taken away in $((SECONDS - began)) s"
 }
 forced_hanging() {
+    local node
+    for node in "${NODES[@]}"; do  # who is frozen will be given up
+        ctl "$node" up $resource
+        ctl "$node" options $resource --ping-timeout-ms 5000 >/dev/null
+    done
     begin_user there
     kill -STOP "${PID[beta]}"
-    sleep 3
+    dm_wait "what was asked of it hangs" hangs
     unexported "the other node is frozen"
     kill -CONT "${PID[beta]}"
-    ctl beta unexport $resource
+    close_doors beta $resource
     ctl beta demote $resource
     begin_user here
     kill -STOP "${PID[beta]}"
@@ -398,7 +402,7 @@ forced_hanging() {
     ctl alpha demote $resource
     begin_user there
     cluster_crash beta
-    sleep 1
+    dm_wait "what was asked of it hangs" hangs
     unexported "the other node is dead"
     seen "taken away by force where it hangs"
 }

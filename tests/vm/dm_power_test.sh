@@ -14,8 +14,8 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 bin=${1:?usage: dm_power_test.sh BIN_DIR [--full [CUTS]]}
 full=${2:-}
-cuts=3 seconds=5
-[ -z "$full" ] || cuts=${3:-60} seconds=20
+cuts=3 batches=100
+[ -z "$full" ] || cuts=${3:-60} batches=500
 if [ -z "${VM_GUEST:-}" ]; then
     exec "$here/run.sh" --cache "$bin/vm" --timeout $((${#full} > 0 ? 3000 : 600)) \
         --disk nvme:700M --disk 1500M --disk 700M --disk 800M \
@@ -71,15 +71,16 @@ record() {
     for node in "${NODES[@]}"; do
         cluster_start "$node"
         ctl "$node" create $resource --node-id "${NODE_ID[$node]}" --disk "$(disk_of "$node")" \
-            --size $size --al-extents 67 --peer "$(peer_argument "$(peer_of "$node")")"
+            --size $size --al-extents 67 --peer "$(peer_argument "$(peer_of "$node")")" \
+            "${PATIENT[@]}"
         ctl "$node" up $resource
     done
     ctl alpha wait $resource --until connected --timeout 60
     ctl alpha promote $resource --force
     ctl alpha wait $resource --until synced --timeout 100
     cluster_primary alpha $resource
-    tool load "$(door_of alpha)" $resource "$CLUSTER_DIR/known" logged $blocks $seconds
-    seen "a load of $seconds s is recorded: $(status_field alpha $resource \
+    tool load "$(door_of alpha)" $resource "$CLUSTER_DIR/known" logged $blocks $batches
+    seen "$batches batches are recorded: $(status_field alpha $resource \
         '.devices[0]."al-writes"') transactions of the activity log"
     for node in "${NODES[@]}"; do
         cluster_crash "$node"
@@ -109,7 +110,7 @@ recover() {
             999999999 >/dev/null || cluster_fail "the check sees no loss where there is one"
     fi
     echo "     resynced: $(peer_field alpha $resource '."resync-sent-bytes"') bytes"
-    ctl alpha unexport $resource
+    close_doors alpha $resource
     for node in "${NODES[@]}"; do
         ctl "$node" down $resource
     done
@@ -126,7 +127,8 @@ modprobe -a nvme dm_mod dm_log_writes dm_snapshot || { echo "SKIPPED: no device-
 dm_wait "the disk is found" test -b $disk
 record
 at=0
-for cut in $(tool cuts "$CLUSTER_DIR/index" "$cuts" "$RANDOM"); do
+places=$(tool cuts "$CLUSTER_DIR/index" "$cuts" "$RANDOM")
+for cut in $places; do
     tool replay $log "$CLUSTER_DIR/index" $image "$at" "$cut"
     at=$cut
     recover "$cut"

@@ -50,7 +50,7 @@ begin() {
         cluster_start "$node"
         ctl "$node" create $resource --node-id "${NODE_ID[$node]}" --disk "$(disk_of "$node")" \
             --size $size --peer "$(peer_argument "$(peer_of "$node")")" \
-            --snapshot-before-resync yes
+            --snapshot-before-resync yes "${PATIENT[@]}"
         ctl "$node" up $resource
     done
     ctl alpha wait $resource --until connected --timeout 60
@@ -66,7 +66,7 @@ begin() {
 ends() {
     ctl beta disconnect $resource
     fill "$CLUSTER_DIR/second"
-    ctl alpha options $resource --resync-rate-max 4M >/dev/null
+    ctl alpha options $resource --resync-rate-max 1M >/dev/null
     ctl beta connect $resource
     dm_wait "beta is a target" disk_is beta Inconsistent
     dm_wait "the snapshot is made" kept
@@ -81,25 +81,40 @@ ends() {
 interrupted() {
     local note=$CLUSTER_DIR/beta/state/superblocks/$resource.v0.before-resync
     grep -q 'restoring 0' "$note" || cluster_fail "a refusal has begun it: $(cat "$note")"
+    # LVM goes on with it when the daemon has died; or it dies, too.
+    mv /sbin/lvm /sbin/lvm.real
+    cat >/sbin/lvm <<LVM
+#!/bin/bash
+[ "\$1" != lvconvert ] || touch $CLUSTER_DIR/begun
+while [ "\$1" = lvconvert ] && [ -e $CLUSTER_DIR/held ]; do sleep 0.1; done
+exec -a "\${0##*/}" /sbin/lvm.real "\$@"
+LVM
+    chmod 755 /sbin/lvm
+    touch "$CLUSTER_DIR/held"
     ctl beta restore-before-resync $resource >/dev/null 2>&1 &
-    until grep -q 'restoring 1' "$note"; do sleep 0.01; done
+    dm_wait "it has begun" test -e "$CLUSTER_DIR/begun"
+    grep -q 'restoring 1' "$note" || cluster_fail "it does not say so: $(cat "$note")"
     cluster_crash beta
     wait $! || true
-    while pgrep -x lvm >/dev/null; do sleep 0.1; done
+    [ $((RANDOM % 2)) = 0 ] || kill "$(pgrep -x lvm)"
+    rm "$CLUSTER_DIR/held"
+    lvm_ended() { ! pgrep -x 'lvm.*'; }
+    dm_wait "LVM has ended" lvm_ended
     cluster_start beta
     refuses beta 8 up $resource
     grep -q 'has begun' "$CLUSTER_DIR/said" || cluster_fail "it said: $(cat "$CLUSTER_DIR/said")"
     echo "     killed on the way back: $(volumes)"
 }
 
+some_received() { [ "$(peer_field beta $resource '."resync-received-bytes"')" -gt 1000000 ]; }
 # The source dies in the middle. What beta had before is whole, if old.
 restored() {
     ctl beta disconnect $resource
     fill "$CLUSTER_DIR/third"
-    ctl alpha options $resource --resync-rate-max 4M >/dev/null
+    ctl alpha options $resource --resync-rate-max 1M >/dev/null
     ctl beta connect $resource
     dm_wait "the snapshot is made" kept
-    sleep 4
+    dm_wait "some of it is there" some_received
     cluster_crash alpha
     dm_wait "beta is alone" sh -c "! '$bin/tools/replicactl' --control '$(control_socket beta)' \
         status $resource --json | grep -q SyncTarget"
@@ -137,7 +152,7 @@ apart() {
     }
     dm_wait "they stay apart" refused
     refused
-    ctl beta unexport $resource
+    close_doors beta $resource
     ctl beta down $resource
     ctl alpha down $resource
     cmp --bytes=$((40 << 20)) /dev/vdb "$CLUSTER_DIR/third" || cluster_fail "alpha has lost data"
@@ -151,6 +166,7 @@ without() {
     ctl beta create $resource --node-id 1 --disk /dev/vg0/r0 --size $size --force \
         --peer "$(peer_argument alpha)"
     ctl alpha up $resource
+    ctl alpha options $resource --resync-rate-max 0 >/dev/null
     ctl beta up $resource
     ctl alpha wait $resource --until connected --timeout 60
     ctl alpha promote $resource 2>/dev/null || ctl alpha promote $resource --force

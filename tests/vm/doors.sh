@@ -3,9 +3,10 @@
 # What the guest tests of block device doors have in common: two nodes, each on a disk of its own,
 # the primary's volume as a block device of kind $door at $device, killed under load and adopted.
 # To be sourced after scripts/cluster.sh, with $bin, $resource, $size, $door, $device and $name set.
-: "${bin:?}" "${resource:?}" "${size:?}" "${door:?}" "${device:?}" "${name:?}"
+# shellcheck source=tests/vm/nodes.sh
+. "$(dirname "${BASH_SOURCE[0]}")/nodes.sh"
+: "${resource:?}" "${size:?}" "${door:?}" "${device:?}" "${name:?}"
 
-seen() { printf '%4d s  ok %s\n' "$SECONDS" "$*"; }
 disk_of() { [ "$1" = alpha ] && echo /dev/vda || echo /dev/vdb; }
 record_of() { printf '%s/alpha/state/%s/%s' "$CLUSTER_DIR" "$door" "$resource"; }
 finish() {
@@ -50,7 +51,7 @@ bring_up() {
     for node in "${NODES[@]}"; do
         cluster_start "$node"
         ctl "$node" create "$resource" --node-id "${NODE_ID[$node]}" --disk "$(disk_of "$node")" \
-            --size "$size" --peer "$(peer_argument "$(peer_of "$node")")"
+            --size "$size" --peer "$(peer_argument "$(peer_of "$node")")" "${PATIENT[@]}"
         ctl "$node" up "$resource"
     done
     ctl alpha wait "$resource" --until connected --timeout 60
@@ -83,6 +84,7 @@ waiting_requests() {
     grep -q '^busy=' "${tags%tags}sched_tags" 2>/dev/null && tags=${tags%tags}sched_tags
     sed -n 's/^busy=//p' "$tags" | head -n 1
 }
+any_waits() { [ "$(waiting_requests)" -gt 0 ]; }
 writes_begun() { awk '{print $5}' "/sys/block/${device#/dev/}/stat"; }
 has_written() { [ "$(writes_begun)" -gt "$1" ]; }
 
@@ -100,6 +102,20 @@ end_load() {  # sets `verified`, the reads that were verified
     [ "$verified" -gt 0 ] || cluster_fail "the load has verified nothing"
 }
 
+# Writes direct MiBs to PATH, one after the other, until it is told to end, or one fails.
+begin_writing() {  # begin_writing PATH: sets `load`, its process
+    rm -f "$CLUSTER_DIR/enough"
+    until [ -e "$CLUSTER_DIR/enough" ]; do
+        timeout 300 dd if=/dev/zero of="$1" bs=256k count=4 oflag=direct conv=notrunc \
+            status=none || exit 1
+    done &
+    load=$!
+}
+end_writing() {
+    touch "$CLUSTER_DIR/enough"
+    wait "$load"
+}
+
 killed() {  # killed FILE-SYSTEM ROUNDS
     local round load held begun verified most=0 least=9999 reads=0 tree
     # Beside what fio verifies: all that one does with names. It goes on through all kills.
@@ -111,7 +127,8 @@ killed() {  # killed FILE-SYSTEM ROUNDS
         wait_for 60 "the load writes" has_written $((begun + 50))
         sleep 0.$((RANDOM % 10))
         cluster_crash alpha
-        sleep 0.$((2 + RANDOM % 8))
+        wait_for 60 "requests wait" any_waits  # of the tree, if the load has ended
+        sleep 0.$((RANDOM % 6))
         held=$(waiting_requests)
         [ "$held" -le "$most" ] || most=$held
         [ "$held" -ge "$least" ] || least=$held
@@ -127,7 +144,6 @@ killed() {  # killed FILE-SYSTEM ROUNDS
     tree=$("$bin/tests/vm/file_tree" verify /mnt/volume/tree "$CLUSTER_DIR/tree") ||
         cluster_fail "the file tree is not as it was left: $tree"
     rm -r /mnt/volume/tree
-    [ "$most" -gt 0 ] || cluster_fail "no kill found a request on its way"
     seen "$1 on $device: killed and adopted $2 times, $least to $most requests waiting," \
         "$reads reads verified, file tree $tree: no error above"
 }
@@ -178,7 +194,7 @@ stopped() {
     cluster_stop alpha
     cluster_start alpha
     wait_for 60 "the device is adopted" adopted
-    timeout 60 dd if=/dev/zero of=/mnt/volume/after bs=4k count=1 conv=fsync status=none
+    timeout 100 dd if=/dev/zero of=/mnt/volume/after bs=4k count=1 conv=fsync status=none
     umount /mnt/volume
     exec 9<>"$name"  # no claim
     printf x >&9
@@ -199,14 +215,14 @@ stopped() {
 # While it waits for a peer: no other door, no demote, and a signal changes nothing. Begins mounted,
 # and ends so.
 waits() {
-    local load
-    timeout 200 dd if=/dev/zero of=/mnt/volume/waits bs=1M count=8 oflag=direct status=none &
-    load=$!
-    sleep 0.3
+    local load begun
+    begun=$(writes_begun)
+    begin_writing /mnt/volume/waits
+    wait_for 60 "the load writes" has_written $((begun + 4))
     cluster_crash alpha
     cluster_crash beta  # without it nobody knows that alpha's data is the newest
     cluster_start alpha
-    wait_for 30 "the status says that the device waits" sh -c \
+    wait_for 60 "the status says that the device waits" sh -c \
         "'$bin/tools/replicactl' --control '$(control_socket alpha)' status $resource --json |
             grep -q 'earlier daemon waits'"
     refuses alpha 4 demote "$resource"
@@ -214,10 +230,10 @@ waits() {
     refuses alpha 8 export "$resource" --nbd "unix:$(door_of alpha)"
     cluster_stop alpha
     cluster_start alpha
-    kill -0 $load || cluster_fail "what waits has ended"
+    kill -0 "$load" || cluster_fail "what waits has ended"
     cluster_start beta
     wait_for 60 "the device is adopted" adopted
-    wait $load || cluster_fail "what waited saw an error"
+    end_writing || cluster_fail "what waited saw an error"
     ctl alpha wait "$resource" --until synced --timeout 60
     no_errors
     seen "waited for a peer, and went on"
@@ -226,20 +242,21 @@ waits() {
 # While the primary's daemon is dead another node writes: what waits must not overwrite that. Begins
 # and ends with both down.
 fenced() {
-    local node load
+    local node load begun
     up_again
+    begun=$(writes_begun)
     while :; do  # until it fails
         fio --name=old --filename="$name" --direct=1 --rw=write --bs=64k --iodepth=16 \
             --ioengine=io_uring --size="$size" --buffer_pattern=0x61 >/dev/null 2>&1 || break
     done &
     load=$!
-    sleep 3
+    wait_for 60 "the load writes" has_written $((begun + 200))
     cluster_crash alpha
     cluster_loss_seen beta "$resource"
     cluster_primary beta "$resource"
     dd if=/dev/zero bs=1M count=$((size >> 20)) status=none | tr '\0' b >"$CLUSTER_DIR/b"
     nbdcopy "$CLUSTER_DIR/b" "$(uri_of beta "$resource")"
-    ctl beta unexport "$resource"
+    close_doors beta "$resource"
     ctl beta demote "$resource"
     cluster_start alpha
     wait_for 60 "the device is given up" test ! -e "$(record_of)"

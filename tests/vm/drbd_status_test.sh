@@ -26,11 +26,11 @@ seen() { printf '%4d s  ok %s\n' "$SECONDS" "$*"; }
 said() { "$bin/tools/replicactl" drbd-status "$@"; }
 field() { said --json | jq -r ".[] | select(.name == \"$1\") | $2"; }
 peer='.connections[0].peer_devices[0]'
-expect() {  # expect RESOURCE FILTER VALUE: in a few seconds
-    local _
-    for _ in $(seq 50); do
+expect() {  # expect RESOURCE FILTER VALUE: in a minute
+    local end=$((SECONDS + 60))
+    while [ "$SECONDS" -lt $end ]; do
         if [ "$(field "$1" "$2")" = "$3" ]; then return; fi
-        sleep 0.2
+        sleep 0.1
     done
     fail "$1: $2 is '$(field "$1" "$2")', not '$3'"
 }
@@ -40,12 +40,12 @@ said 2>/tmp/error || status=$?
 if [ $status != 2 ] || ! grep -q 'has no DRBD' /tmp/error; then
     fail "without the module: $(</tmp/error)"
 fi
-lsmod | grep -q '^drbd' && fail "asking has loaded the module"
+[ ! -e /sys/module/drbd ] || fail "asking has loaded the module"
 modprobe drbd usermode_helper=/bin/true || {
     echo "SKIPPED: the guest's kernel has no drbd module"
     exit 77
 }
-said | grep -q 'has no resource' || fail "it should say that there is no resource"
+said | grep 'has no resource' >/dev/null || fail "it should say that there is no resource"
 [ "$(said --json)" = '[]' ] || fail "it should print an empty list"
 seen "without the module, and without a resource"
 
@@ -62,16 +62,16 @@ done
 expect left .role Secondary
 expect left '.devices[0]."disk-state"' Inconsistent
 [ "$(field left '.connections | length')" = 0 ] || fail "a connection that is not there"
-$setup connect left 127.0.0.1:7001 127.0.0.1:7002 --protocol=C
+$setup connect left 127.0.0.1:7001 127.0.0.1:7002 --protocol=C --ping-timeout=20
 expect left '.connections[0]."connection-state"' Connecting
-$setup connect right 127.0.0.1:7002 127.0.0.1:7001 --protocol=C
+$setup connect right 127.0.0.1:7002 127.0.0.1:7001 --protocol=C --ping-timeout=20
 expect left '.connections[0]."connection-state"' Connected
 expect right '.connections[0].name' 127.0.0.1:7001
 expect left "$peer.\"replication-state\"" Established
 expect left "$peer.\"peer-disk-state\"" Inconsistent
 seen "attached and connected"
 
-$setup disk-options 0 --resync-rate=4M --c-plan-ahead=0
+$setup disk-options 0 --resync-rate=500K --c-plan-ahead=0
 $setup primary 0 --force
 expect left .role Primary
 expect right '.connections[0]."peer-role"' Primary

@@ -31,17 +31,28 @@ damages() {
     sees "lost names"
 }
 
-"$tree" run "$dir/tree" "$dir/record" 1 2
+# Steps until now, as RECORD has them (its third number).
+steps() { od -An -j 16 -N 8 -t u8 "$dir/record" 2>/dev/null | tr -d ' '; }
+run_until() {  # run_until STEPS SEED: sets `running`
+    rm -rf "$dir/tree" "$dir/record"
+    "$tree" run "$dir/tree" "$dir/record" "$2" &
+    running=$!
+    until [ "$(steps || true)" -ge "$1" ] 2>/dev/null; do
+        kill -0 $running || fail "file_tree has ended"
+        sleep 0.05
+    done
+}
+
+run_until 2000 1
+kill $running
+wait $running
 "$tree" verify "$dir/tree" "$dir/record" | grep -q exact
 damages
 copied
 truncate -s +512 "$(find "$dir/copy" -type f | head -n 1)"
 sees "another size"
 
-rm -rf "$dir/tree"
-"$tree" run "$dir/tree" "$dir/record" 2 &
-running=$!
-sleep 1.5
+run_until 2000 2
 kill -9 $running
 wait $running 2>/dev/null || true
 "$tree" verify "$dir/tree" "$dir/record"

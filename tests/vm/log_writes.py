@@ -5,7 +5,7 @@
 The log has every write to a device in the order in which it became durable. So each prefix of it
 is what a loss of power may leave, of all that lies on that device.
 
-  log_writes.py load SOCKET EXPORT STATE DEVICE BLOCKS SECONDS   writes, flushes, marks the log
+  log_writes.py load SOCKET EXPORT STATE DEVICE BLOCKS COUNT     writes, flushes, marks the log
   log_writes.py index LOG INDEX                                  what there is in the log
   log_writes.py cuts INDEX COUNT SEED                            places in the log, while it loaded
   log_writes.py replay LOG INDEX TARGET FROM TO                  entries FROM to TO, exclusive
@@ -18,7 +18,6 @@ import os
 import random
 import struct
 import sys
-import time
 import zlib
 
 import nbd
@@ -71,9 +70,9 @@ class Marker:
         fcntl.ioctl(self.control, self.TARGET_MESSAGE, bytearray(header + message))
 
 
-def load(socket, export, state, device, blocks, seconds):
-    """Batches of writes to a few blocks in each extent. Each is made stable, by FUA or by a flush
-    of all, and then marked."""
+def load(socket, export, state, device, blocks, count):
+    """So many batches of writes to a few blocks in each extent. Each is made stable, by FUA or by a
+    flush of all, and then marked."""
     handle = connect(socket, export)
     chance = random.Random(4711)
     places = [extent + chance.randrange(EXTENT_BLOCKS)
@@ -82,8 +81,7 @@ def load(socket, export, state, device, blocks, seconds):
     batches, version = [], 0
     mark = Marker(device)
     mark("begin")
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    for _ in range(count):
         batch = {}
         for block in chance.sample(places, min(12, len(places))):
             version += 1
@@ -134,7 +132,7 @@ def cuts(path, count, seed):
     texts = [entry[4] for entry in entries]
     begin, end = texts.index("begin"), texts.index("end")
     places = [n + 1 for n in range(begin, end) if not entries[n][3] & MARK]
-    chosen = random.Random(seed).sample(places, min(count, len(places)))
+    chosen = random.Random(seed).sample(places, count)
     print(" ".join(str(place) for place in sorted(chosen)))
 
 

@@ -12,7 +12,7 @@ full=${2:-}
 kills=${3:-20}
 [ -n "$full" ] || kills=2
 if [ -z "${VM_GUEST:-}" ]; then
-    exec "$here/run.sh" --cache "$bin/vm" --timeout $((${#full} > 0 ? 3000 : 800)) --disk 400M \
+    exec "$here/run.sh" --cache "$bin/vm" --timeout $((${#full} > 0 ? 3000 : 600)) --disk 400M \
         --disk 400M "$here/$(basename "$0")" "$bin" "$full" "$kills"
 fi
 # shellcheck source=scripts/cluster.sh
@@ -89,9 +89,10 @@ mounted() {
 
 # The socket breaks while the daemon lives: the device gets another one.
 broken() {
-    dd if=/dev/urandom of=$name bs=64k count=200 oflag=direct status=none &
-    local load=$!
-    sleep 0.3
+    local load begun
+    begun=$(writes_begun)
+    begin_writing $name
+    wait_for 60 "the load writes" has_written $((begun + 4))
     python3 - "${PID[alpha]}" <<'PYTHON'
 import ctypes, os, socket, sys
 call = ctypes.CDLL(None, use_errno=True).syscall
@@ -107,9 +108,11 @@ for name in os.listdir(f"/proc/{sys.argv[1]}/fd"):
         broken += 1
 sys.exit(broken != 1)
 PYTHON
-    wait $load || cluster_fail "an error above when the socket broke"
-    grep -q 'had lost its connection, and is served again' "$CLUSTER_DIR/alpha/log" ||
-        cluster_fail "the log does not tell of the lost connection"
+    wait_for 60 "the log tells of the lost connection" \
+        grep 'had lost its connection, and is served again' "$CLUSTER_DIR/alpha/log"
+    begun=$(writes_begun)
+    wait_for 60 "the load writes again" has_written $((begun + 4))
+    end_writing || cluster_fail "an error above when the socket broke"
     no_errors
     seen "a broken socket: another one, and no error above"
 }
@@ -123,7 +126,6 @@ both() {
     local one=$!
     dd if=/dev/urandom of=/dev/ublkb0 bs=4k seek=1 count=1 oflag=direct status=none &
     local other=$!
-    sleep 0.5
     cluster_start alpha
     both_adopted() { has_door ublk:/dev/ublkb0 && has_door $door:$device; }
     wait_for 60 "both devices are adopted" both_adopted
@@ -162,7 +164,7 @@ reader() {
             cluster_fail "$path takes writes"
         fi
         cluster_crash beta
-        timeout 60 dd if="$path" of="$CLUSTER_DIR/read" bs=64k count=1 iflag=direct status=none &
+        timeout 100 dd if="$path" of="$CLUSTER_DIR/read" bs=64k count=1 iflag=direct status=none &
         waiting=$!
         cluster_start beta
         wait $waiting || cluster_fail "a read has failed that waited"

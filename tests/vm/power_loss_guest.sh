@@ -33,6 +33,8 @@ fi
 first=${here_nodes[0]}
 loads=()
 
+# shellcheck source=tests/vm/nodes.sh
+. "$here/nodes.sh"
 seen() { printf '%4d s  round %s: %s\n' "$SECONDS" "$round" "$*"; }
 lost() {
     printf '\nLOST: %s\n' "$*" >&2
@@ -201,13 +203,18 @@ until_the_power_fails() {
 # New disks: both nodes, both resources, a file system, and the record of the raw writes.
 step_make() {
     local node resource
+    if [ "$layout" = one ]; then
+        touch "$VM_SHARED/up-$VM_GUEST"
+        wait_file 300 "$VM_SHARED/up-$((3 - VM_GUEST))"
+    fi
     for node in "${here_nodes[@]}"; do
         mkdir -p "$CLUSTER_DIR/$node"
         cluster_start "$node"
         for resource in fs raw; do
             ctl "$node" create $resource --node-id "${NODE_ID[$node]}" \
                 --disk "${DISK[$node-$resource]}" --size "${SIZE[$resource]}" \
-                --peer "$(peer_argument "$(peer_of "$node")")" --ping-interval-ms 1000
+                --peer "$(peer_argument "$(peer_of "$node")")" --ping-interval-ms 1000 \
+                "${PATIENT[@]}"
             ctl "$node" up $resource
         done
     done
@@ -225,7 +232,7 @@ step_make() {
         truncate -s $((24 * mib * 4 / 4096)) "$VM_SHARED/raw"
         touch "$VM_SHARED/made"
     fi
-    wait_file 100 "$VM_SHARED/made"
+    wait_file 300 "$VM_SHARED/made"
     # What the first sync and mkfs touched leaves the activity logs.
     for node in "${here_nodes[@]}"; do
         for resource in fs raw; do
@@ -275,7 +282,9 @@ step_one() {
             return
         fi
         for resource in fs raw; do
+            ctl "$first" options $resource --ping-timeout-ms 100 >/dev/null  # it is gone
             cluster_loss_seen "$first" $resource
+            ctl "$first" options $resource "${PATIENT[@]}" >/dev/null
         done
         seen "the loss of the peer is noticed"
         round=$((round + 1))

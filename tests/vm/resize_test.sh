@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 bin=${1:?usage: resize_test.sh BIN_DIR}
 if [ -z "${VM_GUEST:-}" ]; then
-    exec "$here/run.sh" --cache "$bin/vm" --timeout 800 "$here/$(basename "$0")" "$bin"
+    exec "$here/run.sh" --cache "$bin/vm" --timeout 600 "$here/$(basename "$0")" "$bin"
 fi
 # shellcheck source=scripts/cluster.sh
 . "$here/../../scripts/cluster.sh"
@@ -49,7 +49,7 @@ grow_under_load() {
     said=$(ctl alpha resize $resource)
     [[ $said == size:* && $said != *"#"* ]] || cluster_fail "alpha's resize says: $said"
     [ "$(volume_size)" -gt $((190 << 20)) ] || cluster_fail "the volume has $(volume_size) bytes"
-    wait_for 20 "$device follows" device_follows
+    wait_for 60 "$device follows" device_follows
     resize2fs $device >/dev/null 2>&1 || cluster_fail "resize2fs failed"
     [ "$(df --output=size -B1 /mnt/volume | tail -n 1)" -gt $((before + (100 << 20))) ] ||
         cluster_fail "the file system has not grown"
@@ -82,7 +82,7 @@ what_does_not_follow() {
     said=$(ctl alpha resize $resource --size 200M)
     [ "$(volume_size)" = $((200 << 20)) ] || cluster_fail "the volume has $(volume_size) bytes"
     [[ $said == *"# /dev/ublkb0 stays as large as it was"* ]] || cluster_fail "resize says: $said"
-    wait_for 20 "$device follows" device_follows
+    wait_for 60 "$device follows" device_follows
     refuses alpha 7 resize $resource --size 100M
     refuses alpha 9 resize $resource --size 4G
     ctl alpha unexport $resource --door ublk

@@ -52,9 +52,10 @@ host() {
             jq -e '.flags | contains(["al-clean"]) and (contains(["primary-ind"]) | not)' \
                 >/dev/null || fail "$disk was not brought down in order"
     done
-    dumpe2fs -h "$run/alpha" 2>/dev/null | grep -q '^Filesystem state: *clean' ||
+    dumpe2fs -h "$run/alpha" >"$run/dump" 2>/dev/null
+    grep -q '^Filesystem state: *clean' "$run/dump" ||
         fail "the file system was not unmounted in order"
-    ! dumpe2fs -h "$run/alpha" 2>/dev/null | grep -q needs_recovery ||
+    ! grep -q needs_recovery "$run/dump" ||
         fail "the file system has a journal to be replayed"
     [ "$(blkid -p -s TYPE -o value "$run/alpha")" = drbd ] ||
         fail "blkid sees the file system on the disk below the volume"
@@ -121,16 +122,18 @@ make() {
     systemctl start replica@r0.service
     volume_groups
     mkfs.ext4 -q $name
+    udevadm control --ping  # it has seen that the device was written to,
+    udevadm settle --timeout=100  # and has looked at it
     systemctl stop replica@r0.service
     [ ! -e $name ] || fail "the device is still there"
     [ "$(alpha status r0 --json | jq -r '.[0].role')" = Secondary ] || fail "it is still Primary"
     seen "replica@r0.service opens and closes the device"
-    wait_for 30 "systemd forgets the device" unknown
+    wait_for 100 "systemd forgets the device" unknown
     alpha promote r0
     alpha export r0 --door nbd
     [[ $(readlink -f $name) = /dev/nbd* ]] || fail "$name is $(readlink -f $name)"
-    wait_for 30 "systemd knows an nbd device by its name" systemctl is-active "$unit"
-    alpha unexport r0
+    wait_for 100 "systemd knows an nbd device by its name" systemctl is-active "$unit"
+    unexport
     alpha demote r0
     seen "systemd knows devices of both kinds by their name"
 }
@@ -142,6 +145,9 @@ filter() {
     echo "${line/'"r|^/dev/vg/r0$|"'/'"r|^/dev/vdb$|", "r|^/dev/vdc$|"'}"
 }
 seen_by_lvm() { pvs --noheadings -o pv_name "$@" 2>"$prefix.pvs" | tr -d ' '; }
+
+# udev opens what was written to, for a moment: to take that away is refused.
+unexport() { wait_for 60 "nobody has it open" alpha unexport r0; }
 
 # A volume group on the replicated device: LVM sees it there, and nowhere below.
 volume_groups() {
@@ -160,7 +166,7 @@ volume_groups() {
     [[ $(seen_by_lvm) = "$name" || $(seen_by_lvm) = "$device" ]] || fail "LVM sees $(seen_by_lvm)"
     ! alpha unexport r0 2>/dev/null || fail "a device with a volume group was taken away"
     vgchange -q -an vg1
-    alpha unexport r0
+    unexport
     [ "$(seen_by_lvm)" = "" ] || fail "LVM sees the disk below: $(seen_by_lvm)"
     [[ $(seen_by_lvm --config 'devices { global_filter = [ "a|.*|" ] }') = *vd* ]] ||
         fail "it would not have seen the disk below without the filter either"
@@ -169,7 +175,7 @@ volume_groups() {
     [ "$(seen_by_lvm)" = /dev/mapper/replica-r0 ] || fail "LVM sees $(seen_by_lvm)"
     vgremove -q --yes vg1
     pvremove -q --yes /dev/mapper/replica-r0
-    alpha unexport r0
+    unexport
     unset LVM_SYSTEM_DIR
     alpha export r0 --door ublk >/dev/null
     seen "LVM keeps to the replicated device, and to the mapped one"
@@ -199,7 +205,7 @@ use() {
     stays "the daemon was restarted"
     pid=$(systemctl show -P MainPID replicad.service)
     systemctl kill --signal=KILL replicad.service
-    wait_for 30 "the daemon is started again" daemon_changed
+    wait_for 100 "the daemon is started again" daemon_changed
     stays "the daemon was killed"
     kill "$load"
     wait "$load" || fail "the load saw an error"

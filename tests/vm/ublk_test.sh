@@ -12,7 +12,7 @@ bin=${1:?usage: ublk_test.sh BIN_DIR [--full [KILLS]]}
 full=${2:-}
 kills=${3:-20}
 if [ -z "${VM_GUEST:-}" ]; then
-    exec "$here/run.sh" --cache "$bin/vm" --timeout $((${#full} > 0 ? 3000 : 800)) --disk 400M \
+    exec "$here/run.sh" --cache "$bin/vm" --timeout $((${#full} > 0 ? 3000 : 600)) --disk 400M \
         --disk 400M --disk 64M "$here/$(basename "$0")" "$bin" "$full" "$kills"
 fi
 # shellcheck source=scripts/cluster.sh
@@ -106,13 +106,17 @@ while True:
     except OSError:
         time.sleep(0.02)
 open(sys.argv[1], "w").close()
-time.sleep(8)
+while os.path.exists(sys.argv[1]):
+    time.sleep(0.1)
 PYTHON
-    wait_for 10 "the disk is taken" test -e "$CLUSTER_DIR/taken"
+    local other=$!
+    wait_for 60 "the disk is taken" test -e "$CLUSTER_DIR/taken"
     cluster_start alpha
     [ "$(status_field alpha $resource '.devices[0]."disk-state"')" = Diskless ] ||
         cluster_fail "a disk that somebody else has is attached"
     refuses alpha 4 unexport $resource  # it is mounted, though the resource is down
+    rm "$CLUSTER_DIR/taken"
+    wait $other
     wait_for 60 "the device is adopted" adopted
     no_errors
     seen "a disk that was in use: tried again, and adopted"
@@ -120,7 +124,7 @@ PYTHON
 
 # replicad with the killer of tests/vm/ublk_killer.c.
 start_to_die() {
-    local end=$((SECONDS + 30))
+    local end=$((SECONDS + 60))
     LD_PRELOAD=$killer UBLK_KILL=$1 setsid "$bin/tools/replicad" --name alpha \
         --state "$CLUSTER_DIR/alpha/state" --control "$(control_socket alpha)" \
         --listen "${ADDRESS[alpha]}" >>"$CLUSTER_DIR/alpha/log" 2>&1 </dev/null &
@@ -131,28 +135,27 @@ start_to_die() {
     done
 }
 has_died() {
-    cluster_wait_gone "${PID[alpha]}" 30 || cluster_fail "not killed at $1"
+    cluster_wait_gone "${PID[alpha]}" 60 || cluster_fail "not killed at $1"
     unset "PID[alpha]"
 }
 
 # At each step of taking a device over, under a mount. One step is too much for Linux 6.12.
 killed_adopting() {
-    local point load
+    local point load begun
     local points=(10:after 11:during)
     [ -z "$full" ] || points=(10:before 10:during 10:after 11:before 11:during 11:after)
     mkfs.ext4 -q $name
     mount $name /mnt/volume
     for point in "${points[@]}"; do
-        timeout 100 dd if=/dev/urandom of=/mnt/volume/point bs=64k count=64 oflag=direct \
-            status=none &
-        load=$!
-        sleep 0.2
+        begun=$(writes_begun)
+        begin_writing /mnt/volume/point
+        wait_for 60 "the load writes" has_written $((begun + 4))
         cluster_crash alpha
         start_to_die "$point" by-itself
         has_died "$point"
         cluster_start alpha
         wait_for 60 "the device is adopted after $point" adopted
-        wait $load || cluster_fail "an error above at $point"
+        end_writing || cluster_fail "an error above at $point"
         no_errors
         echo "     killed at $point"
     done
@@ -173,7 +176,7 @@ killed_adopting() {
         no_errors
         ctl alpha unexport $resource
     fi
-    wait_for 10 "the record is gone" test ! -e "$(record_of)"
+    wait_for 60 "the record is gone" test ! -e "$(record_of)"
     ctl alpha demote $resource
     seen "killed at each step of an adoption"
 }
@@ -214,7 +217,7 @@ foreign() {
     "$bin/tools/replicad" --name gamma --state "$CLUSTER_DIR/gamma/state" \
         --control "$CLUSTER_DIR/gamma/control.sock" >"$CLUSTER_DIR/gamma/log" 2>&1 </dev/null &
     gamma() { "$bin/tools/replicactl" --control "$CLUSTER_DIR/gamma/control.sock" "$@"; }
-    wait_for 15 "gamma answers" gamma status
+    wait_for 60 "gamma answers" gamma status
     gamma create r9 --node-id 0 --disk /dev/vdc
     gamma up r9
     gamma promote r9 --force

@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 bin=${1:?usage: upgrade_test.sh BIN_DIR [ROUNDS]}
 rounds=${2:-2}
 if [ -z "${VM_GUEST:-}" ]; then
-    exec "$here/run.sh" --cache "$bin/vm" --timeout 800 --disk 200M --disk 200M \
+    exec "$here/run.sh" --cache "$bin/vm" --timeout 600 --disk 200M --disk 200M \
         "$here/$(basename "$0")" "$bin" "$rounds"
 fi
 # shellcheck source=scripts/cluster.sh
@@ -33,18 +33,20 @@ refusals() {
     ctl alpha export $resource --nbd "unix:$(door_of alpha)"
     nbdinfo "$(uri_of alpha $resource)" >/dev/null
     python3 - "$(door_of alpha)" "$CLUSTER_DIR/connected" <<'PYTHON' &
-import socket, sys, time
+import os, socket, sys, time
 client = socket.socket(socket.AF_UNIX)
 client.connect(sys.argv[1])
 client.recv(18)
 open(sys.argv[2], "w").close()
-time.sleep(5)
+while os.path.exists(sys.argv[2]):
+    time.sleep(0.1)
 PYTHON
     local client=$!
-    wait_for 30 "a client is connected" test -e "$CLUSTER_DIR/connected"
+    wait_for 60 "a client is connected" test -e "$CLUSTER_DIR/connected"
     refuses alpha 4 upgrade
+    rm "$CLUSTER_DIR/connected"
     wait $client
-    ctl alpha unexport $resource --nbd "unix:$(door_of alpha)"
+    close_doors alpha $resource --nbd "unix:$(door_of alpha)"
     [ "${before%% *}" = "$(awk '{print $1}' "/proc/${PID[alpha]}/stat")" ]
     seen "what does not run, or would cut off a client, is refused"
 }
@@ -59,15 +61,17 @@ still_mapped() {
     [ "$now" = "" ] || cluster_fail "the status says: $now"
 }
 
+open_files() { find "/proc/${PID[alpha]}/fd" -type l | wc -l; }
+
 upgraded() {  # upgraded FILE-SYSTEM ROUNDS [--mapped]
-    local round said pause worst=0 reads=0 begun open_before open_after
+    local round said pause worst=0 reads=0 begun open_before
     local rounds=$2 mapped=()
     [ -z "${3:-}" ] || mapped=(--mapped)
     ctl alpha export $resource --door $door "${mapped[@]}" >/dev/null
     make_file_system "$1"
     mkdir -p /mnt/volume
     mount $name /mnt/volume
-    open_before=$(find "/proc/${PID[alpha]}/fd" -type l | wc -l)
+    open_before=$(open_files)
     for round in $(seq "$rounds"); do
         rm -f $next
         cp "$bin/tools/replicad" $next
@@ -88,9 +92,8 @@ upgraded() {  # upgraded FILE-SYSTEM ROUNDS [--mapped]
         [ ${#mapped[@]} = 0 ] || still_mapped
         echo "     round $round: $(tail -n 1 <<<"$said")"
     done
-    open_after=$(find "/proc/${PID[alpha]}/fd" -type l | wc -l)
-    [ "$open_after" -le "$open_before" ] ||
-        cluster_fail "$open_after descriptors, $open_before before: some are left behind"
+    none_is_left() { [ "$(open_files)" -le "$open_before" ]; }  # nor of the last command
+    wait_for 60 "no more descriptors than the $open_before before" none_is_left
     umount /mnt/volume
     check_file_system "$1"
     ctl alpha unexport $resource
