@@ -20,8 +20,8 @@
 #include <utility>
 
 #include "engine/base/text.hpp"
+#include "engine/io/patient_thread.hpp"
 #include "engine/io/process.hpp"
-#include "engine/mapper/library_thread.hpp"
 
 namespace replica {
 namespace {
@@ -323,7 +323,7 @@ class LibraryMapper final : public Mapper {
     }
 
     std::shared_ptr<Log> log_;
-    std::unique_ptr<LibraryThread> thread_;
+    std::unique_ptr<PatientThread> thread_;
 };
 
 // The library opens it for every program that this process starts or becomes.
@@ -355,7 +355,7 @@ Error open_error(const Error& error) {
 }
 
 Status LibraryMapper::begin() {
-    TRY(thread_, LibraryThread::start());
+    TRY(thread_, PatientThread::start("device-mapper"));
     if (::access(control, F_OK) != 0) load_module("dm_mod");
     const Status version = run([log = log_]() -> Status {
         log_to = log.get();

@@ -3,20 +3,30 @@
 // may change. One snapshot a volume, named VOLUME-before-resync, with a tag that says whose it is;
 // one without that tag is not touched.
 //
-// Any thread but a reactor's: each call runs programs and waits for them, for a minute at most.
+// Any thread but a reactor's: each call runs programs and waits for them. One that takes longer
+// than a minute is asked to end, and waited for.
 #pragma once
 
+#include <chrono>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "engine/base/result.hpp"
 
 namespace replica {
 
+struct LvmProgram {
+    std::vector<std::string> places = {"/sbin/lvm", "/usr/sbin/lvm"};
+    std::chrono::milliseconds limit{60'000};  // of one call, before it is asked to end
+};
+
 class ThinSnapshot {
   public:
     // `disk`: a path of the volume. Errors: unsupported (not a thin volume of LVM, or LVM's
     // programs are not there), io.
-    static Result<ThinSnapshot> of(const std::string& disk, const std::string& resource);
+    static Result<ThinSnapshot> of(const std::string& disk, const std::string& resource,
+                                   const LvmProgram& lvm = {});
 
     const std::string& name() const { return name_; }  // VG/LV
     Result<bool> exists() const;                       // Errors: exists (somebody else's), io.
@@ -32,10 +42,14 @@ class ThinSnapshot {
     Error still_waits() const;  // that it is busy with this
 
   private:
-    ThinSnapshot(std::string volume, std::string tag)
-        : volume_(std::move(volume)), name_(volume_ + "-before-resync"), tag_(std::move(tag)) {}
+    ThinSnapshot(std::string volume, std::string tag, LvmProgram lvm)
+        : volume_(std::move(volume)),
+          name_(volume_ + "-before-resync"),
+          tag_(std::move(tag)),
+          lvm_(std::move(lvm)) {}
 
     std::string volume_, name_, tag_;
+    LvmProgram lvm_;
 };
 
 }  // namespace replica

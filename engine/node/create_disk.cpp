@@ -9,7 +9,6 @@
 #include "engine/base/text.hpp"
 #include "engine/io/metadata_file.hpp"
 #include "engine/io/process.hpp"
-#include "engine/mapper/thin_snapshot.hpp"
 #include "engine/node/resync_snapshot.hpp"
 
 namespace replica {
@@ -20,10 +19,10 @@ constexpr std::uint64_t size_unit = block_bytes;
 
 // A way back that has begun is given up, unless LVM is still to put the snapshot back: it would do
 // that below the new volume.
-Status end_restore(const std::string& name, const DiskPaths& paths) {
+Status end_restore(const std::string& name, const DiskPaths& paths, const LvmProgram& lvm) {
     const auto note = load_snapshot_note(paths.copy);
     if (!note || !note.value() || !note.value()->restoring) return ok_status();
-    const auto snapshot = ThinSnapshot::of(paths.disk, name);
+    const auto snapshot = ThinSnapshot::of(paths.disk, name, lvm);
     if (snapshot) {
         TRY(const bool waits, snapshot.value().exists());
         if (waits) return snapshot.value().still_waits();
@@ -44,8 +43,8 @@ bool same_disk(const std::string& one, const std::string& other) {
 }
 
 Status create_disk(const ResourceConfig& config, const CreateOptions& options,
-                   const DiskPaths& paths) {
-    TRY_STATUS(end_restore(config.name, paths));
+                   const DiskPaths& paths, const LvmProgram& lvm) {
+    TRY_STATUS(end_restore(config.name, paths, lvm));
     Superblock initial;
     initial.node_id = config.node_id;
     initial.max_peers =

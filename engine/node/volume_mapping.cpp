@@ -41,7 +41,7 @@ std::uint32_t block_bytes_of(dev_t device) {
 Result<Mapper*> MapperHost::get() {
     const std::lock_guard lock(mutex_);
     if (!mapper_) {
-        TRY(mapper_, Mapper::open(log_));
+        TRY(mapper_, open_(log_));
     }
     return mapper_.get();
 }

@@ -29,11 +29,14 @@ namespace replica {
 // The one mapper of a process, opened when it is needed first. Any thread.
 class MapperHost {
   public:
-    explicit MapperHost(Mapper::Log log) : log_(std::move(log)) {}
+    using Open = std::function<Result<std::unique_ptr<Mapper>>(const Mapper::Log&)>;
+    explicit MapperHost(Mapper::Log log, Open open = &Mapper::open)
+        : log_(std::move(log)), open_(std::move(open)) {}
     Result<Mapper*> get();
 
   private:
-    Mapper::Log log_;
+    const Mapper::Log log_;
+    const Open open_;
     std::mutex mutex_;
     std::unique_ptr<Mapper> mapper_;
 };
