@@ -8,9 +8,17 @@
 #include "engine/core/disk_errno.hpp"
 
 namespace replica {
+namespace {
+
+// Reads of the disk at a time; as many as a BackingDisk has room for from the start.
+constexpr std::uint32_t reads_max = 512;
+
+}  // namespace
 
 ReadView::ReadView(Reactor& reactor, Volume& whole, std::function<Source()> source)
-    : reactor_(reactor), whole_(whole), source_(std::move(source)) {
+    : reactor_(reactor), whole_(whole), source_(std::move(source)), slots_(reads_max) {
+    for (std::uint32_t slot = reads_max; slot > 0; --slot)
+        free_.push_back(slot - 1);
     turn_.context = this;
     turn_.callback = [](Deferred& task) { static_cast<ReadView*>(task.context)->on_turn(); };
 }
@@ -42,10 +50,7 @@ void ReadView::submit(IoRequest& request) {
         return finish_later(request, EINVAL);
     }
     if (source == Source::nothing || !disk_) return finish_later(request, ENOLINK);
-    if (free_.empty()) {
-        free_.push_back(static_cast<std::uint32_t>(slots_.size()));
-        slots_.push_back(nullptr);
-    }
+    if (free_.empty()) return wait_for_slot(request);
     const std::uint32_t slot = free_.back();
     free_.pop_back();
     slots_[slot] = &request;
@@ -56,8 +61,19 @@ void ReadView::submit(IoRequest& request) {
 void ReadView::on_read(std::uint32_t slot, int error) {
     IoRequest& request = *std::exchange(slots_[slot], nullptr);
     free_.push_back(slot);
+    while (waiting_ != nullptr && !free_.empty()) {
+        IoRequest& next = *std::exchange(waiting_, waiting_->next);
+        if (waiting_ == nullptr) waiting_tail_ = &waiting_;
+        submit(next);
+    }
     if (error == 0 && source_() == Source::nothing) error = ENOLINK;
     request.done(request, told_errno(error));
+}
+
+void ReadView::wait_for_slot(IoRequest& request) {
+    request.next = nullptr;
+    *waiting_tail_ = &request;
+    waiting_tail_ = &request.next;
 }
 
 void ReadView::finish_later(IoRequest& request, int error) {

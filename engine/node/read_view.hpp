@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a read-only door sees of a resource. On a Primary it is what every door sees. On a Secondary
 // it is the node's own disk as it is at that moment, as long as that is UpToDate: the core serves
-// nobody there, and need not know, as nothing is changed. Reactor thread only.
+// nobody there, and need not know, as nothing is changed. Reactor thread only; nothing is allocated
+// for a request.
 #pragma once
 
 #include <functional>
@@ -26,7 +27,9 @@ class ReadView final : public Volume {
 
     void attach(BlockFile& file);
     void detach() { disk_.reset(); }  // only when idle
-    bool idle() const { return done_ == nullptr && (!disk_ || disk_->idle()); }
+    bool idle() const {
+        return done_ == nullptr && waiting_ == nullptr && (!disk_ || disk_->idle());
+    }
 
     VolumeInfo info() const override;
     // Errors of a request: EROFS (it would change something), ENOLINK (no data to read), EINVAL,
@@ -45,6 +48,7 @@ class ReadView final : public Volume {
     }
 
   private:
+    void wait_for_slot(IoRequest& request);
     void finish_later(IoRequest& request, int error);
     void on_read(std::uint32_t slot, int error);
     void on_turn();
@@ -55,6 +59,8 @@ class ReadView final : public Volume {
     std::unique_ptr<BackingDisk> disk_;
     std::vector<IoRequest*> slots_;  // by the index of a read's tag; nullptr: free
     std::vector<std::uint32_t> free_;
+    IoRequest* waiting_ = nullptr;  // for a slot, in order
+    IoRequest** waiting_tail_ = &waiting_;
     IoRequest* done_ = nullptr;  // answered without the disk; `slot` is their error meanwhile
     Deferred turn_;
 };

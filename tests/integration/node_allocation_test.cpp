@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <new>
 
+#include "engine/node/read_view.hpp"
 #include "tests/integration/node_support.hpp"
 
 namespace {
@@ -103,6 +104,69 @@ TEST_CASE("writes of a mirror allocate nothing once it is warm") {
     CHECK(after - before == 0);
     pair.down();
     CHECK(pair.same_content());
+}
+
+// Only its size is asked for: the disk has the data.
+class NoVolume final : public Volume {
+  public:
+    VolumeInfo info() const override { return {disk_bytes, 512, true, false}; }
+    void submit(IoRequest&) override { FAIL("asked for the whole volume"); }
+    std::byte* acquire_buffer() override { return nullptr; }
+    void release_buffer(std::byte*) override {}
+    std::uint64_t extent_status(std::uint64_t, std::uint64_t length, bool&) override {
+        return length;
+    }
+    std::uint64_t dirty_status(std::uint64_t, std::uint64_t length, bool&) override {
+        return length;
+    }
+};
+
+// All at once, more than it takes to the disk at a time, and without a warm-up.
+TEST_CASE("reads of a secondary's disk allocate nothing, from the first one on") {
+    constexpr std::size_t reads = 2000;
+    const bool lost = GENERATE(false, true);  // its place, and then those that wait end, too
+    const TempDir dir;
+    Pair::make_file(dir / "disk", disk_bytes);
+    ReactorOptions options;
+    options.arena_bytes = 0;
+    auto reactor = Reactor::create(options);
+    REQUIRE(reactor);
+    auto file = BlockFile::open(*reactor.value(), dir / "disk", {});
+    REQUIRE(file);
+    NoVolume volume;
+    ReadView::Source source = ReadView::Source::disk;
+    ReadView view(*reactor.value(), volume, [&] { return source; });
+    view.attach(*file.value());
+    struct Memory {
+        alignas(4096) std::array<std::byte, 4096> bytes;
+    };
+    const auto memory = std::make_unique<Memory>();
+    struct Count {
+        Reactor& reactor;
+        std::size_t good = 0, bad = 0;
+    } count{*reactor.value()};
+    std::vector<IoRequest> requests(reads);
+    for (std::size_t i = 0; i < reads; ++i) {
+        requests[i].offset = i * 4096;
+        requests[i].length = 4096;
+        requests[i].buffer = memory->bytes.data();
+        requests[i].context = &count;
+        requests[i].done = [](IoRequest& request, int error) {
+            Count& counted = *static_cast<Count*>(request.context);
+            ++(error == 0 ? counted.good : counted.bad);
+            if (counted.good + counted.bad == reads) counted.reactor.stop();
+        };
+    }
+    const std::uint64_t before = allocations;
+    for (IoRequest& request : requests)
+        view.submit(request);
+    if (lost) source = ReadView::Source::nothing;
+    reactor.value()->run();
+    const std::uint64_t after = allocations;
+    CHECK(after - before == 0);
+    CHECK((lost ? count.bad : count.good) == reads);
+    CHECK(view.idle());
+    view.detach();
 }
 
 }  // namespace
