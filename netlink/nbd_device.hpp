@@ -42,8 +42,8 @@ struct NbdDeviceState {
 };
 
 // One thread at a time. Every call blocks for as long as the kernel takes; it may wait for requests
-// on the device, so whoever serves them does it in another thread. All but status() and
-// backend_of() need CAP_SYS_ADMIN.
+// on the device, so whoever serves them does it in another thread, and who can not wait for ever
+// uses engine/node/patient_nbd.hpp. All but status() and backend_of() need CAP_SYS_ADMIN.
 class NbdControl {
   public:
     // Loads the driver's module where that is allowed. Errors: unsupported (no driver; or built

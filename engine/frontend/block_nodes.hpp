@@ -5,6 +5,9 @@
 // What is virtual is what a test replaces, on machines without such devices.
 #pragma once
 
+#include <unistd.h>
+
+#include <cerrno>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -28,6 +31,9 @@ class BlockNodes {
     // A descriptor of the device that nobody else can mount meanwhile, or -errno. -ETIMEDOUT: it
     // does not open, as nobody answers what is read while it does.
     virtual int claim(const std::string& name) = 0;
+    // Writes what the page cache has for a claimed device, until that is stable. 0, or -errno.
+    virtual int write_out(int claimed) { return ::fsync(claimed) == 0 ? 0 : -errno; }
+    virtual void release(int claimed) { ::close(claimed); }  // the last user waits for the same
     // Who has it open without a claim, as far as /proc shows it: "qemu (pid 7)"; empty: nobody.
     virtual std::string user_of(const std::string& name) = 0;
     // How often its driver looks at requests that take long. 0, or -errno.

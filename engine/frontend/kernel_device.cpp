@@ -6,6 +6,7 @@
 #include <syslog.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
@@ -18,7 +19,7 @@ namespace {
 
 // Who looks at every new device (udev) has it open for a moment.
 constexpr int use_attempts = 5;
-constexpr std::chrono::milliseconds use_pause{100};
+constexpr std::chrono::milliseconds use_pause{100}, interrupt_grace{5000};
 
 Status make_directory(const std::string& path) {
     if (::mkdir(path.c_str(), 0755) == 0 || errno == EEXIST) return ok_status();
@@ -68,11 +69,16 @@ Status KernelDevice::start() {
     TRY_STATUS(begin());
     served_ = true;
     // What follows is of use, but no reason to fail: there are users from now on.
-    const int set = options_.nodes->set_io_timeout(node_, io_timeout_ms());
-    if (set != 0) {
-        options_.log(LOG_WARNING, text_of("the io_timeout of %s can not be set, so a restart may "
-                                          "take 30 s: %s",
-                                          path().c_str(), std::strerror(-set)));
+    const Status set = patiently([nodes = options_.nodes, node = node_, ms = io_timeout_ms()] {
+        const int error = -nodes->set_io_timeout(node, ms);
+        return error == 0 ? ok_status() : Error{Errc::io, error, std::strerror(error)};
+    });
+    if (!set) {
+        const bool waits = set.error().code == Errc::timeout;
+        options_.log(
+            LOG_WARNING,
+            text_of("the io_timeout of %s can not be set, so a restart may take 30 s: %s",
+                    path().c_str(), waits ? "requests do not end" : set.error().message.c_str()));
     }
     const Status linked = link();
     if (!linked) options_.log(LOG_WARNING, linked.error().message);
@@ -100,12 +106,45 @@ Status KernelDevice::link() {
 
 // ---- the end ------------------------------------------------------------------------------------
 
-// An exclusive descriptor: nobody can mount the device meanwhile. -1: there is no such device.
-Result<int> KernelDevice::claim() {
-    if (node_.empty()) return -1;
+class KernelDevice::Claim {
+  public:
+    Claim(std::shared_ptr<BlockNodes> nodes, int fd) : nodes_(std::move(nodes)), fd_(fd) {}
+    ~Claim() { nodes_->release(fd_); }
+    Claim(const Claim&) = delete;
+    Claim& operator=(const Claim&) = delete;
+    Status write_out() {
+        const int error = -nodes_->write_out(fd_);
+        return error == 0 ? ok_status() : Error{Errc::io, error, std::strerror(error)};
+    }
+
+  private:
+    const std::shared_ptr<BlockNodes> nodes_;
+    const int fd_;
+};
+
+// What is done here may wait for requests, and those for a disk that never answers.
+Status KernelDevice::patiently(std::function<Status()> job) {
+    if (!patient_) {
+        const auto grace = std::min(options_.write_out_limit, interrupt_grace);
+        TRY(patient_, PatientThread::start(path(), grace));
+    }
+    Status done = patient_->run(std::move(job), options_.write_out_limit);
+    if (done || done.error().code != Errc::timeout) return done;
+    return Error{
+        Errc::timeout, ETIMEDOUT,
+        text_of("%s is not written out in %lld s: see the status for a disk or a peer that "
+                "does not answer; if all goes on, say it again, else use --force, which "
+                "gives up what is not written",
+                path().c_str(), static_cast<long long>(options_.write_out_limit.count() / 1000))};
+}
+
+Result<KernelDevice::ClaimPtr> KernelDevice::claim() {
+    if (node_.empty()) return ClaimPtr();
+    // One from before, which still writes, would be in the way of this one.
+    if (patient_) TRY_STATUS(patiently([] { return ok_status(); }));
     const int fd = options_.nodes->claim(node_);
-    if (fd >= 0) return fd;
-    if (is_none(-fd)) return -1;
+    if (fd >= 0) return std::make_shared<Claim>(options_.nodes, fd);
+    if (is_none(-fd)) return ClaimPtr();
     if (fd == -EBUSY) {
         return Error{Errc::busy, EBUSY,
                      text_of("%s is in use (mounted, or part of another device): unmount it first",
@@ -123,14 +162,14 @@ Result<int> KernelDevice::claim() {
 }
 
 // The same; and nobody has it open in /proc, either.
-Result<int> KernelDevice::claim_unused() {
-    TRY(const int fd, claim());
-    if (fd < 0) return fd;
+Result<KernelDevice::ClaimPtr> KernelDevice::claim_unused() {
+    TRY(ClaimPtr claimed, claim());
+    if (!claimed) return claimed;
     for (int attempt = 0;; ++attempt) {
         const std::string user = options_.nodes->user_of(node_);
-        if (user.empty()) return fd;
+        if (user.empty()) return claimed;
         if (attempt == use_attempts) {
-            ::close(fd);
+            TRY_STATUS(let_go(std::move(claimed)));
             return Error{Errc::busy, EBUSY,
                          path() + " is open in " + user + ": let that close it first"};
         }
@@ -138,27 +177,44 @@ Result<int> KernelDevice::claim_unused() {
     }
 }
 
+Status KernelDevice::write_out(const ClaimPtr& claim) {
+    Status written = patiently([claim] { return claim->write_out(); });
+    if (written || written.error().code == Errc::timeout) return written;
+    return Error{
+        Errc::io, written.error().os_errno,
+        text_of("%s can not be written out: %s", path().c_str(), written.error().message.c_str())};
+}
+
+// Who closes a device last writes it out.
+Status KernelDevice::let_go(ClaimPtr claim) {
+    if (!claim) return ok_status();
+    return patiently([claim = std::move(claim)]() mutable {
+        claim.reset();
+        return ok_status();
+    });
+}
+
 Status KernelDevice::check_unused() {
-    TRY(const int fd, claim_unused());
-    if (fd >= 0) ::close(fd);
-    return ok_status();
+    TRY(ClaimPtr claimed, claim_unused());
+    return let_go(std::move(claimed));
 }
 
 // The driver fails what comes after the command, also what the page cache has yet to write.
 Status KernelDevice::stop(bool force) {
-    int held = -1;
+    ClaimPtr claimed;
     if (!force) {
-        TRY(held, claim_unused());
+        TRY(claimed, claim_unused());
     }
-    if (held >= 0 && served_ && ::fsync(held) != 0) {
-        const int error = errno;
-        ::close(held);
-        return Error{
-            Errc::io, error,
-            text_of("%s can not be written out: %s", path().c_str(), std::strerror(error))};
+    const Status written = claimed && served_ ? write_out(claimed) : ok_status();
+    if (!written) {
+        const bool still_writes = written.error().code == Errc::timeout;
+        if (!still_writes) static_cast<void>(let_go(std::move(claimed)));
+        return written;
     }
     const Status ended = end();
-    if (held >= 0) ::close(held);
+    ending_ = !ended && ended.error().code == Errc::timeout;
+    const Status closed = let_go(std::move(claimed));
+    if (!closed) options_.log(LOG_WARNING, closed.error().message);
     return ended;
 }
 

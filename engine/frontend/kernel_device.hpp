@@ -9,6 +9,7 @@
 // others. docs/doors.md has the order of events.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -19,6 +20,7 @@
 #include "engine/frontend/device_kind.hpp"
 #include "engine/frontend/device_record.hpp"
 #include "engine/frontend/volume.hpp"
+#include "engine/io/patient_thread.hpp"
 #include "engine/io/reactor.hpp"
 
 namespace replica {
@@ -30,9 +32,15 @@ class KernelQueue {
   public:
     virtual ~KernelQueue() = default;
     virtual void started() = 0;  // or not: the command that starts the device has ended
+    // From now on each request fails in the kernel's eyes, also those under way: so that the device
+    // can be stopped over a volume that does not answer.
+    virtual void cut_off() = 0;
     // Each `done` is called once, later, when the kernel has let go of every request, which it does
-    // when the device is stopped; the queue may be destroyed in it.
+    // when the device is stopped. Nothing comes any more then.
     virtual void when_ended(std::function<void()> done) = 0;
+    // Of a queue that has ended: `done` is called once, later, when the volume is through with what
+    // came before, which may never be; the queue may be destroyed in it.
+    virtual void when_idle(std::function<void()> done) = 0;
     // The kernel does not reach this queue any more, though the device was not stopped here.
     virtual bool lost() const = 0;
 
@@ -73,6 +81,8 @@ struct KernelDeviceOptions {
     DeviceLog log;                              // never empty
     std::string names = "/dev/replica/by-res";  // where a stable name is made
     std::shared_ptr<BlockNodes> nodes = BlockNodes::of_this_machine();  // never null
+    // How long what the page cache holds may take to be written.
+    std::chrono::milliseconds write_out_limit{30'000};
 };
 
 // None of the members that give a Result or a Status may be called on the reactor that serves the
@@ -111,11 +121,15 @@ class KernelDevice {
     // (this driver can not while it is live, and what helps), io.
     virtual Status grow(std::uint64_t size_bytes) = 0;
 
-    // Errors: busy (mounted, held by another exclusive user, or open in a process), io.
+    // Errors: busy (mounted, held by another exclusive user, or open in a process), timeout (what
+    // is still to be written to it is not, in half a minute), io.
     Status check_unused();
     // Stops it; what waits fails if nobody serves it. The queue ends by that. What the page cache
-    // holds is written before, unless forced. Errors: those of check_unused(), unless forced.
+    // holds is written before, unless forced. Errors: those of check_unused(), unless forced;
+    // timeout, io.
     Status stop(bool force);
+    // The driver was told to stop it, and has not done it in time: it may yet.
+    bool is_ending() const { return ending_; }
     // Removes a stopped device, its name and its record.
     Status remove();
 
@@ -141,8 +155,15 @@ class KernelDevice {
     virtual unsigned io_timeout_ms() const = 0;
 
   private:
-    Result<int> claim();
-    Result<int> claim_unused();
+    // An exclusive descriptor: nobody can mount the device meanwhile.
+    class Claim;
+    using ClaimPtr = std::shared_ptr<Claim>;  // nullptr: there is no such device
+
+    Result<ClaimPtr> claim();
+    Result<ClaimPtr> claim_unused();
+    Status patiently(std::function<Status()> job);
+    Status write_out(const ClaimPtr& claim);
+    Status let_go(ClaimPtr claim);
 
     const DeviceKind kind_;
     const KernelDeviceOptions options_;
@@ -150,6 +171,8 @@ class KernelDevice {
     DeviceRecord record_;
     std::string node_;     // "ublkb3"
     bool served_ = false;  // by this process
+    bool ending_ = false;
+    std::unique_ptr<PatientThread> patient_;  // for what may wait for requests; made when needed
 };
 
 // How devices of one kind come into being.

@@ -67,6 +67,8 @@ class NbdConnection {
     void open(int fd, std::uint64_t client_number, bool shaken_hands = false);
     // Takes no more commands, answers those in flight, and closes.
     void finish();
+    // Takes no more commands and answers none; closes when the engine is through with them.
+    void cut_off() { drop(""); }
     // Of a client in the transmission phase: reads no further than to the end of a request that has
     // begun. `held` is called when all that was read is answered, or the client is gone.
     void hold(std::function<void()> held);

@@ -51,22 +51,25 @@ std::unique_ptr<KernelQueue> NbdChannel::serve(const Server& server) {
 }
 
 NbdQueue::NbdQueue(const KernelChannel::Server& server, int fd)
-    : server_(server.reactor, server.volume, "kernel",
+    : reactor_(server.reactor),
+      server_(server.reactor, server.volume, "kernel",
               options_for(server, [this, tell = server.on_lost] {
+                  if (cut_) return;
                   lost_ = true;
                   tell();
               })) {
     server_.take(fd);
 }
 
-void NbdQueue::when_ended(std::function<void()> done) {
-    ended_.push_back(std::move(done));
-    if (ended_.size() > 1) return;
-    server_.stop([this] {
-        // The first one may destroy this queue.
-        for (const std::function<void()>& ended : std::exchange(ended_, {}))
-            ended();
-    });
+void NbdQueue::cut_off() {
+    if (!std::exchange(cut_, true)) server_.cut_off();
 }
+
+void NbdQueue::when_ended(std::function<void()> done) {
+    cut_off();
+    reactor_.post(std::move(done));
+}
+
+void NbdQueue::when_idle(std::function<void()> done) { server_.stop(std::move(done)); }
 
 }  // namespace replica

@@ -6,7 +6,6 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "engine/frontend/kernel_device.hpp"
 #include "engine/frontend/nbd_server.hpp"
@@ -39,8 +38,11 @@ class NbdQueue final : public KernelQueue {
     NbdQueue(const KernelChannel::Server& server, int fd);
 
     void started() override {}
+    // By the connection: the kernel, which is told to stop the device, waits for no other then.
+    void cut_off() override;
     // The kernel closes its end when the device is stopped; if it does not, we do.
     void when_ended(std::function<void()> done) override;
+    void when_idle(std::function<void()> done) override;
     // A socket that broke, which nobody has asked for: the kernel waits for another one.
     bool lost() const override { return lost_; }
     void hold(std::function<void()> held) override { server_.hold(std::move(held)); }
@@ -49,9 +51,9 @@ class NbdQueue final : public KernelQueue {
     bool destructible() const override { return true; }
 
   private:
+    Reactor& reactor_;
     NbdServer server_;
-    bool lost_ = false;
-    std::vector<std::function<void()>> ended_;
+    bool lost_ = false, cut_ = false;
 };
 
 }  // namespace replica

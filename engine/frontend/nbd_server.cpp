@@ -131,6 +131,11 @@ int NbdServer::give() {
     return connections_.front()->give();
 }
 
+void NbdServer::cut_off() {
+    for (auto& connection : connections_)
+        connection->cut_off();
+}
+
 NbdConnection* NbdServer::free_connection() {
     for (auto& connection : connections_) {
         if (connection->idle()) return connection.get();

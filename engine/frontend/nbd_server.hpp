@@ -42,6 +42,8 @@ class NbdServer final : private ListenerOwner {
     void hold(std::function<void()> held);
     void resume();
     int give();
+    // Lets go of all clients at once, whatever they wait for.
+    void cut_off();
     // Whoever connects is closed at once, from now on, or no more.
     void turn_away(bool away) { turns_away_ = away; }
     // Closes the door: no new clients, no new commands; what is in flight is answered. `done` is

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// See ublk_control.hpp. The commands are io_uring ones with entries of 128 bytes, on a ring of
-// their own; the kernel runs them in a worker thread.
+// See ublk_control.hpp. The commands are io_uring ones with entries of 128 bytes, on rings of their
+// own; the kernel runs them in a worker thread.
 #include "engine/frontend/ublk_control.hpp"
 
 #include <dirent.h>
@@ -10,25 +10,23 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 
 #include "engine/base/text.hpp"
 #include "engine/base/units.hpp"
+#include "engine/frontend/patient_ring.hpp"
 #include "engine/io/process.hpp"
 
 namespace replica {
 namespace {
 
 constexpr const char* control_path = "/dev/ublk-control";
-constexpr const char* classes_path = "/sys/class";
-constexpr const char* devices_path = "/sys/class/ublk-char";
 // Longer than anything that a command waits for but a request that never ends; and how long one
 // that was given up may take to notice.
-constexpr long long command_timeout_s = 60, cancel_timeout_s = 5;
-constexpr std::uint64_t command_mark = 1, cancel_mark = 2;
+constexpr std::chrono::seconds command_limit{60}, cancel_limit{5};
 
 Error open_error(int os_errno) {
     if (os_errno == EACCES || os_errno == EPERM) {
@@ -46,10 +44,10 @@ Error open_error(int os_errno) {
 }
 
 // What can not be read says nothing: not that there are no devices.
-Error unread(int os_errno) {
+Error unread(const std::string& path, int os_errno) {
     return {Errc::io, os_errno,
             text_of("%s can not be read, so it is not known which ublk devices there are: %s",
-                    devices_path, std::strerror(os_errno))};
+                    path.c_str(), std::strerror(os_errno))};
 }
 
 // ---- the machine's ------------------------------------------------------------------------------
@@ -65,17 +63,10 @@ class KernelControl final : public UblkControl {
     int map_channel(int fd, std::size_t bytes, const ublk::IoDescriptor*& shown) override;
 
   private:
-    // With the memory that a command refers to: one that never ends keeps both.
-    struct Ring {
-        io_uring ring{};
-        std::array<std::byte, 128> memory{};
-    };
-
     int run(std::uint32_t command, const ublk::ControlCommand& arguments,
             std::span<std::byte> memory) override;
-    int wait();
 
-    std::unique_ptr<Ring> ring_;
+    std::unique_ptr<PatientRing> ring_;
     int fd_ = -1;
 };
 
@@ -86,15 +77,7 @@ Status KernelControl::open_device() {
         fd_ = ::open(control_path, O_RDWR | O_CLOEXEC);
     }
     if (fd_ < 0) return open_error(errno);
-    auto ring = std::make_unique<Ring>();
-    io_uring_params params{};
-    params.flags = IORING_SETUP_SQE128;
-    const int result = -io_uring_queue_init_params(4, &ring->ring, &params);
-    if (result != 0) {
-        return Error{Errc::io, result,
-                     text_of("no io_uring for commands to ublk: %s", std::strerror(result))};
-    }
-    ring_ = std::move(ring);
+    TRY(ring_, PatientRing::create(command_limit, cancel_limit));
     std::uint64_t features = 0;
     ublk::ControlCommand arguments;
     const int got = run(ublk::cmd_get_features, arguments,
@@ -113,61 +96,27 @@ Status KernelControl::open_device() {
 }
 
 KernelControl::~KernelControl() {
-    if (ring_) io_uring_queue_exit(&ring_->ring);
     if (fd_ >= 0) ::close(fd_);
 }
 
 int KernelControl::run(std::uint32_t command, const ublk::ControlCommand& arguments,
                        std::span<std::byte> memory) {
-    if (!ring_) return -ETIME;
-    ASSERT(memory.size() <= ring_->memory.size());
-    std::copy(memory.begin(), memory.end(), ring_->memory.begin());
-    ublk::ControlCommand complete = arguments;
-    complete.bytes = static_cast<std::uint16_t>(memory.size());
-    if (!memory.empty()) complete.address = reinterpret_cast<std::uintptr_t>(ring_->memory.data());
-    io_uring_sqe* sqe = io_uring_get_sqe(&ring_->ring);
-    ASSERT(sqe != nullptr);
-    std::memset(sqe, 0, 2 * sizeof *sqe);
-    sqe->opcode = IORING_OP_URING_CMD;
-    sqe->fd = fd_;
-    sqe->cmd_op = command;
-    std::memcpy(reinterpret_cast<std::byte*>(sqe) + 48, &complete, sizeof complete);
-    io_uring_sqe_set_data64(sqe, command_mark);
-    const int result = wait();
-    std::copy_n(ring_ ? ring_->memory.begin() : memory.data(), memory.size(), memory.begin());
-    return result;
-}
-
-// A command that waits for the driver's mutex hears no cancel. It is left behind then, with all
-// that it may still write to.
-int KernelControl::wait() {
-    io_uring* const ring = &ring_->ring;
-    bool given_up = false;
-    for (;;) {
-        __kernel_timespec limit{given_up ? cancel_timeout_s : command_timeout_s, 0};
-        io_uring_cqe* cqe = nullptr;
-        const int waited = io_uring_submit_and_wait_timeout(ring, &cqe, 1, &limit, nullptr);
-        if (waited == -EINTR || waited == -EAGAIN) continue;
-        if (cqe == nullptr && (waited >= 0 || waited == -ETIME)) io_uring_peek_cqe(ring, &cqe);
-        if (cqe != nullptr) {
-            const bool answer = io_uring_cqe_get_data64(cqe) == command_mark;
-            const int result = cqe->res;
-            io_uring_cqe_seen(ring, cqe);
-            if (answer) return given_up && result < 0 ? -ETIME : result;
-            continue;
-        }
-        if (waited >= 0) continue;
-        if (waited != -ETIME || given_up) {
-            static_cast<void>(ring_.release());
-            return waited == -ETIME ? -ETIME : waited;
-        }
-        given_up = true;
-        io_uring_sqe* const sqe = io_uring_get_sqe(ring);
-        ASSERT(sqe != nullptr);
-        std::memset(sqe, 0, 2 * sizeof *sqe);
-        io_uring_prep_cancel64(sqe, command_mark, 0);
-        io_uring_sqe_set_data64(sqe, cancel_mark);
-    }
+    // A start waits where it can be interrupted; what stops a device goes on until it is done.
+    const bool waits = command == ublk::cmd_start_dev || command == ublk::cmd_end_recovery;
+    const std::uint64_t key = std::uint64_t{command} << 32 | arguments.dev_id;
+    const std::size_t bytes = memory.size();
+    return ring_->run(
+        {key, waits},
+        [&](io_uring_sqe& entry, PatientRing::Memory& kept) {
+            ublk::ControlCommand complete = arguments;
+            complete.bytes = static_cast<std::uint16_t>(bytes);
+            if (bytes > 0) complete.address = reinterpret_cast<std::uintptr_t>(kept.data());
+            entry.opcode = IORING_OP_URING_CMD;
+            entry.fd = fd_;
+            entry.cmd_op = command;
+            std::memcpy(reinterpret_cast<std::byte*>(&entry) + 48, &complete, sizeof complete);
+        },
+        memory);
 }
 
 int KernelControl::open_channel(std::uint32_t dev_id) {
@@ -190,12 +139,14 @@ Result<std::unique_ptr<UblkControl>> UblkControl::open() {
     return std::unique_ptr<UblkControl>(std::move(self));
 }
 
-Result<std::vector<std::uint32_t>> ublk_devices() {
+Result<std::vector<std::uint32_t>> ublk_devices(const std::string& classes) {
+    const std::string path = classes + "/ublk-char";
     std::vector<std::uint32_t> ids;
-    DIR* const directory = ::opendir(devices_path);
+    DIR* const directory = ::opendir(path.c_str());
     if (directory == nullptr) {
-        if (errno == ENOENT && ::access(classes_path, F_OK) == 0) return ids;
-        return unread(errno);
+        // Without the module there is no such class; but /sys has to be there to say so.
+        if (errno == ENOENT && ::access(classes.c_str(), F_OK) == 0) return ids;
+        return unread(path, errno);
     }
     for (errno = 0; const dirent* entry = ::readdir(directory); errno = 0) {
         if (std::strncmp(entry->d_name, "ublkc", 5) != 0) continue;
@@ -203,7 +154,7 @@ Result<std::vector<std::uint32_t>> ublk_devices() {
     }
     const int error = errno;
     ::closedir(directory);
-    if (error != 0) return unread(error);
+    if (error != 0) return unread(path, error);
     std::sort(ids.begin(), ids.end());
     return ids;
 }

@@ -31,7 +31,8 @@ class UblkControl {
 
     // One thread at a time; any thread but the one that serves the device. The errors of all: io,
     // busy, permission, not_found (no such device), with the kernel's errno in os_errno; timeout:
-    // the kernel does not answer, and this control can not be used any more.
+    // the kernel does not answer, and may yet do it. What is asked for again then is waited for
+    // again.
     Result<ublk::DeviceInfo> add(const ublk::DeviceInfo& wanted);
     Result<ublk::DeviceInfo> info(std::uint32_t dev_id);
     Result<ublk::Params> params(std::uint32_t dev_id);
@@ -67,8 +68,8 @@ class UblkControl {
                   std::span<std::byte> memory = {});
 };
 
-// Ids of the ublk devices of this machine, for those who do not want the module loaded.
-// Errors: io.
-Result<std::vector<std::uint32_t>> ublk_devices();
+// Ids of the ublk devices of this machine, for those who do not want the module loaded, as
+// `classes` tells them. Errors: io (it can not be told).
+Result<std::vector<std::uint32_t>> ublk_devices(const std::string& classes = "/sys/class");
 
 }  // namespace replica

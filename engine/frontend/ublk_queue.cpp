@@ -130,11 +130,14 @@ Status UblkChannel::open(UblkControl& control, std::uint32_t dev_id) {
 }
 
 UblkChannel::~UblkChannel() {
+    close();
     if (buffers_ != nullptr) ::munmap(buffers_, buffers_bytes());
-    if (descriptors_ != nullptr) {
-        ::munmap(const_cast<ublk::IoDescriptor*>(descriptors_), descriptors_bytes());
-    }
-    if (fd_ >= 0) ::close(fd_);
+}
+
+void UblkChannel::close() {
+    const ublk::IoDescriptor* const shown = std::exchange(descriptors_, nullptr);
+    if (shown != nullptr) ::munmap(const_cast<ublk::IoDescriptor*>(shown), descriptors_bytes());
+    if (fd_ >= 0) ::close(std::exchange(fd_, -1));
 }
 
 std::unique_ptr<KernelQueue> UblkService::serve(const Server& server) {
@@ -207,6 +210,7 @@ void UblkQueue::fetch(Tag& tag, std::uint32_t command) {
 void UblkQueue::on_request(Tag& tag, std::int32_t result) {
     if (abandoned_) return;
     if (result != 0) return on_refusal(tag, result);
+    if (cut_) return answer(tag, -ublk_errno(ESHUTDOWN));
     if (holding_) {
         tag.kept = true;
         return;
@@ -226,6 +230,7 @@ void UblkQueue::on_request(Tag& tag, std::int32_t result) {
     const bool data = request.kind == IoKind::read || request.kind == IoKind::write;
     if (error == 0 && data && request.length > channel_->io_bytes()) error = EIO;
     if (error != 0) return finish(tag, error);
+    tag.busy = true;
     splitter_.start(request);
 }
 
@@ -249,13 +254,35 @@ void UblkQueue::on_refusal(Tag& tag, std::int32_t result) {
 }
 
 void UblkQueue::finish(Tag& tag, int error) {
+    tag.busy = false;
+    if (std::exchange(tag.orphaned, false)) return reactor_.defer(turn_);
     const bool data = tag.split.kind == IoKind::read || tag.split.kind == IoKind::write;
-    tag.command.result = error != 0 ? -ublk_errno(error)
-                         : data     ? static_cast<std::int32_t>(tag.split.length)
-                                    : 0;
+    answer(tag, error != 0 ? -ublk_errno(error)
+                : data     ? static_cast<std::int32_t>(tag.split.length)
+                           : 0);
+}
+
+void UblkQueue::answer(Tag& tag, std::int32_t result) {
+    tag.command.result = result;
     fetch(tag, ublk::cmd_commit_and_fetch);
     if (on_answer_) std::exchange(on_answer_, nullptr)();
     if (held_) reactor_.defer(turn_);
+}
+
+// What the volume has may be read and written for long: its buffer is given to no other request.
+void UblkQueue::cut_off() {
+    if (std::exchange(cut_, true)) return;
+    for (Tag& tag : tags_) {
+        if (std::exchange(tag.kept, false)) {
+            answer(tag, -ublk_errno(ESHUTDOWN));
+        } else if (tag.busy) {
+            splitter_.abort(tag.split, ESHUTDOWN);
+            if (!tag.busy) continue;  // nothing of it was under way
+            tag.orphaned = true;
+            tag.command.address = reinterpret_cast<std::uintptr_t>(channel_->spare());
+            answer(tag, -ublk_errno(ESHUTDOWN));
+        }
+    }
 }
 
 void UblkQueue::hold(std::function<void()> held) {
@@ -284,12 +311,21 @@ void UblkQueue::when_ended(std::function<void()> done) {
     reactor_.defer(turn_);
 }
 
+void UblkQueue::when_idle(std::function<void()> done) {
+    idle_ = std::move(done);
+    reactor_.defer(turn_);
+}
+
 void UblkQueue::on_turn() {
     if (held_ && splitter_.requests() == 0) std::exchange(held_, nullptr)();
     if (armed_ > 0) return;
-    // The first one may destroy this queue.
-    for (const std::function<void()>& ended : std::exchange(ended_, {}))
-        ended();
+    if (!ended_.empty()) {
+        channel_->close();  // the kernel may wait for that before the device is gone
+        for (const std::function<void()>& ended : std::exchange(ended_, {}))
+            ended();
+        return;
+    }
+    if (idle_ && splitter_.requests() == 0) std::exchange(idle_, nullptr)();  // destroys this queue
 }
 
 }  // namespace replica

@@ -48,10 +48,14 @@ class UblkChannel {
     std::uint32_t io_bytes() const { return io_bytes_; }
     const ublk::IoDescriptor& descriptor(std::uint32_t tag) const { return descriptors_[tag]; }
     std::byte* buffer(std::uint32_t tag) const { return buffers_ + std::size_t{tag} * io_bytes_; }
+    // One more, for what nobody wants to know.
+    std::byte* spare() const { return buffer(depth_); }
+    // Lets go of the device, but not of the buffers.
+    void close();
 
   private:
     UblkChannel(std::uint16_t depth, std::uint32_t io_bytes) : depth_(depth), io_bytes_(io_bytes) {}
-    std::size_t buffers_bytes() const { return std::size_t{depth_} * io_bytes_; }
+    std::size_t buffers_bytes() const { return std::size_t{depth_ + 1U} * io_bytes_; }
     std::size_t descriptors_bytes() const;
 
     const std::uint16_t depth_;
@@ -79,12 +83,14 @@ class UblkQueue final : public KernelQueue {
     // partition table while the device is started (ublk_queue.cpp): until started() was called.
     UblkQueue(Reactor& reactor, Volume& volume, std::unique_ptr<UblkChannel> channel, DeviceLog log,
               std::function<void()> on_answer);
-    ~UblkQueue() override;  // only when ended
+    ~UblkQueue() override;  // only when idle
     UblkQueue(const UblkQueue&) = delete;
     UblkQueue& operator=(const UblkQueue&) = delete;
 
     void started() override;
+    void cut_off() override;
     void when_ended(std::function<void()> done) override;
+    void when_idle(std::function<void()> done) override;
     bool lost() const override { return false; }  // the kernel ends it only when it is stopped
     void hold(std::function<void()> held) override;
     void resume() override;
@@ -98,6 +104,8 @@ class UblkQueue final : public KernelQueue {
         ublk::IoCommand command;
         std::uint32_t command_number = 0;
         bool kept = false;  // has a request that waits, as the queue is held
+        // The volume has `split`; and the request that it is of was answered before it was done.
+        bool busy = false, orphaned = false;
         UblkQueue* queue = nullptr;
     };
 
@@ -105,6 +113,7 @@ class UblkQueue final : public KernelQueue {
     void on_request(Tag& tag, std::int32_t result);
     void on_refusal(Tag& tag, std::int32_t result);
     void finish(Tag& tag, int error);
+    void answer(Tag& tag, std::int32_t result);
     void on_turn();
 
     static const SplitHooks hooks_;
@@ -119,8 +128,8 @@ class UblkQueue final : public KernelQueue {
     Deferred turn_;
     std::vector<std::function<void()>> ended_;
     bool starting_ = false;
-    bool holding_ = false, abandoned_ = false;
-    std::function<void()> held_, on_answer_;
+    bool holding_ = false, abandoned_ = false, cut_ = false;
+    std::function<void()> held_, idle_, on_answer_;
 };
 
 // The errno that says to the block layer what became of a request (docs/doors.md, "Errors").

@@ -14,7 +14,7 @@ namespace {
 
 using std::chrono::milliseconds;
 constexpr milliseconds somebody_else{20}, soon{50}, later{1000}, idle{3'600'000};
-constexpr std::chrono::seconds end_timeout{120};
+constexpr std::chrono::seconds end_timeout{30};
 
 }  // namespace
 
@@ -112,10 +112,20 @@ void DeviceExport::catch_up() {
     if (resource_.resized) resource_.resized();
 }
 
+// By force it is not taken back any more: its users have got errors. Nor is what the driver was
+// told and has not done in time.
 Status DeviceExport::dismiss(bool force) {
-    TRY_STATUS(device_->stop(force));
-    state_ = State::ending;
-    wake();  // for the case that what follows fails
+    if (force) {
+        ask([this](ResourceShell& shell) {
+            shell.cut_off_device(kind());
+            return true;
+        });
+    }
+    const Status stopped = device_->stop(force);
+    const bool begun = state_ == State::live && (force || device_->is_ending());
+    if (stopped || begun) state_ = State::ending;
+    if (state_ == State::ending) wake();  // for the case that this or what follows fails
+    TRY_STATUS(stopped);
     TRY_STATUS(resource_.thread.call_async(
         [this](ResourceShell::Done done) {
             resource_.shell->tell_changes(kind(), nullptr);

@@ -67,10 +67,13 @@ Status KernelDoors::close(Kind kind, bool force) {
     for (const auto& each : exports_) {
         if (meant(each) && !force) TRY_STATUS(each->check_unused());
     }
+    Status all = ok_status();
     for (const auto& each : exports_) {
-        if (meant(each)) TRY_STATUS(each->close(force));
+        Status closed = meant(each) ? each->close(force) : ok_status();
+        if (!closed && !force) return closed;
+        if (!closed && all) all = std::move(closed);
     }
-    return ok_status();
+    return all;
 }
 
 Status KernelDoors::close_left(Kind kind, bool force) {

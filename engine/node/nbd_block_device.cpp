@@ -78,7 +78,7 @@ void NbdBlockDevice::set_index(int index) {
 Result<std::unique_ptr<KernelDevice>> NbdBlockDevice::create(const NbdBlockDeviceOptions& options,
                                                              const VolumeInfo& info,
                                                              std::uint64_t generation) {
-    TRY(auto control, options.control());
+    TRY(auto control, open_patient_nbd(options.control, options.call_limit));
     const DeviceRecord record{new_device_token(), generation, !info.writable};
     TRY_STATUS(DeviceRecordFile(options.state_dir, DeviceKind::nbd, options.resource).save(record));
     return std::unique_ptr<KernelDevice>(new NbdBlockDevice(options, std::move(control), record));
@@ -89,7 +89,7 @@ Result<std::unique_ptr<KernelDevice>> NbdBlockDevice::find(const NbdBlockDeviceO
     const DeviceRecordFile file(options.state_dir, DeviceKind::nbd, options.resource);
     TRY(const auto record, file.load());
     if (!record) return found;
-    auto control = options.control();
+    auto control = open_patient_nbd(options.control, options.call_limit);
     if (!control) {
         if (control.error().code != Errc::unsupported) return control.error();
         TRY(const int there, nbd_device_of(backend_for(options, *record)));
@@ -99,12 +99,9 @@ Result<std::unique_ptr<KernelDevice>> NbdBlockDevice::find(const NbdBlockDeviceO
     }
     std::unique_ptr<NbdBlockDevice> self(
         new NbdBlockDevice(options, std::move(control).value(), *record));
-    TRY(const auto states, self->control_->status());
-    for (const NbdDeviceState& state : states) {
-        if (!state.connected) continue;
-        TRY(const std::string backend, self->control_->backend_of(state.index));
-        if (backend != self->backend_) continue;
-        self->set_index(state.index);
+    TRY(const int there, self->number());
+    if (there >= 0) {
+        self->set_index(there);
         self->found_ = true;
         found = std::move(self);
         return found;
@@ -112,6 +109,17 @@ Result<std::unique_ptr<KernelDevice>> NbdBlockDevice::find(const NbdBlockDeviceO
     remove_device_name(options, "/dev/nbd*");
     TRY_STATUS(file.remove());
     return found;
+}
+
+// As the kernel has it; -1: it has none.
+Result<int> NbdBlockDevice::number() const {
+    TRY(const auto states, control_->status());
+    for (const NbdDeviceState& state : states) {
+        if (!state.connected) continue;
+        TRY(const std::string backend, control_->backend_of(state.index));
+        if (backend == backend_) return state.index;
+    }
+    return -1;
 }
 
 Result<std::unique_ptr<KernelChannel>> NbdBlockDevice::open_channel(const VolumeInfo& info) {
@@ -146,8 +154,10 @@ Status NbdBlockDevice::connect(int socket, const VolumeInfo& info) {
     config.transmission_flags = nbd_device_flags(info);
     config.backend = backend_;
     config.dead_connection_s = dead_connection_s;
-    TRY(const int index, control_->connect(config, {&socket, 1}));
-    set_index(index);
+    const auto index = control_->connect(config, {&socket, 1});
+    asked_ = !index && index.error().code == Errc::timeout;
+    if (!index) return index.error();
+    set_index(index.value());
     return ok_status();
 }
 
@@ -172,6 +182,11 @@ unsigned NbdBlockDevice::io_timeout_ms() const { return look_ms; }
 
 Status NbdBlockDevice::end() {
     if (handed_) handed_->reset();  // nobody will read it: the kernel must not wait for that
+    if (index_ < 0 && asked_) {     // it may have been made after all
+        TRY(const int late, number());
+        if (late >= 0) set_index(late);
+        asked_ = false;
+    }
     if (index_ < 0) return ok_status();
     TRY(const std::string backend, control_->backend_of(index_));
     if (backend != backend_) return ok_status();  // it is gone, and its number another's

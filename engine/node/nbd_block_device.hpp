@@ -4,6 +4,7 @@
 // keeps the token as the name of the device's backend. docs/netlink.md has what the driver does.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -11,12 +12,14 @@
 #include "engine/base/result.hpp"
 #include "engine/frontend/kernel_device.hpp"
 #include "engine/frontend/nbd_queue.hpp"
+#include "engine/node/patient_nbd.hpp"
 #include "netlink/nbd_device.hpp"
 
 namespace replica {
 
 struct NbdBlockDeviceOptions : KernelDeviceOptions {
     std::function<Result<std::unique_ptr<NbdControl>>()> control = &NbdControl::open;
+    std::chrono::milliseconds call_limit = nbd_call_limit;  // for each call of it
     // The socket that the program before this one in the same process served, for one time.
     std::shared_ptr<std::unique_ptr<NbdChannel>> handed;
 };
@@ -47,11 +50,13 @@ class NbdBlockDevice final : public KernelDevice {
     void set_index(int index);
     Status connect(int socket, const VolumeInfo& info);
     Status reconnect(int socket);
+    Result<int> number() const;
 
     std::unique_ptr<NbdControl> control_;
     const std::shared_ptr<std::unique_ptr<NbdChannel>> handed_;
     const std::string backend_;
     int index_ = -1;      // N of /dev/nbdN
+    bool asked_ = false;  // for one, without an answer
     bool found_ = false;  // left by another process, and not live here yet
 };
 

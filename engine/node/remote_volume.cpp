@@ -16,6 +16,7 @@
 #include "engine/frontend/nbd_dial.hpp"
 #include "engine/frontend/nbd_wire.hpp"
 #include "engine/io/process.hpp"
+#include "engine/node/patient_nbd.hpp"
 
 namespace replica {
 namespace {
@@ -94,7 +95,7 @@ void RemoteVolume::watch(int fd) {
 
 Result<NbdControl*> RemoteVolume::control() {
     if (!control_) {
-        TRY(control_, NbdControl::open());
+        TRY(control_, open_patient_nbd());
     }
     return control_.get();
 }

@@ -133,19 +133,32 @@ int ResourceShell::abandon_device(DeviceKind kind) {
     return socket;
 }
 
+void ResourceShell::cut_off_device(DeviceKind kind) {
+    if (device(kind).queue) device(kind).queue->cut_off();
+}
+
 void ResourceShell::wait_device_ended(DeviceKind kind, Done done) {
     Device& device = this->device(kind);
     if (!device.queue) return done(ok_status());
     device.queue->when_ended([this, &device, done = std::move(done)] {
-        if (device.queue) publish("door", "destroy", "", device.door);
-        device.queue.reset();
-        reactor_.defer(turn_);
+        if (device.queue) {
+            publish("door", "destroy", "", device.door);
+            ended_queues_.push_back(std::move(device.queue));
+            KernelQueue* const ended = ended_queues_.back().get();
+            ended->when_idle([this, ended] { on_queue_idle(ended); });
+        }
         done(ok_status());
     });
 }
 
+void ResourceShell::on_queue_idle(const KernelQueue* idle) {
+    ended_queues_.remove_if([idle](const auto& queue) { return queue.get() == idle; });
+    reactor_.defer(turn_);
+}
+
 bool ResourceShell::any_device() const {
-    return std::any_of(devices_.begin(), devices_.end(),
+    return !ended_queues_.empty() ||
+           std::any_of(devices_.begin(), devices_.end(),
                        [](const Device& device) { return device.queue != nullptr; });
 }
 

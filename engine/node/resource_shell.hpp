@@ -120,7 +120,9 @@ class ResourceShell final : public Volume, private LinkOwner {
     void resume_device(DeviceKind kind);
     int abandon_device(DeviceKind kind);
     bool has_device(DeviceKind kind) const { return device(kind).queue && !device(kind).lost(); }
-    // When the kernel has let go of it, at once if there is none.
+    void cut_off_device(DeviceKind kind);
+    // When the kernel has let go of it, at once if there is none. What it had asked for before may
+    // still be under way here.
     void wait_device_ended(DeviceKind kind, Done done);
     // A device of an earlier daemon waits, and why; it was served last in the generation `noted`.
     // What waits in it goes before all else: no other door opens. 0: none waits (any more).
@@ -300,6 +302,7 @@ class ResourceShell final : public Volume, private LinkOwner {
     Device& device(DeviceKind kind) { return devices_[static_cast<std::size_t>(kind)]; }
     const Device& device(DeviceKind kind) const { return devices_[static_cast<std::size_t>(kind)]; }
     bool any_device() const;
+    void on_queue_idle(const KernelQueue* idle);
 
     // resource_status.cpp
     void publish(const char* kind, const char* action, const std::string& peer,
@@ -372,6 +375,7 @@ class ResourceShell final : public Volume, private LinkOwner {
     std::list<Accepted> accepted_;
     std::list<Door> doors_;
     std::array<Device, device_kinds> devices_;
+    std::list<std::unique_ptr<KernelQueue>> ended_queues_;  // and not idle yet
     std::unique_ptr<LocalDoor> local_door_;
     bool local_stopped_ = false;
     Done doors_done_;

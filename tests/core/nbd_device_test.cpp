@@ -10,6 +10,8 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -46,6 +48,12 @@ struct FakeKernel {
     int slow = 0;  // so many reconfigurations come before the kernel has seen the old socket's end
     bool held = false, in_proc = false;
     bool backends_unread = false;  // sysfs does not say who has connected what
+    // A request to some nbd device does not end, so neither do calls, until it does.
+    std::atomic<bool> hangs = false;
+    void answer() const {
+        while (hangs)
+            ::usleep(1000);
+    }
 
     void step() {
         if (steps++ == die_at) ::_exit(died);
@@ -69,6 +77,7 @@ class FakeControl final : public NbdControl {
 
     Result<int> connect(const NbdDeviceConfig& config, std::span<const int> sockets) override {
         kernel_.step();
+        kernel_.answer();
         for (std::size_t i = 0; i < kernel_.disks.size(); ++i) {
             FakeDisk& disk = kernel_.disks[i];
             if (disk.connected) continue;
@@ -108,11 +117,13 @@ class FakeControl final : public NbdControl {
     }
     Status disconnect(int index) override {
         kernel_.step();
+        kernel_.answer();
         kernel_.disks.at(static_cast<std::size_t>(index)) = FakeDisk{};
         kernel_.step();
         return ok_status();
     }
     Result<std::vector<NbdDeviceState>> status() override {
+        kernel_.answer();
         std::vector<NbdDeviceState> states;
         for (std::size_t i = 0; i < kernel_.disks.size(); ++i)
             states.push_back({static_cast<int>(i), kernel_.disks[i].connected});
@@ -406,6 +417,56 @@ TEST_CASE("nbd: nothing is stopped under its users") {
         *use = false;
     }
     CHECK(device.stop(false));
+    CHECK(device.remove());
+    check_nothing_left(world);
+}
+
+TEST_CASE("nbd: a kernel that does not answer is waited for, but not for ever") {
+    using Clock = std::chrono::steady_clock;
+    World world;
+    NbdBlockDeviceOptions options = world.options();
+    options.call_limit = std::chrono::milliseconds(100);
+    auto made = NbdBlockDevice::create(options, volume(), generation);
+    REQUIRE(made);
+    KernelDevice& device = *made.value();
+    const auto in_time = [](const auto& call) {
+        const Clock::time_point began = Clock::now();
+        const Status ended = call();
+        CHECK(Clock::now() - began < std::chrono::seconds(5));
+        return ended;
+    };
+    const auto open = [&]() -> Status {
+        const auto channel = device.open_channel(volume());
+        return channel ? ok_status() : channel.error();
+    };
+    SECTION("disconnecting: neither device nor record is given up") {
+        const auto channel = device.open_channel(volume());
+        REQUIRE(channel);
+        REQUIRE(device.start());
+        world.kernel.hangs = true;
+        const Status stopped = in_time([&] { return device.stop(true); });
+        REQUIRE_FALSE(stopped);
+        CHECK(stopped.error().code == Errc::timeout);
+        CHECK(stopped.error().message.find("does not answer") != std::string::npos);
+        CHECK(device.is_ending());
+        CHECK(world.record().exists());
+        const Status found = in_time([&]() -> Status {
+            const auto other = NbdBlockDevice::find(options);
+            return other ? ok_status() : other.error();
+        });
+        CHECK(found.error().code == Errc::timeout);
+        CHECK(world.record().exists());
+        world.kernel.hangs = false;
+        CHECK(device.stop(true));
+    }
+    SECTION("connecting, which is done after all: the device is found and ended") {
+        world.kernel.hangs = true;
+        CHECK(in_time(open).error().code == Errc::timeout);
+        const Status stopped = in_time([&] { return device.stop(true); });
+        CHECK(stopped.error().code == Errc::timeout);
+        world.kernel.hangs = false;
+        CHECK(device.stop(true));
+    }
     CHECK(device.remove());
     check_nothing_left(world);
 }

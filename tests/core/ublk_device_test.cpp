@@ -335,3 +335,35 @@ TEST_CASE("a live device grows where the kernel can, and else says so") {
     CHECK(grown.error().code == Errc::unsupported);
     CHECK(grown.error().message.find("6.16") != std::string::npos);
 }
+
+TEST_CASE("where the list of devices can not be read, none is believed to be gone") {
+    World world;
+    REQUIRE(world.serve(-1, [&] { return first_life(world); }) == 0);
+    world.kernel.list_unread = true;
+    const auto found = UblkDevice::find(world.options());
+    REQUIRE_FALSE(found);
+    CHECK(found.error().code == Errc::io);
+    CHECK(world.record().exists());
+    CHECK(world.ours().info.state == ublk::DeviceState::quiesced);
+    world.kernel.list_unread = false;
+    CHECK(world.serve(-1, [&] { return last_life(world); }) == 0);
+    check_nothing_left(world);
+}
+
+TEST_CASE("a stop that is not done in time is no end, and may be asked for again") {
+    World world;
+    auto made = UblkDevice::create(world.options(), volume(), generation);
+    REQUIRE(made);
+    KernelDevice& device = *made.value();
+    REQUIRE(go_live(world, device));
+    world.kernel.slow_stops = 2;
+    for (int attempt = 0; attempt < 2; ++attempt) {
+        CHECK(device.stop(attempt > 0).error().code == Errc::timeout);
+        CHECK(device.is_ending());
+        CHECK(world.record().exists());
+    }
+    CHECK(device.stop(true));
+    CHECK_FALSE(device.is_ending());
+    CHECK(device.remove());
+    check_nothing_left(world);
+}

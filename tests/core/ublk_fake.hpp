@@ -43,6 +43,8 @@ struct FakeKernel {
     bool in_proc = false;    // somebody has it open
     bool stay_open = false;  // the next server that dies half-way leaves its channel open
     bool used_attribute_fails = false;
+    bool list_unread = false;  // /sys does not say which devices there are
+    int slow_stops = 0;        // so many are not done in time
     std::uint64_t features = 0;
 
     void step() {
@@ -108,6 +110,7 @@ class FakeControl final : public UblkControl {
     explicit FakeControl(FakeKernel& kernel) : kernel_(kernel) { features_ = kernel.features; }
 
     Result<std::vector<std::uint32_t>> devices() override {
+        if (kernel_.list_unread) return Error{Errc::io, EMFILE, "no descriptor is left"};
         std::vector<std::uint32_t> ids;
         for (std::uint32_t id = 0; id < kernel_.devices.size(); ++id) {
             if (kernel_.devices[id].present) ids.push_back(id);
@@ -198,6 +201,10 @@ class FakeControl final : public UblkControl {
                 device->params.basic.dev_sectors = arguments.data;
                 return 0;
             case ublk::cmd_stop_dev:
+                if (kernel_.slow_stops > 0) {
+                    --kernel_.slow_stops;
+                    return -ETIME;
+                }
                 if (info.state == quiesced) ++device->given_up;
                 info.state = dead;
                 device->open_by = 0;

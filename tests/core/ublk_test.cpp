@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // What of the ublk door needs no kernel that has it: numbers, errors, and what a node says where
 // there is no ublk. The device itself is tested in a guest (tests/vm).
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <initializer_list>
+#include <string>
+#include <vector>
 
 #include "engine/frontend/ublk_control.hpp"
 #include "engine/frontend/ublk_queue.hpp"
@@ -49,6 +53,30 @@ TEST_CASE("a kernel without ublk is told in a sentence") {
     const auto devices = ublk_devices();
     REQUIRE(devices);
     CHECK(devices.value().empty());
+}
+
+// A record without its device is removed; so "there is none" has to be known for sure.
+TEST_CASE("which devices there are is known, or it is said that it is not") {
+    char directory[] = "/tmp/ublk_list.XXXXXX";
+    REQUIRE(::mkdtemp(directory) != nullptr);
+    const std::string classes = directory, list = classes + "/ublk-char";
+    CHECK(ublk_devices(classes).value().empty());  // no module, no class
+    REQUIRE(::mkdir(list.c_str(), 0700) == 0);
+    CHECK(ublk_devices(classes).value().empty());
+    for (const char* name : {"/ublkc10", "/ublkc2", "/else"})
+        REQUIRE(::mkdir((list + name).c_str(), 0700) == 0);
+    CHECK(ublk_devices(classes).value() == std::vector<std::uint32_t>{2, 10});
+    for (const char* name : {"/ublkc10", "/ublkc2", "/else"})
+        REQUIRE(::rmdir((list + name).c_str()) == 0);
+    REQUIRE(::rmdir(list.c_str()) == 0);
+    REQUIRE(::symlink("ublk-char", list.c_str()) == 0);  // it can not be followed
+    CHECK(ublk_devices(classes).error().code == Errc::io);
+    REQUIRE(::unlink(list.c_str()) == 0);
+    REQUIRE(::rmdir(directory) == 0);
+    const auto absent = ublk_devices(classes);  // /sys is not there
+    REQUIRE_FALSE(absent);
+    CHECK(absent.error().code == Errc::io);
+    CHECK(absent.error().message.find(list) == 0);
 }
 
 // ---- what may be repeated -----------------------------------------------------------------------

@@ -33,7 +33,11 @@ struct Script {
     std::atomic<bool> start_fails = false;
     std::atomic<int> stops_that_fail = 0;
     std::atomic<bool> holds = true;  // requests under way end
-    std::function<void()> on_find;   // of the other kind, which never is there
+    // A disk hangs: the driver stops the device when its requests are cut off, and the volume is
+    // not through with them; and nobody writes out what the page cache has.
+    std::atomic<bool> hangs = false, cache_hangs = false;
+    std::atomic<int> cut_off = 0, released = 0, queues_gone = 0;
+    std::function<void()> on_find;  // of the other kind, which never is there
     std::atomic<int> grown = 0, grown_held = 0, stopped = 0;
     std::atomic<bool> held = false;
 };
@@ -41,6 +45,15 @@ struct Script {
 class ScriptedNodes final : public BlockNodes {
   public:
     explicit ScriptedNodes(Script& script) : script_(script) {}
+    int write_out(int) override {
+        while (script_.cache_hangs)
+            std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        return 0;
+    }
+    void release(int claimed) override {
+        ++script_.released;
+        BlockNodes::release(claimed);
+    }
     int claim(const std::string&) override { return ::memfd_create("claimed", MFD_CLOEXEC); }
     std::string user_of(const std::string&) override { return ""; }
     int set_io_timeout(const std::string&, unsigned) override { return 0; }
@@ -59,8 +72,14 @@ class ScriptedQueue final : public KernelQueue {
         : reactor_(server.reactor), script_(script), on_answer_(server.on_answer) {
         if (on_answer_) on_answer_();
     }
+    ~ScriptedQueue() override { ++script_.queues_gone; }
     void started() override {}
+    void cut_off() override { ++script_.cut_off; }
     void when_ended(std::function<void()> done) override { reactor_.post(std::move(done)); }
+    void when_idle(std::function<void()> done) override {
+        idle_ = std::move(done);
+        look();
+    }
     bool lost() const override { return false; }
     void hold(std::function<void()> held) override {
         script_.held = true;
@@ -71,9 +90,14 @@ class ScriptedQueue final : public KernelQueue {
     bool destructible() const override { return true; }
 
   private:
+    void look() {
+        if (!script_.hangs) return reactor_.post(std::move(idle_));
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        reactor_.post([this] { look(); });
+    }
     Reactor& reactor_;
     Script& script_;
-    std::function<void()> on_answer_;
+    std::function<void()> on_answer_, idle_;
 };
 
 class ScriptedChannel final : public KernelChannel {
@@ -108,6 +132,9 @@ class ScriptedDevice final : public KernelDevice {
                                    : ok_status();
     }
     Status end() override {
+        if (script_.hangs && script_.cut_off == 0) {
+            return Error{Errc::timeout, ETIME, "requests do not end"};
+        }
         if (script_.stops_that_fail > 0) {
             --script_.stops_that_fail;
             return Error{Errc::io, EIO, "it does not stop"};
@@ -209,6 +236,7 @@ class World {
         options.log = log_of("doors") ? log_of("doors") : [](int, const std::string&) {};
         options.names = dir / "names";
         options.nodes = std::make_shared<ScriptedNodes>(script);
+        options.write_out_limit = std::chrono::milliseconds(100);
         using Device = std::unique_ptr<KernelDevice>;
         const auto create = [&told = script, options](const VolumeInfo&,
                                                       std::uint64_t generation) -> Result<Device> {
@@ -321,4 +349,86 @@ TEST_CASE("an upgrade that came to nothing leaves no pause behind") {
     CHECK(held.error().code == Errc::timeout);
     CHECK_FALSE(script.held);
     CHECK(world.doors->pauses().empty());
+}
+
+// ---- a disk that hangs --------------------------------------------------------------------------
+
+namespace {
+
+// With `changing` held for all of it, as a command has it.
+Status closed(World& world, bool force) {
+    const std::lock_guard locked(world.changing);
+    return world.doors->close(DeviceKind::nbd, force);
+}
+
+}  // namespace
+
+TEST_CASE("by force a device is taken away over a disk that hangs, and others open meanwhile") {
+    Script script;
+    World world(script);
+    {
+        const std::lock_guard locked(world.changing);
+        REQUIRE_OK(world.doors->open(DeviceKind::nbd, false));
+    }
+    script.hangs = true;
+    REQUIRE_OK(closed(world, true));
+    CHECK(script.cut_off > 0);
+    CHECK(script.stopped == 1);
+    CHECK_FALSE(world.open());
+    CHECK(script.queues_gone == 0);  // what was asked for is still under way
+    {
+        const std::lock_guard locked(world.changing);
+        CHECK(world.doors->open(DeviceKind::nbd, false));
+    }
+    REQUIRE_OK(closed(world, true));
+    CHECK(script.queues_gone == 0);
+    script.hangs = false;
+    CHECK(wait_until([&] { return script.queues_gone == 2; }));
+}
+
+// The driver was told to stop it, which is not taken back: so it is ended in the end, by whoever.
+TEST_CASE("a stop that is not done in time is gone on with, by the keeper or by force") {
+    Script script;
+    World world(script);
+    {
+        const std::lock_guard locked(world.changing);
+        REQUIRE_OK(world.doors->open(DeviceKind::nbd, false));
+    }
+    script.hangs = true;
+    const Status stopped = closed(world, false);
+    REQUIRE_FALSE(stopped);
+    CHECK(stopped.error().code == Errc::timeout);
+    CHECK(wait_until([&] { return !world.open(); }));
+    CHECK(script.stopped == 1);
+    script.hangs = false;
+}
+
+TEST_CASE("what can not be written out holds no command up for long, and force does without") {
+    Script script;
+    World world(script);
+    {
+        const std::lock_guard locked(world.changing);
+        REQUIRE_OK(world.doors->open(DeviceKind::nbd, false));
+    }
+    script.cache_hangs = true;
+    for (int attempt = 0; attempt < 2; ++attempt) {
+        const auto began = std::chrono::steady_clock::now();
+        const Status refused = closed(world, false);
+        REQUIRE_FALSE(refused);
+        CHECK(refused.error().code == Errc::timeout);
+        CHECK(refused.error().message.find("--force") != std::string::npos);
+        CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(5));
+        CHECK(world.open());
+        CHECK(script.stopped == 0);
+        CHECK(script.cut_off == 0);
+    }
+    const bool force = GENERATE(true, false);
+    if (!force) script.cache_hangs = false;
+    REQUIRE_OK(closed(world, force));
+    CHECK_FALSE(world.open());
+    CHECK((script.cut_off > 0) == force);
+    script.cache_hangs = false;
+    // Nobody keeps it from being mounted by a claim that was forgotten.
+    const int claims = force ? 2 : 4;
+    CHECK(wait_until([&] { return script.released == claims; }));
 }

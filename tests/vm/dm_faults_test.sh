@@ -170,6 +170,82 @@ hanging_disk() {
     seen "a disk that hangs: named, and a secondary's is left behind"
 }
 
+# A primary's disk hangs below a block device: no command waits for it for long, and by force the
+# device is taken from its users. What they had written is as they wrote it, or not there.
+hung_writers() {  # hung_writers DEVICE: more than the device has tags, and than fits a socket
+    python3 - "$1" <<'PYTHON'
+import mmap, os, sys, threading
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_DIRECT)
+written = []
+def write(number):
+    block = mmap.mmap(-1, 1 << 17)
+    block.write(bytes([number % 250 + 1]) * (1 << 17))
+    try:
+        os.pwritev(fd, [block], number << 17)
+        written.append(number)
+    except OSError:
+        pass
+threads = [threading.Thread(target=write, args=(n,)) for n in range(200)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+sys.exit(f"{len(written)} writes have ended well" if written else 0)
+PYTHON
+}
+hung_checked() {  # hung_checked DEVICE: how many of them are there
+    python3 - "$1" <<'PYTHON'
+import sys
+there = 0
+with open(sys.argv[1], "rb") as device:
+    for number in range(200):
+        device.seek(number << 17)
+        block = set(device.read(1 << 17))
+        if block not in ({0}, {number % 250 + 1}):
+            sys.exit(f"block {number} holds what nobody has written there")
+        there += block != {0}
+print(there)
+PYTHON
+}
+requests_on() { awk '{exit !($9 >= 100)}' "/sys/block/${1#/dev/}/stat"; }
+no_user_of() { ! compgen -G '/proc/[0-9]*/fd/*' | xargs -r readlink 2>/dev/null | grep -qx "$1"; }
+command_in() {  # command_in SECONDS EXIT-STATUS COMMAND...: it ends in time, and so
+    local limit=$1 expected=$2 status=0 began=$SECONDS
+    shift 2
+    timeout "$limit" "$bin/tools/replicactl" --control "$(control_socket alpha)" "$@" \
+        2>"$CLUSTER_DIR/refusal" || status=$?
+    [ "$status" = "$expected" ] ||
+        cluster_fail "$* ended with $status, not with $expected: $(<"$CLUSTER_DIR/refusal")"
+    echo "     $*: $((SECONDS - began)) s $(head -c 160 "$CLUSTER_DIR/refusal")"
+}
+hung_door() {  # hung_door ublk|nbd
+    local path there
+    ctl alpha unexport $resource
+    path=$(ctl alpha export $resource --door "$1")
+    path=${path%%,*}
+    blkdiscard --zeroout "$path"
+    dmsetup suspend --nolockfs leg-alpha
+    if [ "$1" = ublk ]; then
+        dd if=/dev/zero of="$path" bs=64k seek=400 count=4 conv=notrunc status=none 2>/dev/null &
+        pid=$!
+        dm_wait "only the page cache is left" no_user_of "$path"
+        command_in 60 11 unexport $resource
+    fi
+    hung_writers "$path" &
+    writers=$!
+    dm_wait "the writers wait" requests_on "$path"
+    command_in 60 0 unexport $resource --door "$1" --force
+    wait "$writers" || cluster_fail "the writers have not failed"
+    [ "$1" = nbd ] || wait "$pid" || true
+    ctl alpha status $resource >/dev/null
+    dmsetup resume leg-alpha
+    path=$(ctl alpha export $resource --door "$1")
+    path=${path%%,*}
+    there=$(hung_checked "$path") || cluster_fail "$there"
+    ctl alpha wait $resource --until synced --timeout 100
+    replicas_are equal
+    dmesg --clear  # of errors that were meant to be
+    seen "$1 over a disk that hangs: taken from its users by force, $there of 200 writes are there"
+}
+
 modprobe -a dm_mod dm_flakey dm_delay || { echo "SKIPPED: no device-mapper"; exit 77; }
 begin
 failing_writes
@@ -178,3 +254,5 @@ lying_disk
 slow_leg
 hanging_disk
 no_kernel_trouble
+if modprobe ublk_drv; then hung_door ublk; fi
+if modprobe nbd nbds_max=0; then hung_door nbd; fi
