@@ -15,13 +15,19 @@ namespace replica {
 static constexpr int client_attempts = 25;
 static constexpr auto client_pause = std::chrono::milliseconds(10);
 
+// A Secondary is what it is told to be, and its doors only read: nothing is closed.
 Status LocalNode::demote(const std::string& name) {
     TRY(const ResourcePtr resource, find(name));
     const std::lock_guard changing(resource->changing);
-    TRY(const Status unused, ask(*resource, [](ResourceShell& shell) -> Status {
-            if (!shell.primary()) return ok_status();
-            return shell.doors_unused();
-        }));
+    TRY(const bool primary, ask(*resource, [](ResourceShell& shell) { return shell.primary(); }));
+    if (!primary) {
+        TRY(const Status stays,
+            ask(*resource, [](ResourceShell& shell) { return shell.stays_secondary(); }));
+        TRY_STATUS(stays);
+        return run(*resource, {.kind = CommandKind::demote});
+    }
+    TRY(const Status unused,
+        ask(*resource, [](ResourceShell& shell) { return shell.doors_unused(); }));
     TRY_STATUS(unused);
     if (resource->mapping->uses_doors()) TRY_STATUS(resource->mapping->close(false));
     TRY_STATUS(close_doors(resource, "", false));

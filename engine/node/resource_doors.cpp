@@ -167,6 +167,15 @@ bool ResourceShell::any_device_waits() const {
                        [](const Device& device) { return device.noted != 0; });
 }
 
+Status ResourceShell::stays_secondary() const {
+    for (const Device& device : devices_) {
+        if (device.noted == 0) continue;
+        return Error{Errc::busy, 0,
+                     device.why + "; to stay Secondary, unexport it: what waits in it fails then"};
+    }
+    return ok_status();
+}
+
 void ResourceShell::device_waits(DeviceKind kind, std::uint64_t noted, const std::string& why) {
     Device& device = this->device(kind);
     const bool begins = device.noted == 0;

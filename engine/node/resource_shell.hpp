@@ -128,6 +128,8 @@ class ResourceShell final : public Volume, private LinkOwner {
     // What waits in it goes before all else: no other door opens. 0: none waits (any more).
     void device_waits(DeviceKind kind, std::uint64_t noted, const std::string& why);
     bool any_device_waits() const;
+    // Errors: busy (a device waits for this node to be Primary, which it will be for that).
+    Status stays_secondary() const;
     // Whether it may go on. While this node is Primary: as it was just before the promotion.
     Lineage lineage(DeviceKind kind) const { return device(kind).lineage; }
     std::uint64_t generation() const;  // of the data as it is on record here

@@ -677,6 +677,31 @@ TEST_CASE("doors open on a primary only, and a client keeps it one") {
     CHECK(pair.status(0).doors.empty());
 }
 
+// As a DRBD user expects: it is Secondary already.
+TEST_CASE("a Secondary that is demoted keeps its read-only doors, and their clients") {
+    Pair pair;
+    pair.create(disk_bytes);
+    pair.up();
+    REQUIRE_OK(pair.a->promote("r0", true));
+    pair.wait_synced();
+    const std::string path = pair.dir() / "door";
+    REQUIRE_OK(pair.b->export_nbd("r0", "unix:" + path, true));
+    const int client = connect_unix(path);
+    std::byte greeting[18];
+    REQUIRE(recv(client, greeting, sizeof greeting, MSG_WAITALL) == sizeof greeting);
+    REQUIRE_OK(pair.b->demote("r0"));
+    CHECK(pair.status(1).doors.size() == 1);
+    CHECK(recv(client, greeting, sizeof greeting, MSG_DONTWAIT) == -1);
+    CHECK(errno == EAGAIN);  // it is still connected
+    close(client);
+    // That of a Primary closes them all.
+    REQUIRE_OK(pair.a->export_nbd("r0", "unix:" + path + "2", true));
+    REQUIRE_OK(pair.a->demote("r0"));
+    CHECK(pair.status(0).doors.empty());
+    REQUIRE_OK(pair.b->demote("r0"));
+    CHECK(pair.status(1).doors.size() == 1);
+}
+
 TEST_CASE("down closes a door with its clients by force only") {
     Pair pair;
     pair.create(disk_bytes);

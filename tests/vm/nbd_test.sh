@@ -163,6 +163,8 @@ reader() {
         if dd if=/dev/zero of="$path" bs=4k count=1 oflag=direct status=none 2>/dev/null; then
             cluster_fail "$path takes writes"
         fi
+        ctl beta demote $resource  # which it is: the door stays
+        cmp --bytes=65536 "$path" "$CLUSTER_DIR/data" || cluster_fail "it reads no more"
         cluster_crash beta
         timeout 100 dd if="$path" of="$CLUSTER_DIR/read" bs=64k count=1 iflag=direct status=none &
         waiting=$!
