@@ -3,9 +3,11 @@
 // renames, removes and syncs files and directories, drawn from a seed, so that `verify` can follow
 // it and say what has to be there.
 //
-//   file_tree run    DIR RECORD SEED [SECONDS]   until SIGTERM, or so long; an error is exit status
-//   1 file_tree verify DIR RECORD                  1: something is wrong
+//   file_tree run    DIR RECORD SEED [SECONDS [STEPS]]
+//   file_tree verify DIR RECORD
 //
+// A run goes on until SIGTERM or for so long; after STEPS it ends as if it was killed. Exit status
+// 1: an error; something is wrong.
 // RECORD lies outside of the file system and tells how far a run has come. After one that ended
 // (SIGTERM, SECONDS) the tree is exactly as it was left. After one that did not, a loss of power
 // lies between, and this is held to what journaling file systems (ext4, XFS) promise: names, links
@@ -321,7 +323,8 @@ struct Record {
 
 volatile sig_atomic_t stop = 0;
 
-int run(const std::string& directory, const std::string& path, std::uint64_t seed, long seconds) {
+int run(const std::string& directory, const std::string& path, std::uint64_t seed, long seconds,
+        unsigned long steps) {
     const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (fd < 0) give_up(path);
     if (::mkdir(directory.c_str(), 0700) != 0 || ::chdir(directory.c_str()) != 0) {
@@ -346,6 +349,7 @@ int run(const std::string& directory, const std::string& path, std::uint64_t see
         model.apply(operation);
         record.done = model.step;
         if (operation.syncs()) tell();
+        if (model.step == steps) return 0;
     }
     record.ended = 1;
     tell();
@@ -397,7 +401,8 @@ int complain(const std::string& what) {
     return 1;
 }
 
-int verify_file(const std::string& path, FileId id, const File& file, bool exact) {
+// Empty, or what is wrong.
+std::string verify_file(const std::string& path, FileId id, const File& file, bool exact) {
     const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     struct stat status {};
     if (fd < 0 || ::fstat(fd, &status) != 0) give_up(path);
@@ -406,8 +411,9 @@ int verify_file(const std::string& path, FileId id, const File& file, bool exact
     const std::size_t low = exact ? file.now.size() : file.size_min;
     const std::size_t high = exact ? file.now.size() : file.size_max;
     if (bytes % sector_bytes != 0 || size < low || size > high) {
-        return complain(path + " has " + std::to_string(bytes) +
-                        " bytes; sectors: " + std::to_string(low) + " to " + std::to_string(high));
+        ::close(fd);
+        return path + " (of step " + std::to_string(id) + ") has " + std::to_string(bytes) +
+               " bytes; sectors: " + std::to_string(low) + " to " + std::to_string(high);
     }
     std::vector<std::byte> data(bytes);
     if (::pread(fd, data.data(), bytes, 0) != static_cast<ssize_t>(bytes)) give_up(path);
@@ -421,12 +427,24 @@ int verify_file(const std::string& path, FileId id, const File& file, bool exact
         const bool possible = exact ? version == file.now[i]
                                     : std::find(maybe.begin(), maybe.end(), version) != maybe.end();
         if (!possible || std::memcmp(seen, expected.data(), sector_bytes) != 0) {
-            return complain(path + " (of step " + std::to_string(id) + "), sector " +
-                            std::to_string(i) + ": it says step " + std::to_string(version) +
-                            ", not " + std::to_string(maybe.front()) + " or later");
+            return path + " (of step " + std::to_string(id) + "), sector " + std::to_string(i) +
+                   ": it says step " + std::to_string(version) + ", not " +
+                   std::to_string(maybe.front()) + " or later";
         }
     }
-    return 0;
+    return "";
+}
+
+std::string verify_files(const std::string& directory, const Names& names, const Model& model,
+                         bool exact) {
+    for (std::size_t i = 0; i < names_max; ++i) {
+        const FileId id = names.file[i];
+        if (id == 0) continue;
+        std::string wrong =
+            verify_file(directory + "/" + path_of(i), id, model.files.at(id), exact);
+        if (!wrong.empty()) return wrong;
+    }
+    return "";
 }
 
 // What was found, and what is expected after the steps that RECORD tells of.
@@ -467,22 +485,23 @@ int verify(const std::string& directory, const std::string& path) {
     const Model& model = expected.model;
     Listing listing;
     list(directory, "", listing);
-    const auto found =
-        std::find_if(expected.moments.begin(), expected.moments.end(),
-                     [&](const auto& moment) { return same(moment.second, listing); });
-    if (found == expected.moments.end()) {
+    // The same names may be those of several moments, of other files each.
+    std::string wrong;
+    bool found = false, right = false;
+    for (const auto& [step, names] : expected.moments) {
+        if (right || !same(names, listing)) continue;
+        found = true;
+        wrong = verify_files(directory, names, model, expected.exact);
+        right = wrong.empty();
+    }
+    if (!found) {
         for (const auto& [name, inode] : listing)
             std::printf("  %s %" PRIu64 "\n", name.c_str(), std::uint64_t{inode});
         return complain("these names are of no step from " +
                         std::to_string(expected.moments.begin()->first) + " to " +
                         std::to_string(model.step));
     }
-    for (std::size_t i = 0; i < names_max; ++i) {
-        const FileId id = found->second.file[i];
-        if (id == 0) continue;
-        const std::string file = directory + "/" + path_of(i);
-        if (verify_file(file, id, model.files.at(id), expected.exact) != 0) return 1;
-    }
+    if (!right) return complain(wrong);
     std::printf("steps=%u names=%zu%s\n", model.step, listing.size(),
                 expected.exact ? " exact" : "");
     return 0;
@@ -492,15 +511,16 @@ int verify(const std::string& directory, const std::string& path) {
 
 int main(int argc, char** argv) {
     const std::vector<std::string> arguments(argv + 1, argv + argc);
-    if ((arguments.size() == 4 || arguments.size() == 5) && arguments[0] == "run") {
+    if (arguments.size() >= 4 && arguments.size() <= 6 && arguments[0] == "run") {
         return run(arguments[1], arguments[2], std::stoull(arguments[3]),
-                   arguments.size() == 5 ? std::stol(arguments[4]) : 0);
+                   arguments.size() > 4 ? std::stol(arguments[4]) : 0,
+                   arguments.size() > 5 ? std::stoul(arguments[5]) : 0);
     }
     if (arguments.size() == 3 && arguments[0] == "verify") {
         return verify(arguments[1], arguments[2]);
     }
     std::fprintf(stderr,
-                 "usage: file_tree run DIR RECORD SEED [SECONDS]\n"
+                 "usage: file_tree run DIR RECORD SEED [SECONDS [STEPS]]\n"
                  "       file_tree verify DIR RECORD\n");
     return 2;
 }

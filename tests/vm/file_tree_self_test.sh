@@ -57,3 +57,9 @@ kill -9 $running
 wait $running 2>/dev/null || true
 "$tree" verify "$dir/tree" "$dir/record"
 damages
+
+# Here one name is of a file that was removed, and of another one that was made since, both after
+# the last step that made names durable.
+rm -rf "$dir/tree"
+"$tree" run "$dir/tree" "$dir/record" 22207 0 106
+"$tree" verify "$dir/tree" "$dir/record"
