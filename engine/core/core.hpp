@@ -455,6 +455,7 @@ class Core {
     void advance_trim();
     void start_epoch_flush();
     bool write_range_busy(std::uint64_t offset, std::uint64_t length) const;
+    bool own_write_under_way(std::uint64_t offset, std::uint64_t length) const;
     std::uint64_t local_done_seq() const;
     std::uint64_t journal_limit() const;
     bool journal_full() const { return journal_.size() >= journal_limit(); }

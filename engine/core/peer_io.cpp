@@ -44,6 +44,7 @@ void Core::free_peer_request(std::uint32_t index) {
     std::erase(peer_queue_, index);
     retry_peers_ = true;
     if (!held_.empty()) retry_held_ = true;
+    if (!al_waiting_.empty()) retry_al_ = true;
     if (meta_ == MetaPhase::detach_drain) detach_next();
 }
 
@@ -155,9 +156,10 @@ bool Core::peer_conflicts(const PeerRequest& p) const {
         }
     }
     if (p.kind == PeerIo::flush) return false;
-    // A chunk that is being read or sent from here must be on its target before it changes.
+    // A resync may bring a write of this Primary that is not on its own disk yet. A chunk that is
+    // being read or sent from here must be on its target before it changes.
     const bool resync = p.kind == PeerIo::resync_write || p.kind == PeerIo::resync_zero;
-    return !resync && chunk_conflicts(p.offset, p.length);
+    return resync ? own_write_under_way(p.offset, p.length) : chunk_conflicts(p.offset, p.length);
 }
 
 void Core::retry_peer_requests() {

@@ -116,6 +116,15 @@ bool Core::write_range_busy(std::uint64_t offset, std::uint64_t length) const {
     return false;
 }
 
+// On its way to this disk.
+bool Core::own_write_under_way(std::uint64_t offset, std::uint64_t length) const {
+    if (active_writes_ == 0) return false;
+    return std::any_of(requests_.begin(), requests_.end(), [&](const Request& r) {
+        return r.phase == Phase::active && is_write(r.kind) && r.local_pending &&
+               ranges_overlap(offset, length, r.offset, r.length);
+    });
+}
+
 // The one place that decides a peer's share of a write: true: sent; false: its bits are set.
 bool Core::replicates_to(const Peer& peer, NodeId id) const {
     if (peer.phase != LinkPhase::up) return false;
@@ -313,6 +322,7 @@ void Core::on_request_io(std::uint32_t slot, int result) {
         JournalEntry& entry = journal_.at(r.seq);
         entry.local_pending = false;
         if (al_starving_ || journal_full()) want_epoch_flush_ = true;
+        if (!peer_queue_.empty()) retry_peers_ = true;
         if (result != 0) bitmap_->set_bytes_all_slots(r.offset, r.length);
         if (is(Mutant::clear_bit_on_completion)) {
             for_peers([&](const Peer& peer, NodeId id) {
@@ -487,7 +497,9 @@ void Core::retry_al_waiters() {
             r.al_held = hold != AlCache::Hold::starved;
             al_starving_ = !r.al_held;
         }
-        if (r.al_held && al_->is_active(extent_of(r.offset)) && !journal_full()) {
+        // Since it was admitted a resync may have begun with these blocks.
+        const bool free = !journal_full() && !write_range_busy(r.offset, r.length);
+        if (r.al_held && al_->is_active(extent_of(r.offset)) && free) {
             issue_write(slot);
         } else {
             al_waiting_.push_back(slot);

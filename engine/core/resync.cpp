@@ -99,7 +99,7 @@ void Core::abort_resync(NodeId id) {
     peer.finishing = peer.done_sent = false;
     peer.repl = ReplicationState::established;
     peer.bitmap_sent = peer.bitmap_received = false;
-    retry_held_ = retry_peers_ = true;
+    retry_held_ = retry_peers_ = retry_al_ = true;
     touch();
 }
 
@@ -304,7 +304,7 @@ void Core::on_chunk_read(std::uint32_t index, int result, bool zeroes) {
     if (chunk.aborted || result != 0) {
         if (!chunk.aborted) --peers_[chunk.peer].chunks;
         chunk = Chunk{};
-        retry_held_ = retry_peers_ = true;
+        retry_held_ = retry_peers_ = retry_al_ = true;
         if (result != 0) local_io_failed(result);
         finish_failed_disk();
         return;
@@ -330,7 +330,7 @@ void Core::on_resync_ack(NodeId id, const Message& m) {
     }
     const Chunk chunk = chunks_[m.id];
     chunks_[m.id] = Chunk{};
-    retry_held_ = retry_peers_ = true;
+    retry_held_ = retry_peers_ = retry_al_ = true;
     Peer& peer = peers_[id];
     peer.progress_at = now_;
     if (peer.pending > 0) --peer.pending;

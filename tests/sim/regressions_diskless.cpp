@@ -241,6 +241,83 @@ void new_disk_of_a_primary(const Options& options) {
         4 * extent_blocks);
 }
 
+// The first block that this Primary lacks and `from` has.
+std::uint64_t first_missing(Scenario& s, int from) {
+    const auto& label = s.core(0).superblock();
+    const auto slot =
+        static_cast<unsigned>(label.peers[static_cast<std::size_t>(from)].bitmap_index);
+    std::uint64_t block = 0;
+    while (!s.core(0).bitmap()->any_in_bytes(slot, block * block_bytes, block_bytes))
+        ++block;
+    return block;
+}
+
+// A resync brings a write of the Primary back to it that is not on its own disk yet: it waits.
+void resync_meets_an_own_write(const Options& options) {
+    Setup setup;
+    setup.chunk_blocks = 1;
+    Diskless s(options, setup);
+    for (std::uint64_t block = 0; block < 30; ++block)
+        s.acknowledged(s.write(0, block));
+    s.hold(0, 1, MessageType::bitmap_done);
+    s.attach(0);
+    s.run_ms(200);
+    const auto hold_chunks = [&] {
+        s.hold(1, 0, MessageType::resync_data);
+        s.hold(1, 0, MessageType::resync_zeroes);
+    };
+    s.release_messages();
+    hold_chunks();
+    s.run_ms(50);
+    s.hold_io(0, IoOrigin::request);
+    const auto ticket = s.write(0, 20);
+    s.run_ms(100);  // it is on b's disk
+    s.release_messages();
+    s.run_ms(300);
+    s.release_io();
+    s.acknowledged(ticket);
+    s.until("the disk is UpToDate", [&] { return s.core(0).disk() == DiskState::up_to_date; });
+    s.finish();
+}
+
+// A write waits for the activity log; meanwhile a resync's write to the same block is begun, whose
+// extent is active.
+void resync_overtakes_a_waiting_write(const Options& options) {
+    Setup setup;
+    setup.chunk_blocks = 1;
+    setup.al_extents = 2;
+    setup.idle_flush_ns = 60 * ns_per_s;
+    Diskless s(options, setup);
+    s.hold(0, 1, MessageType::bitmap_done);
+    s.attach(0);
+    s.run_ms(200);
+    s.release_messages();
+    s.hold(1, 0, MessageType::resync_data);
+    s.hold(1, 0, MessageType::resync_zeroes);
+    s.run_ms(50);
+    const std::uint64_t block = first_missing(s, 1), extent = block / extent_blocks;
+    const auto in_extent = [&](std::uint64_t after) {
+        return (extent + after) % 4 * extent_blocks + 40;
+    };
+    s.hold_io(0, IoOrigin::request);
+    s.write(0, in_extent(0));
+    s.write(0, in_extent(1));
+    s.run_ms(100);
+    s.write(0, in_extent(2));               // no slot is free
+    const auto ticket = s.write(0, block);  // its extent is active; it waits all the same
+    s.run_ms(20);
+    s.hold_io(0, IoOrigin::peer_request);
+    s.release_messages();
+    s.run_ms(100);
+    s.release_io(2, 0, IoOrigin::peer_request);
+    s.run_ms(1000);
+    s.release_io();
+    s.acknowledged(ticket);
+    s.until("the disk is UpToDate", [&] { return s.core(0).disk() == DiskState::up_to_date; });
+    s.acknowledged(s.read(0, block));
+    s.finish();
+}
+
 // What the source of a resync read before a write of the Primary reached it does not land on that
 // write.
 void newer_than_the_source(const Options& options) {
@@ -253,13 +330,7 @@ void newer_than_the_source(const Options& options) {
     s.hold_io(1, IoOrigin::resync);
     s.release_messages();
     s.run_ms(50);  // b has read the first chunks, and they are not on their way yet
-    const auto bit = [&](std::uint64_t block) {
-        const auto slot = static_cast<unsigned>(s.core(0).superblock().peers[1].bitmap_index);
-        return s.core(0).bitmap()->any_in_bytes(slot, block * block_bytes, block_bytes);
-    };
-    std::uint64_t block = 0;
-    while (!bit(block))
-        ++block;
+    const std::uint64_t block = first_missing(s, 1);
     const auto ticket = s.write(0, block);
     s.run_ms(20);
     s.release_io();
@@ -389,6 +460,10 @@ constexpr Regression table[] = {
      new_disk_of_a_primary},
     {"newer-than-the-source", "a resync's older block landed on a Primary's own write",
      newer_than_the_source},
+    {"resync-meets-an-own-write", "two writes of one block were on their way to the disk",
+     resync_meets_an_own_write},
+    {"resync-overtakes-a-waiting-write",
+     "a Primary's own write was lost under a resync's older one", resync_overtakes_a_waiting_write},
     {"last-disk-of-a-primary", "the last good disk was called Inconsistent",
      last_disk_of_a_primary},
     {"source-of-a-primary-is-lost", "the only good copy goes while a Primary takes from it",

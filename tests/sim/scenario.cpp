@@ -134,6 +134,16 @@ void Scenario::release_io() {
     }
 }
 
+void Scenario::release_io(std::size_t count, int n, IoOrigin still_held) {
+    world_.hold_io_ = nullptr;
+    hold_io(n, still_held);
+    for (; count > 0 && !world_.held_io_.empty(); --count) {
+        World::HeldIo io = std::move(world_.held_io_.front());
+        world_.held_io_.erase(world_.held_io_.begin());
+        world_.schedule(io.node, 1, std::move(io.task));
+    }
+}
+
 void Scenario::finish() {
     release_messages();
     release_io();

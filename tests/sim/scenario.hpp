@@ -59,6 +59,8 @@ class Scenario {
     // I/O of this origin on this node does not end. A crash ends it like any I/O in the kernel.
     void hold_io(int n, IoOrigin origin);
     void release_io();
+    // Only the first `count` that were held; what comes of other origins is held no more.
+    void release_io(std::size_t count, int n, IoOrigin still_held);
 
     void audit() { world_.audit_all(); }
     // Heals, demands convergence and equal bytes, and reads back everything.

@@ -214,6 +214,12 @@ void World::disk_io(int n, const Effect& e) {
         op.data =
             e.kind == EffectKind::disk_write ? buffer(n, e.buffer) : std::vector<Stamp>(sectors);
         if (op.data.size() != sectors) fail("a write of another length than its buffer");
+        for (const auto& [other_id, other] : node.ops) {
+            const bool apart = op.sector >= other.sector + other.data.size() ||
+                               other.sector >= op.sector + sectors;
+            if (other_id == id || !other.write || apart) continue;
+            fail("I-C10 two writes of one sector are on their way to a disk");
+        }
         const std::uint64_t extent = e.offset / extent_bytes;
         const bool logged = node_log(n).count(static_cast<std::uint32_t>(extent)) != 0;
         if (!logged) fail("I-R5 a write before its extent is in a durable activity log");
