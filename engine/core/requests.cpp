@@ -410,6 +410,9 @@ void Core::maybe_complete(std::uint32_t slot) {
         completions_waiting_ = true;
         return;
     }
+    // The last copy went while it was told of the generation: that it has the data is known to
+    // nobody who comes after this node.
+    if (!has_good_data()) return complete(slot, r.error != 0 ? r.error : no_data_error());
     if (!request_succeeded(r)) {
         // Protocols A and B did not wait for the peers' disks; without the own one they have to.
         if (is_write(r.kind) && !journal_.at(r.seq).unwritten.empty()) {

@@ -241,6 +241,30 @@ void new_disk_of_a_primary(const Options& options) {
         4 * extent_blocks);
 }
 
+// A write is on b; c, whose answer it waits for, is lost, and then b, before b has recorded the
+// generation without c. Who promotes c later is not told of that: the write is not acknowledged.
+void last_copy_is_lost_with_the_generation(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Diskless s(options, setup);
+    s.hold(2, 0, MessageType::write_ack);
+    const auto ticket = s.write(0, 2);
+    s.run_ms(200);
+    s.hold(0, 1, MessageType::generation);
+    s.cut(0, 2);
+    s.until("c is left behind", [&] { return !s.core(0).in_sync().has(2); });
+    s.attach(0);
+    s.run_ms(300);
+    s.kill(1);
+    s.until("the request is answered", [&] { return s.answered(ticket); });
+    s.expect(s.result(ticket) != 0, "it failed");
+    s.release_messages();
+    s.join(0, 2);
+    s.start(1);
+    s.until("b is back", [&] { return s.connected(0, 1); });
+    s.finish();
+}
+
 // The first block that this Primary lacks and `from` has.
 std::uint64_t first_missing(Scenario& s, int from) {
     const auto& label = s.core(0).superblock();
@@ -460,6 +484,9 @@ constexpr Regression table[] = {
      new_disk_of_a_primary},
     {"newer-than-the-source", "a resync's older block landed on a Primary's own write",
      newer_than_the_source},
+    {"last-copy-is-lost-with-the-generation",
+     "a write was acknowledged under a generation of nobody",
+     last_copy_is_lost_with_the_generation},
     {"resync-meets-an-own-write", "two writes of one block were on their way to the disk",
      resync_meets_an_own_write},
     {"resync-overtakes-a-waiting-write",
