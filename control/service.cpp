@@ -186,7 +186,8 @@ Status Service::restore() {
     return ok_status();
 }
 
-bool Service::bring_up_rest() {
+bool Service::bring_up_rest(const std::function<bool()>& go_on) {
+    constexpr unsigned longest_pause = 60;
     std::vector<EntryPtr> left;
     {
         const std::lock_guard lock(mutex_);
@@ -195,7 +196,11 @@ bool Service::bring_up_rest() {
     }
     for (const auto& entry : left) {
         const std::unique_lock changing(entry->changing, std::try_to_lock);
-        if (!changing.owns_lock()) continue;
+        if (!changing.owns_lock() || !go_on()) continue;
+        if (entry->left > 0) {
+            --entry->left;
+            continue;
+        }
         std::string reason;
         bool known = false;
         {
@@ -207,6 +212,9 @@ bool Service::bring_up_rest() {
         }
         auto up = known ? ok_status() : make_known(*entry);
         if (up) up = bring_up(*entry);
+        // Each try opens the disk, which others may notice.
+        const bool broken = !up && up.error().code == Errc::io;
+        entry->left = entry->pause = broken ? std::min(2 * entry->pause + 1, longest_pause) : 0;
         const std::string& name = entry->stored.config.name;
         if (up) {
             log(LOG_INFO, fmt::format("resource {} is up now", name));

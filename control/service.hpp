@@ -66,9 +66,10 @@ class Service {
 
     // Tries again to bring up what restore() could not, where that may go by: the disk is in use,
     // as by a process that was killed and waits for a slow disk, or is not there yet, or fails.
-    // True: some of it is left, to be tried again in a moment. A resource that is being changed is
-    // left alone. Blocks while a disk is opened; not beside hand_over() or the node's end.
-    bool bring_up_rest();
+    // To be called once a second, until it says false: none of it is left. What fails with an I/O
+    // error is tried less and less often, up to once a minute. A resource that is being changed is
+    // left alone. Blocks while a disk is opened, and goes to the next one only if `go_on` says so.
+    bool bring_up_rest(const std::function<bool()>& go_on);
 
     // One request. Any thread; blocks until it is done. Errors: as Node, and invalid (parameters),
     // unsupported (no such method), cancelled (stop() or caller.gone).
@@ -90,6 +91,7 @@ class Service {
         std::string problem;     // why the node does not know it; empty: it does
         std::string not_up;      // why it could not be brought up; empty: it could, or nobody asked
         bool try_again = false;  // for one of these two
+        unsigned pause = 0, left = 0;  // calls of bring_up_rest() between two tries
         bool removed = false;
     };
     using EntryPtr = std::shared_ptr<Entry>;

@@ -11,14 +11,20 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <atomic>
 #include <cerrno>
+#include <chrono>
+#include <condition_variable>
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
+#include <thread>
 
 #include "control/protocol.hpp"
 #include "control/server.hpp"
@@ -117,17 +123,47 @@ sigset_t block_signals() {
     return set;
 }
 
-// True: to become the program that was chosen; false: to stop. Meanwhile it tries again what could
-// not be brought up, once a second.
-bool wait_for_stop(const sigset_t& set, const Log& log, control::Service& service,
-                   tools::Upgrader& upgrader) {
-    constexpr timespec again{1, 0};
-    bool rest = true;
+// Tries again what could not be brought up, as long as it lives and something is left.
+class LateStarts {
+  public:
+    explicit LateStarts(control::Service& service)
+        : service_(service), thread_([this] { run(); }) {}
+    LateStarts(const LateStarts&) = delete;
+    LateStarts& operator=(const LateStarts&) = delete;
+    ~LateStarts() {
+        {
+            const std::lock_guard lock(mutex_);
+            stop_ = true;
+        }
+        stopped_.notify_all();
+        thread_.join();
+    }
+
+  private:
+    void run() {
+        std::unique_lock lock(mutex_);
+        for (bool rest = true; rest;) {
+            if (stopped_.wait_for(lock, std::chrono::seconds(1), [this] { return stop_.load(); }))
+                return;
+            lock.unlock();
+            rest = service_.bring_up_rest([this] { return !stop_; });
+            lock.lock();
+        }
+    }
+
+    control::Service& service_;
+    std::mutex mutex_;
+    std::condition_variable stopped_;
+    std::atomic<bool> stop_{false};
+    std::thread thread_;
+};
+
+// True: to become the program that was chosen; false: to stop.
+bool wait_for_stop(const sigset_t& set, const Log& log, tools::Upgrader& upgrader) {
     int signal = 0;
     while (signal != SIGTERM && signal != SIGINT) {
         siginfo_t info{};
-        signal = rest ? sigtimedwait(&set, &info, &again) : sigwaitinfo(&set, &info);
-        if (signal < 0) rest = service.bring_up_rest();
+        signal = sigwaitinfo(&set, &info);
         if (signal == SIGHUP) log(LOG_INFO, "SIGHUP: there is nothing to reload");
         if (signal != upgrade_signal) continue;
         if (upgrader.chosen()) return true;
@@ -139,10 +175,10 @@ bool wait_for_stop(const sigset_t& set, const Log& log, control::Service& servic
     notify_manager("STOPPING=1");
     // From here a second SIGTERM or SIGINT ends the process at once, as a crash would: safe, but
     // what is active in the activity log is resynced at the next start.
-    sigset_t second = set;
-    sigdelset(&second, SIGHUP);
-    sigdelset(&second, upgrade_signal);
-    pthread_sigmask(SIG_UNBLOCK, &second, nullptr);
+    sigset_t again = set;
+    sigdelset(&again, SIGHUP);
+    sigdelset(&again, upgrade_signal);
+    pthread_sigmask(SIG_UNBLOCK, &again, nullptr);
     return false;
 }
 
@@ -207,11 +243,15 @@ Status run(const Options& options, const Log& log, const sigset_t& signals,
                               options.name, REPLICA_VERSION_TEXT, options.control,
                               options.listen.empty() ? "nothing else" : options.listen));
     notify_manager(fmt::format("READY=1\nSTATUS=node {} is ready", options.name));
-    while (wait_for_stop(signals, log, service, upgrader)) {
+    std::optional<LateStarts> late(service);
+    while (wait_for_stop(signals, log, upgrader)) {
+        late.reset();
         server.reset();
         upgrade(*node, service, upgrader, log);
         TRY(server, control::Server::start(service, server_options));
+        late.emplace(service);
     }
+    late.reset();
     server.reset();
     node.reset();
     log(LOG_INFO, "everything is down");

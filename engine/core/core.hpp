@@ -196,6 +196,8 @@ class Core {
     Role role() const { return role_; }
     // Requests are taken: Primary, and that is on record.
     bool serves() const { return role_ == Role::primary && promotion_ == Promotion::none; }
+    // It is to become Secondary as soon as its requests have ended.
+    bool demoting() const { return demote_command_.has_value(); }
     DiskState disk() const { return disk_; }
     bool suspended() const { return !settled(); }
     bool has_good_data() const;

@@ -17,8 +17,8 @@
 namespace replica {
 namespace {
 
-// Who looks at every new device (udev) has it open for a moment.
-constexpr int use_attempts = 5;
+// Who looks at every new device (udev) has it open for a moment, or for longer on a busy machine.
+constexpr int use_attempts = 5, look_attempts = 100;
 constexpr std::chrono::milliseconds use_pause{100}, interrupt_grace{5000};
 
 Status make_directory(const std::string& path) {
@@ -168,7 +168,8 @@ Result<KernelDevice::ClaimPtr> KernelDevice::claim_unused() {
     for (int attempt = 0;; ++attempt) {
         const std::string user = options_.nodes->user_of(node_);
         if (user.empty()) return claimed;
-        if (attempt == use_attempts) {
+        const bool looks = user.find("udev") != std::string::npos;  // "(udev-worker) (pid 7)"
+        if (attempt >= (looks ? look_attempts : use_attempts)) {
             TRY_STATUS(let_go(std::move(claimed)));
             return Error{Errc::busy, EBUSY,
                          path() + " is open in " + user + ": let that close it first"};

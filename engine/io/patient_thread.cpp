@@ -76,6 +76,7 @@ void* PatientThread::work(void* handed_over) {
         job->begun = true;
         lock.unlock();
         Status result = job->work();
+        job->work = nullptr;  // what it owns may take as long to let go
         lock.lock();
         job->result = std::move(result);
         job->ended = true;

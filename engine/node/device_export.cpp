@@ -164,6 +164,9 @@ Status DeviceExport::close_left(bool force) {
 // ---- to the next program ------------------------------------------------------------------------
 
 Status DeviceExport::hold(std::chrono::seconds timeout) {
+    if (state_ == State::ending) {
+        return Error{Errc::busy, 0, device_->path() + " is being stopped: see the status"};
+    }
     if (state_ != State::live) return ok_status();
     held_ns_ = monotonic_ns();
     const Status held = resource_.thread.call_async(

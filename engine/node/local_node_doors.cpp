@@ -165,7 +165,11 @@ Result<HandOver> LocalNode::hand_over(bool force) {
     Status ready = may_hand_over(force);
     std::size_t held = 0;
     for (; ready && held < all.size(); ++held) {
-        if (all[held]->up) ready = all[held]->devices->hold(hold_timeout);
+        if (!all[held]->up) continue;
+        const auto clean =
+            ask(*all[held], [](ResourceShell& shell) { return shell.nothing_left_behind(); });
+        ready = clean ? clean.value() : Status(clean.error());
+        if (ready) ready = all[held]->devices->hold(hold_timeout);
     }
     if (!ready) {  // what could not be held is not
         for (std::size_t i = 0; i + 1 < held; ++i)

@@ -15,10 +15,21 @@ Status ResourceShell::may_serve() const {
     }
     if (!serves()) return Error{Errc::state, 0, config_.name + " is being promoted"};
     if (refusing_) return Error{Errc::state, 0, config_.name + " is going down"};
+    if (core_->demoting()) return Error{Errc::state, 0, config_.name + " is being demoted"};
     if (core_->volume_bytes() == 0) {
         return Error{Errc::state, 0, config_.name + " has no size yet: attach its disk"};
     }
     return ok_status();
+}
+
+// What this process could not end with, for as long as it lasts: the next program would wait for
+// it.
+Status ResourceShell::nothing_left_behind() const {
+    std::string why = silent_disk();
+    if (why.empty() && !ended_queues_.empty()) {
+        why = "requests of a device that was taken away do not end";
+    }
+    return why.empty() ? ok_status() : Status(Error{Errc::busy, 0, config_.name + ": " + why});
 }
 
 ReadView::Source ResourceShell::read_source() const {

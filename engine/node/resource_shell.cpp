@@ -320,7 +320,7 @@ void ResourceShell::on_disk_done(IoTag tag, int error, bool zeroes) {
     if (data_->met_part_of_block() && !std::exchange(told_of_parts_, true)) {
         log(LOG_NOTICE, disk_->data->path() + " takes only blocks of " +
                             std::to_string(disk_->data->logical_block_bytes()) +
-                            " bytes, and parts of them are written: that is slow");
+                            " bytes, and parts of them are asked for: that is slow");
     }
     step([&](Core& core) { core.on_io(now(), tag, error, zeroes); });
     if (out != nullptr) drop(*out);  // what was sent of it has its own reference

@@ -94,6 +94,9 @@ class ResourceShell final : public Volume, private LinkOwner {
     void unexport(const std::string& door, Done done);  // "": all
     // Errors: busy (somebody uses one).
     Status doors_unused() const;
+    // Errors: busy (its disk does not answer, or requests of a device that was taken away do not
+    // end).
+    Status nothing_left_behind() const;
     // Errors: busy (NBD clients at this door; "": at any).
     Status no_clients(const std::string& door) const;
     // From now on, or no more: who connects to a door is told nothing and closed.

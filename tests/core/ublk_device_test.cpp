@@ -307,6 +307,11 @@ TEST_CASE("nothing is stopped under its users, and what goes wrong late stops no
         CHECK(device.check_unused());
         CHECK(device.stop(true));
     }
+    SECTION("looked at by udev on a busy machine") {
+        REQUIRE(go_live(world, device));
+        world.kernel.looks = 12;
+        CHECK(device.stop(false));
+    }
     SECTION("a state directory that takes nothing, and an attribute that can not be set") {
         world.kernel.used_attribute_fails = true;
         auto options = world.options();

@@ -41,6 +41,7 @@ struct FakeKernel {
     int steps = 0, die_at = -1;
     bool held = false;       // somebody has the device mounted
     bool in_proc = false;    // somebody has it open
+    unsigned looks = 0;      // how often udev will be seen to have it open
     bool stay_open = false;  // the next server that dies half-way leaves its channel open
     bool used_attribute_fails = false;
     bool list_unread = false;  // /sys does not say which devices there are
@@ -83,7 +84,10 @@ class FakeNodes final : public BlockNodes {
         if (at(name).info.state == ublk::DeviceState::dead) return -ENXIO;
         return kernel_.held ? -EBUSY : ::memfd_create("claimed", MFD_CLOEXEC);
     }
-    std::string user_of(const std::string&) override { return kernel_.in_proc ? "dd (pid 7)" : ""; }
+    std::string user_of(const std::string&) override {
+        if (kernel_.looks > 0) return --kernel_.looks, "(udev-worker) (pid 8)";
+        return kernel_.in_proc ? "dd (pid 7)" : "";
+    }
     int set_io_timeout(const std::string&, unsigned) override {
         kernel_.step();
         return kernel_.used_attribute_fails ? -EACCES : 0;
