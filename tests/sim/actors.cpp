@@ -295,10 +295,12 @@ const char* World::untrue_error(int n, const AppRequest& r, int error) const {
             const bool own = core.disk() < DiskState::inconsistent &&
                              node.failed_at >= r.submitted_at && !has_good_peer(n);
             const bool peer = r.peer_error || node.refused_at >= r.submitted_at;
-            // The last copy met the primary again without what it had acknowledged.
+            // The last copy met the primary again without what it had acknowledged: its cache was
+            // lost with the power, or has to be taken for lost since the disk failed.
             const bool lost = core.disk() < DiskState::consistent &&
-                              std::any_of(nodes_.begin(), nodes_.end(), [](const Node& other) {
-                                  return other.lost_power_at != 0;
+                              std::any_of(nodes_.begin(), nodes_.end(), [&](const Node& other) {
+                                  const bool failed = &other != &node && other.failed_at != 0;
+                                  return other.lost_power_at != 0 || failed;
                               });
             return own || peer || lost || nodes_.size() == 1 ? nullptr : "no disk has failed";
         }
