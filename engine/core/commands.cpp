@@ -56,8 +56,8 @@ std::size_t Core::encode_payload(const Effect& effect, std::span<std::byte> out)
                      std::span<std::byte, state_payload_bytes>{p, state_payload_bytes});
     } else if (type == MessageType::generation || type == MessageType::sync_done ||
                type == MessageType::adopt_generation) {
-        encode_generation(make_generation(), std::span<std::byte, generation_payload_bytes>{
-                                                 p, generation_payload_bytes});
+        encode_generation(told_[effect.index], std::span<std::byte, generation_payload_bytes>{
+                                                   p, generation_payload_bytes});
     } else {
         ASSERT(type == MessageType::bitmap_page);
         bitmap_->encode_wire_page(static_cast<unsigned>(peers_[id].slot), effect.message.offset,
@@ -170,8 +170,7 @@ void Core::command_promote(const Command& c) {
 }
 
 void Core::ask_to_agree(NodeId id) {
-    Peer& peer = peers_[id];
-    if (!awaits_answer(peer, id)) peer.progress_at = now_;
+    peers_[id].promote_order = expect_answer(id, 0);
     promote_waiting_.add(id);
     Message m;
     m.type = MessageType::promote;
@@ -434,8 +433,7 @@ void Core::command_new_uuid(const Command& c) {
         for_peers([&](const Peer&, NodeId id) {
             Message m;
             m.type = MessageType::adopt_generation;
-            m.payload_bytes = generation_payload_bytes;
-            send(id, Stream::bulk, m);
+            send_generation(id, m);
         });
         set_disk(DiskState::up_to_date);
     }

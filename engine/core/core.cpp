@@ -13,7 +13,9 @@ Core::Core(const CoreConfig& config)
     : config_(config), entropy_(config.entropy), journal_(config.limits.journal) {
     ASSERT(!config.peers.has(config.node_id));
     const CoreLimits& limits = config.limits;
+    ASSERT(read_slot(limits.requests) == limits.requests);
     requests_.resize(limits.requests + 1);
+    flush_seqs_.resize(requests_.size() * nodes_max);
     // A primary's journal bounds its writes here, its requests the flushes, its chunks the resync.
     peer_requests_.resize(limits.journal + 4 * std::size_t{limits.requests} + 256);
     peer_reads_.resize(limits.peer_reads);
@@ -65,6 +67,7 @@ void Core::end_step() {
 bool Core::progress() {
     const std::size_t before = effects_.size();
     const std::uint64_t state_before = state_version_;
+    const std::uint64_t label_before = sb_version_;
     pump_activity_log();
     pump_superblock();
     run_on_durable();
@@ -89,7 +92,8 @@ bool Core::progress() {
     // A hold taken late in this turn waits for a transaction that nobody has started yet.
     const bool log_waits = meta_ == MetaPhase::attached && hold_ == MetadataHold::none &&
                            !al_writing_ && !al_preparing_ && al_->wants_transaction();
-    return log_waits || effects_.size() != before || state_version_ != state_before;
+    return log_waits || effects_.size() != before || state_version_ != state_before ||
+           sb_version_ != label_before;
 }
 
 void Core::on_tick(Instant now) {
@@ -130,11 +134,12 @@ std::optional<Instant> Core::next_deadline() const {
                              : peer.ping_at + o.ping_interval_ms * ns_per_ms);
         if (awaits_answer(peer, id)) {
             at(peer.progress_at + o.request_timeout_ms * ns_per_ms);
+            at(peer.watch_at);
         }
         if (peer.repl == ReplicationState::sync_source && resync_next_at_ > now_) {
             at(resync_next_at_);
         }
-        if (is_exchanging_bitmaps(peer.repl) && !peer.bitmap_sent) at(now_ + ns_per_ms);
+        if (may_send_bitmap(peer)) at(now_ + ns_per_ms);  // as soon as what is queued is sent
     });
     return next;
 }
@@ -210,6 +215,8 @@ void Core::check_invariants() const {
     // A step ends when nothing more can be done at once: what a write waits for is under way.
     if (meta_ == MetaPhase::attached && hold_ == MetadataHold::none)
         ASSERT(al_writing_ || al_preparing_ || !al_->wants_transaction());
+    if (meta_ == MetaPhase::attached && hold_ == MetadataHold::none)
+        ASSERT(sb_in_flight_ || sb_durable_ == sb_version_);
 }
 
 }  // namespace replica

@@ -34,6 +34,7 @@
 #include "engine/core/generation.hpp"
 #include "engine/core/io_kind.hpp"
 #include "engine/core/journal.hpp"
+#include "engine/core/mutant.hpp"
 #include "engine/core/policy.hpp"
 #include "engine/core/types.hpp"
 #include "engine/format/superblock.hpp"
@@ -41,28 +42,11 @@
 
 namespace replica {
 
-// Deliberate mistakes, to prove that the simulator sees them (tests/sim/mutants). None in
-// production.
-enum class Mutant : std::uint8_t {
-    none,
-    clear_bit_on_completion,  // a marked write clears its bit when the local disk has it
-    ack_before_peer,          // protocol C without waiting for the peer
-    skip_activity_log,        // writes do not wait for their extent
-    no_overlap_hold,          // overlapping writes run together
-    generation_after_ack,     // acknowledge before the new generation is recorded
-    flush_local_only,         // a flush does not reach the peers
-    resync_not_stable,        // resync acks before the target's disk has it stable
-    no_fence,                 // the target is UpToDate before the source counts it in
-    no_unstable_marking,      // a lost peer's unflushed writes are not marked
-    ignore_target_marks,      // a resync target does not mark what it receives toward others
-    grow_unrecorded,          // a larger size counts before it is on record
-    grow_alone,               // and before the peers have it
-    blame_path,               // a disk that failed is called a replica out of reach
-    deaf_to_knocks,           // who dials waits for its time, though the peer says that it is there
-};
+// The request's slot in the id of a read: the rest tells one read of a slot from the next.
+constexpr std::uint32_t read_slot(std::uint32_t id) { return id & 0xffff; }
 
 struct CoreLimits {
-    std::uint32_t requests = 256;      // application requests at once
+    std::uint32_t requests = 256;      // application requests at once, up to 65535
     std::uint32_t journal = 8192;      // writes not known to be stable everywhere
     std::uint32_t peer_reads = 256;    // reads of peers being served
     std::uint32_t resync_chunks = 16;  // resync requests under way
@@ -242,14 +226,15 @@ class Core {
         // Why a replica has not done it: the errno of this node's disk, or EIO of a peer's.
         int error = 0;
         int read_peer = -1;
+        std::uint16_t read_serial = 0;  // of the read that the peer was asked
         std::uint32_t length = 0;
         std::uint64_t offset = 0;
-        std::uint64_t seq = 0;        // journal entry of a write
-        std::uint64_t flush_seq = 0;  // flush: covers writes up to this one
-        std::uint64_t flush_local_seq = 0;
-        NodeMask waiting;         // peers whose answer is missing
-        NodeMask answered_ok;     // in-sync peers that have it
-        std::uint64_t order = 0;  // arrival
+        std::uint64_t seq = 0;              // journal entry of a write
+        std::uint64_t flush_local_seq = 0;  // flush: covers here what is written up to this one
+        NodeMask waiting;                   // peers whose answer is missing
+        NodeMask answered_ok;               // in-sync peers that have it
+        std::uint64_t order = 0;            // arrival
+        std::uint64_t sent_order = 0;       // of a flush or a read of a peer's disk
     };
     enum class PeerIo : std::uint8_t { write, zero, resync_write, resync_zero, flush };
     struct PeerRequest {
@@ -285,6 +270,13 @@ class Core {
         NodeId peer = 0;
         std::uint64_t offset = 0;
         std::uint32_t length = 0;
+        std::uint64_t sent_order = 0;
+    };
+    // By kind, what has arrived at a peer and is not answered since.
+    static constexpr std::size_t unanswered_kinds = 4;
+    struct Watch {
+        std::uint64_t order = 0;
+        Instant since;
     };
     enum class LinkPhase : std::uint8_t { down, dialling, greeting, up };
     struct Peer {
@@ -306,8 +298,14 @@ class Core {
         std::uint32_t ping_id = 0;
         bool ping_pending = false;
         Instant ping_at;
-        Instant progress_at;        // last time that a pending answer came, or was asked for
-        std::uint32_t pending = 0;  // writes and flushes without their answer
+        Instant progress_at;        // last time that an answer came, or the first was asked for
+        std::uint32_t pending = 0;  // requests of all kinds without their answer
+        // Of what is answered: the latest that was sent. What was sent before it has arrived.
+        std::uint64_t answered_order = 0;
+        std::uint32_t reads_given_up = 0;  // by this link, and their answers may still come
+        std::uint64_t state_order = 0, done_order = 0, generation_order = 0, promote_order = 0;
+        std::array<Watch, unanswered_kinds> watches;
+        Instant watch_at;
         std::uint32_t journal_max = 0;
         const char* why = "";
 
@@ -322,7 +320,8 @@ class Core {
         bool aligned = false;  // both slots of the pair were seen to be empty
 
         Role role = Role::unknown;
-        bool agreed = false;  // Primary by the promotion that this node agreed to, so far
+        bool agreed = false;          // Primary by the promotion that this node agreed to, so far
+        std::uint32_t agreed_to = 0;  // which attempt that is
         // Its word about the in-sync set is the truth.
         bool leads() const { return role == Role::primary && !agreed; }
         DiskState disk = DiskState::unknown;
@@ -330,6 +329,7 @@ class Core {
         std::uint64_t size_bytes = 0, room_bytes = 0;  // as its last state has them
         std::uint64_t stable_seq = 0;  // writes up to this one are stable on the peer
         std::uint64_t trim_told = 0;
+        bool wants_trim = false;      // its activity log has no room until it hears of a trim
         std::uint64_t first_seq = 0;  // source: the target's journal begins here
 
         // Resync.
@@ -406,6 +406,8 @@ class Core {
     bool disk_usable() const;  // can take reads and writes of data
     bool metadata_usable() const { return meta_ == MetaPhase::attached; }
     void persist();
+    bool label_covers_data() const;
+    Effect& write_data(IoTag tag, BufferRef buffer, std::uint64_t offset, std::uint32_t length);
     bool durable() const { return sb_durable_ >= sb_version_ || !metadata_usable(); }
     void on_durable(OnDurable::What what, NodeId peer, std::uint64_t value);
     void run_on_durable();
@@ -430,6 +432,7 @@ class Core {
     void assign_slots();
     void keep_live_label(const Superblock& live);
     void mark_journal(std::uint64_t after_seq, NodeMask nodes);
+    void mark_unstable(NodeId peer);
     void release_journal_entry(JournalEntry& entry);
     void drop_journal(bool mark);
     void maybe_clear_crash_marker();
@@ -458,6 +461,9 @@ class Core {
     void start_epoch_flush();
     bool write_range_busy(std::uint64_t offset, std::uint64_t length) const;
     bool own_write_under_way(std::uint64_t offset, std::uint64_t length) const;
+    std::uint64_t flush_bound(NodeId peer) const;
+    bool starving() const;
+    bool flush_helps() const;
     std::uint64_t local_done_seq() const;
     std::uint64_t journal_limit() const;
     bool journal_full() const { return journal_.size() >= journal_limit(); }
@@ -473,6 +479,7 @@ class Core {
     void issue_peer_reads();
     void answer_peer_read(PeerRead& read, BufferRef buffer);
     void on_peer_read_io(std::uint32_t index, int result);
+    bool read_is_asked(NodeId peer, const Message& m) const;
     void on_read_reply(NodeId peer, const Message& m, BufferRef buffer);
     void on_trim(NodeId peer, std::uint64_t trim_seq);
     void admit_peer_request(std::uint32_t index);
@@ -487,6 +494,7 @@ class Core {
 
     // link.cpp
     void send(NodeId peer, Stream stream, Message message, BufferRef buffer = {});
+    void send_generation(NodeId peer, Message message);
     void send_control(NodeId peer, MessageType type, std::uint32_t id, std::uint16_t flags = 0);
     HelloPayload hello_for(NodeId peer, Stream stream) const;
     void start_dial(NodeId peer);
@@ -500,6 +508,10 @@ class Core {
     void protocol_error(NodeId peer, const char* why);
     void tick_link(NodeId peer);
     bool awaits_answer(const Peer& peer, NodeId id) const;
+    std::uint64_t expect_answer(NodeId peer, std::uint32_t pending);
+    void answered(NodeId peer, std::uint64_t order, std::uint32_t pending);
+    std::array<std::uint64_t, unanswered_kinds> oldest_unanswered(NodeId peer) const;
+    bool hangs(NodeId peer);
     void dispatch_structured(NodeId peer, const Message& m, std::span<const std::byte> payload);
     void dispatch(NodeId peer, const Message& m, std::span<const std::byte> payload,
                   BufferRef buffer);
@@ -516,6 +528,17 @@ class Core {
     void judge(NodeId peer);
     const char* not_to_be_met(NodeId peer) const;
     void apply_no_sync(NodeId peer);
+    // How this node knows that a peer lacks nothing of what its marks stand for.
+    enum class Proof : std::uint8_t {
+        equal,      // the two compared their states, at rest
+        delivered,  // this node filled it, and it has said so
+        received,   // this node was filled by it
+        primary,    // a Primary that counts both, at a point of the stream of its writes
+        zeroes,     // no disk was ever written
+    };
+    bool clear_marks(NodeId peer, Proof proof);
+    bool rests() const;
+    void take_content(std::uint64_t content, NodeMask others);
     void on_state_update(NodeId peer, const Message& m);
     void announce_state();
     void no_good_copy(NodeId peer);
@@ -549,6 +572,7 @@ class Core {
     void become_primary();
     void try_demote();
     void on_promote(NodeId peer, const Message& m);
+    void on_promotion_given_up(NodeId peer, std::uint32_t attempt);
     void on_promote_reply(NodeId peer, const Message& m);
     void abandon_promotion(Errc code, const char* why);
 
@@ -556,9 +580,11 @@ class Core {
     void start_source(NodeId peer, bool full);
     void start_target(NodeId peer, bool full);
     void abort_resync(NodeId peer);
+    bool may_send_bitmap(const Peer& peer) const;
     void pump_bitmap_exchange(NodeId peer);
     void on_bitmap_message(NodeId peer, const Message& m, std::span<const std::byte> payload);
     void pump_resync(NodeId peer);
+    bool leaves_room() const;
     bool start_chunk(NodeId peer);
     void on_chunk_read(std::uint32_t chunk, int result, bool zeroes);
     void on_resync_ack(NodeId peer, const Message& m);
@@ -635,6 +661,9 @@ class Core {
     std::uint64_t growing_to_ = 0;      // what the peers are asked to record first, 0: nothing
     std::uint64_t data_bytes_max_ = 0;
     bool all_zero_ = false;
+    // The name of what this disk holds at rest; 0: none. Every write takes it away, and so does
+    // every attach. Nodes of one name hold the same.
+    std::uint64_t content_ = 0;
     bool disk_failed_ = false;         // the last disk did, and is not attached since
     Uuid lost_disk_uuid_ = uuid_none;  // what its label says
     bool crashed_ = false;             // writes may have been in flight when it last stopped
@@ -642,6 +671,8 @@ class Core {
     bool was_primary_ = false;         // it was the primary of that generation
 
     Superblock sb_;
+    Superblock flying_label_;  // as it goes to the disk
+    Superblock label_;         // as the disk has it
     std::uint64_t sb_version_ = 0, sb_durable_ = 0, sb_flying_ = 0;
     bool sb_in_flight_ = false;
     std::vector<OnDurable> on_durable_;
@@ -664,10 +695,12 @@ class Core {
     std::vector<Request> requests_;    // one more than limits.requests: the epoch flush
     std::vector<std::uint32_t> held_;  // slots, in order of arrival
     std::vector<std::uint32_t> al_waiting_;
+    std::vector<std::uint64_t> flush_seqs_;  // by request and peer: the write that a flush covers
     std::uint32_t active_writes_ = 0;
     std::uint32_t active_reads_ = 0;
     bool epoch_flush_ = false;
     std::uint64_t order_ = 0;
+    std::uint16_t read_serial_ = 0;
     Journal journal_;
     int journal_owner_ = -1;  // whose writes it holds; -1: nobody's
     std::uint64_t local_stable_seq_ = 0;
@@ -679,6 +712,7 @@ class Core {
     std::vector<PeerRead> peer_reads_;
     std::vector<Chunk> chunks_;
     Instant resync_next_at_;
+    Instant app_request_at_;  // the last request of the application, here or at a peer
 
     // The generation being recorded.
     NodeMask awaiting_ack_;
@@ -687,6 +721,9 @@ class Core {
     bool completions_waiting_ = false;
     std::uint64_t marked_seq_ = 0;  // what the generation message names
     NodeMask left_;                 // who is behind since that generation
+    // What the messages of a step say of generations; a step loses each peer once at most.
+    std::array<GenerationPayload, nodes_max + 1> told_;
+    std::uint32_t told_last_ = 0;
 
     Promotion promotion_ = Promotion::none;
     std::uint32_t promote_attempt_ = 0;

@@ -70,7 +70,7 @@ struct Effect {
     bool durable = false;
     bool discard = false;
     bool graceful = false;
-    std::uint32_t index = 0;
+    std::uint32_t index = 0;  // of a send: which generation its payload is
     int error = 0;
     int peer = -1;
     Stream stream = Stream::bulk;

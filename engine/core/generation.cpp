@@ -59,6 +59,9 @@ Decision equal_generations(const StatePayload& mine, NodeId my_id, const StatePa
         return usable(mine) ? Decision{Verdict::source_bitmap, true, "the peer is Inconsistent"}
                             : Decision{Verdict::target_bitmap, true, "this node is Inconsistent"};
     }
+    if (mine.content != 0 && mine.content == theirs.content) {
+        return {Verdict::no_sync, true, "same content, as a third node has found"};
+    }
     const bool full = has(mine, state_flag::full_sync) || has(theirs, state_flag::full_sync);
     // A target takes over what its source lost, so the next round finds the two alike.
     const bool crashed = crash_rank(mine) != crash_rank(theirs);

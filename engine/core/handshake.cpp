@@ -46,6 +46,7 @@ StatePayload Core::make_state(NodeId id) const {
         s.bits = bitmap_->count(static_cast<unsigned>(peer.slot));
         if ((sb_.peers[id].flags & md_peer_flag::full_sync) != 0) s.flags |= state_flag::full_sync;
         if (all_zero_) s.flags |= state_flag::all_zero;
+        if (rests()) s.content = content_;
     }
     if (crashed_) s.flags |= state_flag::crashed;
     if (crashed_power_) s.flags |= state_flag::crashed_power;
@@ -60,7 +61,7 @@ void Core::maybe_send_state(NodeId id) {
     Peer& peer = peers_[id];
     const bool changing = meta_ != MetaPhase::attached && meta_ != MetaPhase::detached;
     if (peer.state_sent || changing || !settled() || promotion_ == Promotion::recording) return;
-    if (disk_usable() && (flush_wanted_ || flushing_)) return;
+    if (disk_usable() && (flush_wanted_ || flushing_) && !is(Mutant::state_before_flush)) return;
     if (metadata_usable() && sb_durable_ < size_version_) return;  // who names a size has it
     // Its size may have to change, and that of the bitmap.
     const bool created = uuid_identity(sb_.current_uuid) == uuid_just_created;
@@ -68,13 +69,14 @@ void Core::maybe_send_state(NodeId id) {
     // What is still on its way to the disk from the last connection could land on newer data
     // (I-C8).
     for (const std::uint32_t index : peer_queue_) {
-        if (peer_requests_[index].peer == id && peer_requests_[index].link != peer.link) return;
+        const PeerRequest& p = peer_requests_[index];
+        if (p.peer == id && p.link != peer.link && !is(Mutant::state_before_landing)) return;
     }
     abort_resync(id);
     peer.want_state = false;
+    peer.state_order = expect_answer(id, 0);
     peer.state_sent = true;
     peer.aligned = false;
-    peer.progress_at = now_;
     peer.sent = make_state(id);
     Message m;
     m.type = MessageType::state;
@@ -152,7 +154,7 @@ bool Core::holds_generation(const Peer& peer) const {
 bool Core::meet_without_disk(NodeId id) {
     const StatePayload& theirs = peers_[id].received;
     if (static_cast<DiskState>(theirs.disk) < DiskState::inconsistent) return true;
-    if (theirs.cache_losses != peers_[id].cache_losses) {
+    if (theirs.cache_losses != peers_[id].cache_losses && !is(Mutant::ignore_cache_loss)) {
         // The only copy lost its cache under a primary that goes on: what it acknowledged is gone.
         orphaned_ = true;
         why_ = "the last disk lost acknowledged writes in a power cut; demote to accept that";
@@ -165,7 +167,6 @@ bool Core::meet_without_disk(NodeId id) {
         return false;
     }
     // It was lost before the generation reached it. Nothing was acknowledged since.
-    awaiting_ack_.add(id);
     offer_generation(id);
     return true;
 }
@@ -263,13 +264,11 @@ void Core::judge(NodeId id) {
 
 void Core::apply_no_sync(NodeId id) {
     Peer& peer = peers_[id];
-    if (role_ == Role::primary && bitmap_->count(static_cast<unsigned>(peer.slot)) > 0) {
-        return want_handshake(id);  // written since the state was sent
-    }
-    PeerMetadata& md = sb_.peers[id];
-    md.bitmap_uuid = md.admitting_uuid = uuid_none;
-    md.flags &= ~md_peer_flag::full_sync;
-    persist();
+    const bool same = peer.sent.content != 0 && peer.sent.content == peer.received.content;
+    const bool as_sent = same ? content_ == peer.sent.content && rests()
+                              : bitmap_->count(static_cast<unsigned>(peer.slot)) == 0;
+    if (!as_sent) return want_handshake(id);  // written since the state was sent
+    clear_marks(id, Proof::equal);
     peer.aligned = true;
     admit_to_in_sync(id);
     if (peer.role == Role::primary) follow(id);
@@ -277,6 +276,47 @@ void Core::apply_no_sync(NodeId id) {
     maybe_up_to_date(peer.disk == DiskState::up_to_date);
     announce_state();
     tell_in_sync();
+}
+
+// The one place where marks toward a peer are taken back as a whole. Nobody's word does it while
+// this node and the peer are in a resync of their own: that one ends by its last block.
+bool Core::clear_marks(NodeId id, Proof proof) {
+    const Peer& peer = peers_[id];
+    const bool own = proof == Proof::delivered || proof == Proof::received;
+    if (peer.slot < 0 || (is_resyncing(peer.repl) && !own)) return false;
+    bitmap_->clear_all(static_cast<unsigned>(peer.slot));
+    PeerMetadata& md = sb_.peers[id];
+    md.bitmap_uuid = uuid_none;
+    // While a generation is being recorded the peer may still carry the one before.
+    if (proof != Proof::delivered || !commit_pending_) md.admitting_uuid = uuid_none;
+    md.flags &= ~md_peer_flag::full_sync;
+    flush_bitmap_ = true;
+    persist();
+    touch();
+    return true;
+}
+
+// Nothing writes to this disk: what it holds can have a name.
+bool Core::rests() const {
+    const bool written = std::any_of(
+        peer_queue_.begin(), peer_queue_.end(),
+        [&](std::uint32_t index) { return peer_requests_[index].kind != PeerIo::flush; });
+    return role_ == Role::secondary && disk_usable() && disk_ >= DiskState::outdated &&
+           active_source() < 0 && !written;
+}
+
+// An equal node names what both hold. Whoever has the same name, by its own word and on its own
+// link, is equal too: with those this node looks again.
+void Core::take_content(std::uint64_t content, NodeMask others) {
+    if (content == 0 || !rests()) return;
+    const bool news = content_ == 0 || content < content_;
+    if (news) content_ = content;
+    for_peers([&](const Peer& peer, NodeId id) {
+        const bool marked = bitmap_->count(static_cast<unsigned>(peer.slot)) > 0;
+        const bool open = others.has(id) && equal_and_usable(peer) && !peer.in_round();
+        if (open && (marked || !peer.aligned) && content_ == content) want_handshake(id);
+    });
+    if (news) tell_in_sync();  // others may wait for this node's word
 }
 
 // A node that this one is aligned with may be able to say that the two are equal; what it said
@@ -355,7 +395,8 @@ void Core::on_state_update(NodeId id, const Message& m) {
     if (role_ == Role::primary && role == Role::primary) {
         return go_standalone(id, "split brain: both sides are Primary");
     }
-    const bool demoted = peer.role == Role::primary && role == Role::secondary;
+    const bool demoted = peer.role == Role::primary && role == Role::secondary &&
+                         (!peer.agreed || is(Mutant::forget_agreement));
     const bool lost_data = peer.disk >= DiskState::inconsistent &&
                            peer.disk != DiskState::unknown && disk < DiskState::inconsistent;
     if (role == Role::primary && role_ != Role::primary && equal(peer)) follow(id);
@@ -364,8 +405,9 @@ void Core::on_state_update(NodeId id, const Message& m) {
     const bool fell = peer.finishing && peer.disk >= DiskState::outdated &&
                       peer.disk != DiskState::unknown && disk <= DiskState::inconsistent;
     const bool fell_out = peer.disk > DiskState::inconsistent && disk <= DiskState::inconsistent;
-    peer.role = role;
-    peer.agreed = false;
+    const bool still_asks = peer.agreed && role == Role::secondary && !is(Mutant::forget_agreement);
+    peer.role = still_asks ? Role::primary : role;
+    peer.agreed = still_asks;
     peer.disk = disk;
     if (disk <= DiskState::inconsistent) peer.aligned = false;
     if (fell) {

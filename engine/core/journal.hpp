@@ -15,6 +15,7 @@ namespace replica {
 struct JournalEntry {
     std::uint64_t offset = 0;
     std::uint32_t length = 0;
+    std::uint64_t sent_order = 0;
     std::uint32_t request = 0;   // slot + 1 of the application request still waiting for it, or 0
     NodeMask unwritten;          // peers that got it and have not said that it is written
     NodeMask unreceived;         // protocol B: peers that have not said that it arrived

@@ -20,6 +20,19 @@ void Core::send(NodeId id, Stream stream, Message message, BufferRef buffer) {
     e.buffer = buffer;
 }
 
+// With this node's generation as it is now: another one may be opened before the step is over.
+void Core::send_generation(NodeId id, Message m) {
+    const GenerationPayload now = make_generation();
+    if (told_[told_last_] != now) {
+        told_last_ = (told_last_ + 1) % static_cast<std::uint32_t>(told_.size());
+        told_[told_last_] = now;
+    }
+    m.payload_bytes = generation_payload_bytes;
+    const std::size_t before = effects_.size();
+    send(id, Stream::bulk, m);
+    if (effects_.size() > before) effects_.back().index = told_last_;
+}
+
 void Core::send_control(NodeId id, MessageType type, std::uint32_t message_id,
                         std::uint16_t flags) {
     Message m;
@@ -244,9 +257,13 @@ void Core::link_up(NodeId id) {
     peer.backlog_bytes = 0;
     peer.size_bytes = peer.room_bytes = 0;
     peer.pending = 0;
+    peer.answered_order = 0;
+    peer.reads_given_up = 0;
+    peer.watches = {};
     peer.why = "";
-    peer.stable_seq = journal_.tail() - 1;
+    mark_unstable(id);
     peer.trim_told = 0;
+    peer.wants_trim = false;
     notice(6, id, "connected");
     want_handshake(id);
 }
@@ -302,6 +319,7 @@ void Core::lose_link(NodeId id, const char* why, bool graceful, int level) {
     peer.retry_at = next_attempt(peer);
     peer.greeted = {};
     peer.accepting = false;
+    peer.wants_trim = false;
     peer.role = Role::unknown;
     peer.agreed = false;
     peer.disk = DiskState::unknown;
@@ -336,7 +354,69 @@ void Core::protocol_error(NodeId id, const char* why) {
 }
 
 bool Core::awaits_answer(const Peer& peer, NodeId id) const {
-    return peer.pending > 0 || peer.state_sent || promote_waiting_.has(id);
+    const bool records = awaiting_ack_.has(id) && !is(Mutant::never_expel);
+    return peer.pending > 0 || peer.state_sent || promote_waiting_.has(id) || records;
+}
+
+// Something is sent that the peer has to answer; `pending` of it are counted. Returns its place in
+// the order of all that is sent.
+std::uint64_t Core::expect_answer(NodeId id, std::uint32_t pending) {
+    Peer& peer = peers_[id];
+    if (!awaits_answer(peer, id)) peer.progress_at = now_;
+    peer.pending += pending;
+    return ++order_;
+}
+
+void Core::answered(NodeId id, std::uint64_t order, std::uint32_t pending) {
+    Peer& peer = peers_[id];
+    ASSERT(peer.pending >= pending);
+    peer.pending -= pending;
+    peer.progress_at = now_;
+    peer.answered_order = std::max(peer.answered_order, order);
+}
+
+// Of each kind, the place of the oldest that the peer owes an answer to; 0: none.
+std::array<std::uint64_t, Core::unanswered_kinds> Core::oldest_unanswered(NodeId id) const {
+    const Peer& peer = peers_[id];
+    std::array<std::uint64_t, unanswered_kinds> oldest{};
+    const auto owes = [&](std::size_t kind, std::uint64_t order) {
+        if (order != 0 && (oldest[kind] == 0 || order < oldest[kind])) oldest[kind] = order;
+    };
+    for (std::uint64_t seq = journal_.head(); seq < journal_.tail(); ++seq) {
+        if (!journal_.at(seq).unwritten.has(id)) continue;
+        owes(0, journal_.at(seq).sent_order);
+        break;
+    }
+    for (const Request& r : requests_) {
+        const bool flush = r.kind == IoKind::flush && r.waiting.has(id);
+        const bool read = r.remote_read && r.read_peer == id;
+        if (r.phase == Phase::active && (flush || read)) owes(1, r.sent_order);
+    }
+    for (const Chunk& chunk : chunks_) {
+        if (chunk.state == Chunk::State::sent && chunk.peer == id) owes(2, chunk.sent_order);
+    }
+    if (peer.state_sent) owes(3, peer.state_order);
+    if (peer.done_sent) owes(3, peer.done_order);
+    if (awaiting_ack_.has(id)) owes(3, peer.generation_order);
+    if (promote_waiting_.has(id)) owes(3, peer.promote_order);
+    return oldest;
+}
+
+// One request hangs, though others are answered: the peer has it, since what was sent later is
+// answered, and it has been the oldest of its kind for a whole request time-out.
+bool Core::hangs(NodeId id) {
+    Peer& peer = peers_[id];
+    const std::uint64_t timeout_ns = config_.options.request_timeout_ms * ns_per_ms;
+    peer.watch_at = now_ + timeout_ns / 4;
+    if (is(Mutant::one_may_hang)) return false;
+    const auto oldest = oldest_unanswered(id);
+    for (std::size_t kind = 0; kind < unanswered_kinds; ++kind) {
+        Watch& watch = peer.watches[kind];
+        const std::uint64_t order = oldest[kind] < peer.answered_order ? oldest[kind] : 0;
+        if (order == 0 || order != watch.order) watch = {order, now_};
+        if (order != 0 && now_ >= watch.since + timeout_ns) return true;
+    }
+    return false;
 }
 
 void Core::tick_link(NodeId id) {
@@ -364,8 +444,10 @@ void Core::tick_link(NodeId id) {
         }
         return;
     }
-    if (awaits_answer(peer, id) && now_ >= peer.progress_at + o.request_timeout_ms * ns_per_ms) {
-        return lose_link(id, "the peer did not answer in time");
+    if (awaits_answer(peer, id)) {
+        const bool silent = now_ >= peer.progress_at + o.request_timeout_ms * ns_per_ms;
+        if (silent || (now_ >= peer.watch_at && hangs(id)))
+            return lose_link(id, "the peer did not answer in time");
     }
     if (peer.ping_pending) {
         if (now_ >= peer.ping_at + o.ping_timeout_ms * ns_per_ms) {
@@ -479,6 +561,7 @@ void Core::dispatch(NodeId id, const Message& m, std::span<const std::byte> payl
         case MessageType::trim:
             return on_trim(id, m.trim_seq);
         case MessageType::want_trim:
+            peers_[id].wants_trim = true;
             want_epoch_flush_ = true;
             return;
         case MessageType::read:

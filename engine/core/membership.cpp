@@ -32,6 +32,10 @@ void Core::evict(NodeMask lost) {
     });
     if (rest.has(config_.node_id)) reachable.add(config_.node_id);
     if (reachable.empty()) return;
+    if (is(Mutant::evict_quietly)) {
+        sb_.extension.in_sync = reachable;
+        return persist();
+    }
     open_generation(in_sync().without(reachable));
 }
 
@@ -46,7 +50,7 @@ void Core::open_generation(NodeMask lost) {
             stable = std::min(stable, peer.stable_seq);
         } else if (in_sync().has(id) && !peer.finishing) {
             // It may still carry the old generation if it is lost before it has the new one.
-            md.admitting_uuid = uuid_identity(old);
+            if (!is(Mutant::no_admitting_base)) md.admitting_uuid = uuid_identity(old);
         }
     });
     if (lost.has(config_.node_id)) stable = std::min(stable, local_stable_seq_);
@@ -67,19 +71,19 @@ void Core::open_generation(NodeMask lost) {
     for_peers([&](const Peer& peer, NodeId id) {
         if (!ext.in_sync.has(id) || peer.phase != LinkPhase::up) return;
         if (peer.finishing && !peer.done_sent) return;  // that message will name this generation
-        awaiting_ack_.add(id);
         offer_generation(id);
     });
     notice(5, -1, "a new data generation");
 }
 
 void Core::offer_generation(NodeId id) {
+    peers_[id].generation_order = expect_answer(id, 0);
+    awaiting_ack_.add(id);
     Message m;
     m.type = MessageType::generation;
     m.seq = marked_seq_;
     m.nodes = left_.bits;
-    m.payload_bytes = generation_payload_bytes;
-    send(id, Stream::bulk, m);
+    send_generation(id, m);
 }
 
 GenerationPayload Core::make_generation() const {
@@ -108,7 +112,7 @@ void Core::on_generation(NodeId id, const Message& m, const GenerationPayload& g
         PeerMetadata& md = sb_.peers[other];
         if (lost.has(other)) {
             if (uuid_identity(md.bitmap_uuid) == uuid_none) md.bitmap_uuid = uuid_identity(old);
-        } else if (members.has(other)) {
+        } else if (members.has(other) && !is(Mutant::no_admitting_base)) {
             md.admitting_uuid = uuid_identity(old);
         }
     });
@@ -127,7 +131,10 @@ void Core::on_generation(NodeId id, const Message& m, const GenerationPayload& g
 }
 
 void Core::on_generation_ack(NodeId id, const Message& m) {
-    if (m.offset == sb_.current_uuid) awaiting_ack_.remove(id);
+    if (m.offset == sb_.current_uuid && awaiting_ack_.has(id)) {
+        answered(id, peers_[id].generation_order, 0);
+        awaiting_ack_.remove(id);
+    }
     peers_[id].received.current_uuid = m.offset;
     // It may have what this disk waits for.
     if (role_ == Role::primary && disk_ == DiskState::inconsistent) want_handshake(id);
@@ -158,36 +165,31 @@ void Core::on_generation_committed(NodeId, const Message& m) {
     persist();
 }
 
-// What is in sync with the sender is in sync with us, if we are with the sender. A primary speaks
-// of its in-sync set, and the stream puts that behind every write that somebody did not get; a
-// Secondary speaks when there is no primary, so that nothing is written.
+// A Primary speaks of its in-sync set, and the stream puts that behind every write that somebody
+// did not get: marks toward those that it counts are for nothing then. A Secondary names what it
+// and others hold; that alone clears nothing (take_content()).
 void Core::on_in_sync(NodeId id, const Message& m) {
     const Peer& sender = peers_[id];
     const NodeMask members{m.nodes};
     if (!members.has(config_.node_id) || !disk_usable() || role_ == Role::primary) return;
-    const bool leads = sender.leads();
-    if (leads && (!in_sync().has(config_.node_id) || disk_ != DiskState::up_to_date)) return;
-    if (!leads && (sees_primary() || !equal(sender) || disk_ < DiskState::outdated ||
-                   bitmap_->count(static_cast<unsigned>(sender.slot)) > 0)) {
+    const bool clean = bitmap_->count(static_cast<unsigned>(sender.slot)) == 0;
+    if (is(Mutant::hearsay) && !sender.leads()) {
+        for_peers([&](Peer& peer, NodeId other) {
+            if (members.has(other)) bitmap_->clear_all(static_cast<unsigned>(peer.slot));
+        });
+    }
+    if (!sender.leads()) {
+        if (!sees_primary() && equal(sender) && clean && !sender.in_round())
+            take_content(m.offset, members);
         return;
     }
-    bool news = false;
-    for_peers([&](Peer& peer, NodeId other) {
-        if (!members.has(other)) return;
-        bitmap_->clear_all(static_cast<unsigned>(peer.slot));
-        sb_.peers[other].bitmap_uuid = sb_.peers[other].admitting_uuid = uuid_none;
-        sb_.peers[other].flags &= ~md_peer_flag::full_sync;
-        if (leads || peer.in_round() || !equal_and_usable(peer)) return;
-        news = news || !peer.aligned;
-        peer.aligned = true;
-        maybe_up_to_date(peer.disk == DiskState::up_to_date);
+    if (!in_sync().has(config_.node_id) || disk_ != DiskState::up_to_date) return;
+    for_peers([&](const Peer&, NodeId other) {
+        if (members.has(other)) clear_marks(other, Proof::primary);
     });
-    // Who is equal is a member: a promotion without it must open a generation.
-    sb_.extension.in_sync = leads ? members : in_sync() | members;
+    sb_.extension.in_sync = members;
     maybe_clear_crash_marker();
-    flush_bitmap_ = true;
     persist();
-    if (news) tell_in_sync();  // others may wait for this node's word about the two
 }
 
 void Core::admit_to_in_sync(NodeId id) {
@@ -248,7 +250,14 @@ void Core::abandon_promotion(Errc code, const char* why) {
     commit_pending_ = false;
     reply(promote_command_.token, code, why);
     sync_flags();
-    announce_state();  // the peers that agreed count on a primary
+    Message m;  // the peers that agreed count on a primary
+    m.type = MessageType::promote;
+    m.id = promote_attempt_;
+    m.flags = 1;
+    for_peers([&](const Peer& peer, NodeId id) {
+        if (peer.phase == LinkPhase::up) send(id, Stream::bulk, m);
+    });
+    announce_state();
     for_peers([&](Peer&, NodeId id) {
         if (promote_command_.force) want_handshake(id);  // its resync was given up for it
     });
@@ -257,6 +266,7 @@ void Core::abandon_promotion(Errc code, const char* why) {
 
 void Core::become_primary() {
     promotion_ = Promotion::recording;
+    content_ = 0;
     role_ = Role::primary;
     was_primary_ = true;
     ASSERT(journal_.empty() || journal_owner_ != config_.node_id);
@@ -284,8 +294,9 @@ void Core::become_primary() {
     sb_.extension.promoted_at_s = promote_command_.wall_clock_s;
     sb_.extension.primary_node = config_.node_id;
     const NodeMask lost = (in_sync() | config_.peers).without(members);
-    const bool diverges = !in_sync().without(members).empty() || forced || unseen_primary ||
-                          !meaningful(sb_.current_uuid);
+    const bool diverges =
+        (!in_sync().without(members).empty() && !is(Mutant::promote_without_members)) || forced ||
+        unseen_primary || !meaningful(sb_.current_uuid);
     for_peers([&](Peer&, NodeId id) {
         if (forced && lost.has(id) && !meaningful(sb_.current_uuid)) set_slot_full(id);
     });
@@ -308,6 +319,7 @@ void Core::become_primary() {
 
 void Core::on_promote(NodeId id, const Message& m) {
     Peer& peer = peers_[id];
+    if (m.flags != 0) return on_promotion_given_up(id, m.id);
     // Two that ask at once: the lower id goes first.
     bool refuse =
         role_ == Role::primary || (promotion_ != Promotion::none &&
@@ -325,6 +337,7 @@ void Core::on_promote(NodeId id, const Message& m) {
         abandon_promotion(Errc::busy, "another node is being promoted");
     }
     if (peer.role != Role::primary) peer.agreed = true;
+    peer.agreed_to = m.id;
     peer.role = Role::primary;
     for_peers([&](Peer& other, NodeId other_id) {
         // A resync among secondaries ends: the primary is its source from here on.
@@ -338,6 +351,18 @@ void Core::on_promote(NodeId id, const Message& m) {
     on_durable(OnDurable::What::promote_reply, id, m.id);
 }
 
+// Only this ends an agreement, or the loss of the link: whatever else the peer says of itself in
+// the meantime says nothing of what it asked for.
+void Core::on_promotion_given_up(NodeId id, std::uint32_t attempt) {
+    Peer& peer = peers_[id];
+    if (!peer.agreed || peer.agreed_to != attempt) return;
+    peer.agreed = false;
+    peer.role = Role::secondary;
+    primary_is_gone(id);
+    sync_flags();
+    touch();
+}
+
 void Core::on_promote_reply(NodeId id, const Message& m) {
     if (promotion_ != Promotion::asking || m.id != promote_attempt_) return;
     if (m.flags != 0) {
@@ -346,13 +371,14 @@ void Core::on_promote_reply(NodeId id, const Message& m) {
     if (uuid_equal(m.offset, sb_.current_uuid)) {
         sb_.extension.in_sync = in_sync() | NodeMask{m.nodes};
     }
+    answered(id, peers_[id].promote_order, 0);
     promote_waiting_.remove(id);
 }
 
 void Core::try_demote() {
     if (!demote_command_ || role_ != Role::primary || promotion_ != Promotion::none) return;
     if (active_writes_ > 0 || !held_.empty() || !al_waiting_.empty()) return;
-    if (!journal_.empty() && has_good_data()) {
+    if (!journal_.empty() && has_good_data() && !is(Mutant::demote_unflushed)) {
         want_epoch_flush_ = true;
         if (!epoch_flush_) start_epoch_flush();
         return;

@@ -78,20 +78,47 @@ void Core::sync_flags() {
     if (disk_ >= DiskState::consistent) flags |= md_flag::was_up_to_date;
     if (crashed_) flags |= md_flag::crashed_primary;
     const bool target = active_source() >= 0;
+    const bool lands =
+        std::any_of(peer_queue_.begin(), peer_queue_.end(),
+                    [&](std::uint32_t index) { return landing(peer_requests_[index]); });
     const bool in_use = role_ == Role::primary || promotion_ != Promotion::none || sees_primary() ||
-                        target || !journal_.empty();
+                        target || lands || !journal_.empty();
     // Set at once; cleared only when what the log covers is in the bitmap on the disk, and what the
     // drive's cache held is stable: else a power cut would lose it, and nothing would say so.
     const bool was_set = (sb_.flags & md_flag::primary_ind) != 0;
     const bool unsaved =
         bitmap_->dirty_pages() + bitmap_in_flight_ > 0 || flush_wanted_ || flushing_;
-    if (in_use || (was_set && unsaved)) {
+    if (in_use || (was_set && unsaved && !is(Mutant::mark_cleared_early))) {
         flags |= md_flag::primary_ind;
     }
     if (!in_use && was_set) flush_bitmap_ = true;
     if (flags == sb_.flags) return;
     sb_.flags = flags;
     persist();
+}
+
+// Data may be written to this disk: whatever it loses of that in a crash, its label says so. It
+// says that writes may be in flight; and it does not promise good data where there is none.
+bool Core::label_covers_data() const {
+    const bool marked = (label_.flags & md_flag::primary_ind) != 0;
+    const bool promises = (label_.flags & md_flag::consistent) != 0;
+    return (marked || is(Mutant::write_before_mark)) &&
+           (!promises || disk_ != DiskState::inconsistent || is(Mutant::write_before_label));
+}
+
+// The one way of data to this disk. Its label and its activity log cover what is written.
+Effect& Core::write_data(IoTag tag, BufferRef buffer, std::uint64_t offset, std::uint32_t length) {
+    ASSERT(disk_usable() && label_covers_data());
+    ASSERT(al_->is_active(extent_of(offset)) || is(Mutant::skip_activity_log));
+    content_ = 0;
+    ++disk_io_;
+    Effect& e =
+        emit(buffer.kind == BufferKind::none ? EffectKind::disk_zero : EffectKind::disk_write);
+    e.tag = tag;
+    e.buffer = buffer;
+    e.offset = offset;
+    e.length = length;
+    return e;
 }
 
 void Core::persist() {
@@ -160,6 +187,7 @@ void Core::pump_superblock() {
     sb_in_flight_ = true;
     sb_flying_ = sb_version_;
     sb_.extension.write_seq += 1;
+    flying_label_ = sb_;
     ++counters_.md_writes;
     emit(EffectKind::metadata).tag = {IoOrigin::superblock, 0};
 }
@@ -169,8 +197,9 @@ void Core::on_superblock_written(int result) {
     sb_in_flight_ = false;
     if (result != 0) return local_io_failed(result, "a superblock write failed");
     sb_durable_ = sb_flying_;
+    label_ = flying_label_;
     if (hold_ == MetadataHold::recording) end_hold(Errc::ok, "");
-    retry_peers_ = true;  // a resync's first blocks wait for Inconsistent to be recorded
+    retry_peers_ = retry_held_ = retry_al_ = true;  // data may wait for what the label says now
     touch();
     if (meta_ == MetaPhase::attach_mark || meta_ == MetaPhase::attach_superblock) attach_next();
     if (meta_ == MetaPhase::detach_superblock || meta_ == MetaPhase::detach_seal) detach_next();
@@ -206,7 +235,7 @@ void Core::pump_activity_log() {
         }
         clean = clean && page_in_flight_[page] == 0 && !bitmap_->page_dirty(page);
     }
-    if (!clean) return;
+    if (!clean && !is(Mutant::log_before_bitmap)) return;
     al_preparing_ = false;
     al_writing_ = true;
     ++counters_.al_writes;
@@ -300,7 +329,7 @@ void Core::encode_metadata(IoTag tag, std::span<std::byte> out) const {
     ASSERT(out.size() == 4096);
     std::span<std::byte, 4096> block{out.data(), 4096};
     if (tag.origin == IoOrigin::superblock) {
-        encode_superblock(sb_, block);
+        encode_superblock(flying_label_, block);
     } else if (tag.origin == IoOrigin::al) {
         encode_al_transaction(al_->transaction(), block);
     } else if (tag.origin == IoOrigin::al_init) {
@@ -414,7 +443,8 @@ Status Core::prepare_attach(const Superblock& superblock) {
     }
     TRY_STATUS(check_slots(superblock, config_.peers));
     const Superblock live = sb_;
-    sb_ = superblock;
+    sb_ = label_ = superblock;
+    content_ = 0;
     if (!sb_.extension.present) rebuild_extension(sb_, config_.node_id);
     sb_.node_id = config_.node_id;
     if (role_ == Role::primary) keep_live_label(live);
@@ -458,7 +488,7 @@ void Core::on_attach(Instant now, AttachInfo info) {
     if (crashed_ && kind == 0) kind = 2;  // DRBD ran here, and does not say
     sb_.extension.crash_kind = crashed_ ? kind : 0;
     crashed_power_ = crashed_ && kind == 2;
-    if (went_down_hard) {
+    if (went_down_hard && !is(Mutant::log_not_replayed)) {
         for (const std::uint32_t extent : info.hot_extents) {
             const std::uint64_t offset = std::uint64_t{extent} * extent_bytes;
             if (offset >= volume_bytes_) continue;
@@ -512,7 +542,7 @@ void Core::attach_next() {
         state = (sb_.flags & md_flag::was_up_to_date) != 0 ? DiskState::consistent
                                                            : DiskState::outdated;
         // Alone in its generation: nobody can hold newer data.
-        const bool alone = members() == self();
+        const bool alone = members() == self() || is(Mutant::trust_restart);
         if (alone && state == DiskState::consistent) state = DiskState::up_to_date;
     }
     flush_wanted_ = true;  // the caches may hold what an earlier daemon wrote
@@ -666,9 +696,18 @@ void Core::mark_journal(std::uint64_t after_seq, NodeMask nodes) {
     }
 }
 
+// What the peer got and did not flush is marked toward it; so from here on nothing before counts
+// as under way. Besides a flush that it answered this is the only way to a later stable_seq.
+void Core::mark_unstable(NodeId id) {
+    Peer& peer = peers_[id];
+    if (journal_owner_ == config_.node_id && !is(Mutant::false_stability))
+        mark_journal(peer.stable_seq, NodeMask::of(id));
+    peer.stable_seq = journal_.tail() - 1;
+}
+
 // The writes of a primary that is gone: each peer may lack any of them.
 void Core::drop_journal(bool mark) {
-    if (mark && !journal_.empty()) {
+    if (mark && !journal_.empty() && !is(Mutant::forget_journal)) {
         mark_journal(0, config_.peers);
         for_peers([](Peer& peer, NodeId) { peer.aligned = false; });
         flush_wanted_ = true;

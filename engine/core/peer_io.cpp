@@ -84,6 +84,7 @@ void Core::on_peer_write(NodeId id, const Message& m, BufferRef buffer) {
         retry_peers_ = true;
         return;
     }
+    app_request_at_ = now_;
     on_trim(id, m.trim_seq);
     follow_sequence(id, m.seq);
     JournalEntry entry;
@@ -99,6 +100,7 @@ void Core::on_peer_write(NodeId id, const Message& m, BufferRef buffer) {
     } else if (disk_usable()) {
         for_peers([&](const Peer& other, NodeId other_id) {
             if (!NodeMask{m.nodes}.has(other_id) || other.slot < 0) return;
+            if (is(Mutant::ignore_missing)) return;
             bitmap_->set_bytes(static_cast<unsigned>(other.slot), m.offset, m.length);
         });
     }
@@ -130,6 +132,7 @@ void Core::on_peer_flush(NodeId id, const Message& m) {
     if (!index) return protocol_error(id, "more requests than agreed");
     peer_requests_[*index].kind = PeerIo::flush;
     peer_requests_[*index].id = m.id;
+    peer_requests_[*index].seq = m.seq;
     retry_peers_ = true;
 }
 
@@ -149,7 +152,10 @@ bool Core::peer_conflicts(const PeerRequest& p) const {
         const PeerRequest& other = peer_requests_[index];
         if (other.order >= p.order) break;
         if (p.kind == PeerIo::flush) {
-            if (other.peer == p.peer) return true;
+            // Only for writes that it covers: what else is queued may wait for this flush.
+            const bool write = other.kind == PeerIo::write || other.kind == PeerIo::zero;
+            if (write && other.peer == p.peer && other.link == p.link && other.seq <= p.seq)
+                return true;
         } else if (other.kind != PeerIo::flush &&
                    ranges_overlap(p.offset, p.length, other.offset, other.length)) {
             return true;
@@ -190,10 +196,6 @@ void Core::admit_peer_request(std::uint32_t index) {
         if (p.journalled) journal_.at(p.seq).local_pending = false;
         return free_peer_request(index);
     }
-    if (resync && p.link == peers_[p.peer].link &&
-        peers_[p.peer].repl == ReplicationState::sync_target && !settled()) {
-        return;  // Inconsistent is not on the disk yet
-    }
     const Peer& from = peers_[p.peer];
     const bool write = p.kind == PeerIo::write || p.kind == PeerIo::zero;
     if ((p.link != from.link && !write) || (write && role_ == Role::primary) ||
@@ -206,19 +208,22 @@ void Core::admit_peer_request(std::uint32_t index) {
         answer_peer_request(p, false, false);  // the source keeps a chunk's number until then
         return free_peer_request(index);
     }
+    if (p.kind != PeerIo::flush && !label_covers_data()) return;
+    // In order of arrival, also by those that have to wait for others: so what holds an extent came
+    // before what waits for one, and does not depend on it.
+    const bool logs = p.kind != PeerIo::flush && !is(Mutant::skip_activity_log);
+    if (logs && !p.al_held && !peer_al_starving_) {
+        p.al_held = al_->hold(extent_of(p.offset)) != AlCache::Hold::starved;
+        peer_al_starving_ = !p.al_held;
+    }
     if (peer_conflicts(p)) return;
-    if (resync && role_ == Role::primary && is_newer_here(p.peer, p.offset, p.length)) {
+    if (resync && role_ == Role::primary && !is(Mutant::newer_is_overwritten) &&
+        is_newer_here(p.peer, p.offset, p.length)) {
         if (p.al_held) al_->release(extent_of(p.offset));
         answer_peer_request(p, true, true);
         return free_peer_request(index);
     }
-    if (p.kind != PeerIo::flush && !p.al_held && !is(Mutant::skip_activity_log)) {
-        if (peer_al_starving_) return;
-        const AlCache::Hold hold = al_->hold(extent_of(p.offset));
-        peer_al_starving_ = hold == AlCache::Hold::starved;
-        if (peer_al_starving_) return;
-        p.al_held = true;
-    }
+    if (logs && !p.al_held) return;
     p.phase = Phase::al_wait;
     if (p.al_held && !al_->is_active(extent_of(p.offset))) return;
     issue_peer_request(index);
@@ -227,7 +232,6 @@ void Core::admit_peer_request(std::uint32_t index) {
 void Core::issue_peer_request(std::uint32_t index) {
     PeerRequest& p = peer_requests_[index];
     p.phase = Phase::active;
-    ++disk_io_;
     const bool resync = p.kind == PeerIo::resync_write || p.kind == PeerIo::resync_zero;
     if (resync && !is(Mutant::ignore_target_marks)) {
         // Third nodes do not have what arrives here, unless they turn out to (I-R9).
@@ -235,17 +239,14 @@ void Core::issue_peer_request(std::uint32_t index) {
         bitmap_->set_bytes_all_slots(p.offset, p.length, static_cast<unsigned>(slot));
     }
     if (p.kind == PeerIo::flush) {
+        if (is(Mutant::flush_answered_early)) answer_peer_request(p, true, false);
+        ++disk_io_;
         emit(EffectKind::disk_flush).tag = {IoOrigin::peer_request, index};
         return;
     }
-    const bool write = p.kind == PeerIo::write || p.kind == PeerIo::resync_write;
-    Effect& e = emit(write ? EffectKind::disk_write : EffectKind::disk_zero);
-    e.tag = {IoOrigin::peer_request, index};
-    e.buffer = p.buffer;
-    e.offset = p.offset;
-    e.length = p.length;
+    Effect& e = write_data({IoOrigin::peer_request, index}, p.buffer, p.offset, p.length);
     // The source clears its bits at the answer: then the blocks must survive a power cut (I-R4).
-    e.durable = p.fua || (resync && !is(Mutant::resync_not_stable));
+    e.durable = (p.fua && !is(Mutant::fua_cached)) || (resync && !is(Mutant::resync_not_stable));
     e.discard = p.discard;
 }
 
@@ -274,7 +275,8 @@ void Core::finish_peer_request(std::uint32_t index, int result) {
             touch();
         }
     }
-    answer_peer_request(p, result == 0, false);
+    const bool told = p.kind == PeerIo::flush && is(Mutant::flush_answered_early);
+    if (!told) answer_peer_request(p, result == 0, false);
     free_peer_request(index);
     finish_failed_disk();
 }
@@ -334,7 +336,7 @@ void Core::issue_peer_reads() {
             return p.kind != PeerIo::flush && p.order < read.order &&
                    ranges_overlap(read.offset, read.length, p.offset, p.length);
         });
-        if (held) continue;
+        if (held && !is(Mutant::peer_read_overtakes)) continue;
         read.issued = true;
         if (disk_ != DiskState::up_to_date) {
             answer_peer_read(read, {});
@@ -372,22 +374,32 @@ void Core::on_peer_read_io(std::uint32_t index, int result) {
 }
 
 void Core::on_read_reply(NodeId id, const Message& m, BufferRef buffer) {
-    const BufferRef expected = destination(id, m);
-    if (m.id >= config_.limits.requests)
-        return protocol_error(id, "an answer to a read that was not asked");
-    Request& r = requests_[m.id];
-    const bool mine = r.phase == Phase::active && r.remote_read && r.read_peer == id;
-    if (!mine || r.length != m.length)
-        return protocol_error(id, "an answer to a read that was not asked");
-    --peers_[id].pending;
-    peers_[id].progress_at = now_;
+    if (!read_is_asked(id, m)) {
+        // It may be one that was given up when the peer's disk failed.
+        if (peers_[id].reads_given_up == 0)
+            return protocol_error(id, "an answer to a read that was not asked");
+        --peers_[id].reads_given_up;
+        return;
+    }
+    const std::uint32_t slot = read_slot(m.id);
+    Request& r = requests_[slot];
+    answered(id, r.sent_order, 1);
     if (m.flags != 0) {
         if (r.error == 0) r.error = EIO;
-        return retry_read(m.id);
+        return retry_read(slot);
     }
-    ASSERT(buffer.kind == expected.kind && buffer.index == expected.index);
+    ASSERT(buffer.kind == BufferKind::request && buffer.index == slot);
     r.remote_read = false;
-    complete(m.id, 0);
+    complete(slot, 0);
+}
+
+// The answer is to the read that this slot waits for, not to an earlier one.
+bool Core::read_is_asked(NodeId id, const Message& m) const {
+    const std::uint32_t slot = read_slot(m.id);
+    if (slot >= config_.limits.requests) return false;
+    const Request& r = requests_[slot];
+    return r.phase == Phase::active && r.remote_read && r.read_peer == id && r.length == m.length &&
+           r.read_serial == m.id >> 16;
 }
 
 BufferRef Core::destination(NodeId id, const Message& m) const {
@@ -395,10 +407,8 @@ BufferRef Core::destination(NodeId id, const Message& m) const {
     if (m.type == MessageType::write || m.type == MessageType::resync_data) {
         return {BufferKind::receive, 0};
     }
-    if (m.type != MessageType::read_reply || m.id >= config_.limits.requests) return {};
-    const Request& r = requests_[m.id];
-    const bool mine = r.phase == Phase::active && r.remote_read && r.read_peer == id;
-    return mine && r.length == m.length ? BufferRef{BufferKind::request, m.id} : BufferRef{};
+    if (m.type != MessageType::read_reply || !read_is_asked(id, m)) return {};
+    return {BufferKind::request, read_slot(m.id)};
 }
 
 }  // namespace replica

@@ -5,6 +5,7 @@
 // the write path, docs/architecture.md).
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include "engine/core/disk_errno.hpp"
 #include "engine/core/for_peers.hpp"
@@ -30,6 +31,7 @@ void Core::on_request(Instant now, std::uint32_t slot, IoKind kind, std::uint64_
     r.length = length;
     r.fua = fua;
     r.order = ++order_;
+    app_request_at_ = now_;
     if (role_ != Role::primary || promotion_ != Promotion::none) {
         complete(slot, EROFS);  // a promotion that is being recorded may still be taken back
     } else if (kind != IoKind::flush && (length == 0 || offset + length > volume_bytes_)) {
@@ -51,7 +53,8 @@ void Core::admit(std::uint32_t slot) {
     if (beyond && !disk_usable()) return complete(slot, is_write(r.kind) ? ENOSPC : EIO);
     const bool held =
         beyond || conflicts(r) ||
-        (is_write(r.kind) && (journal_full() || write_range_busy(r.offset, r.length)));
+        (is_write(r.kind) && (journal_full() || write_range_busy(r.offset, r.length) ||
+                              (disk_usable() && !label_covers_data())));
     if (held) {
         r.phase = Phase::held;
         if (journal_full()) want_epoch_flush_ = true;
@@ -88,6 +91,7 @@ bool Core::conflicts(const Request& request) const {
     const std::uint32_t reads = is_write(request.kind) ? active_reads_ : 0;
     if (active_writes_ + reads == 0 && held_.empty() && al_waiting_.empty()) return false;
     if (is(Mutant::no_overlap_hold)) return false;
+    if (!is_write(request.kind) && is(Mutant::read_overtakes_write)) return false;
     for (const Request& other : requests_) {
         if (other.phase == Phase::free || other.order >= request.order) continue;
         if (other.kind == IoKind::flush) continue;
@@ -100,7 +104,7 @@ bool Core::conflicts(const Request& request) const {
 // These blocks are on their way: a resync's from here (chunk), or a peer's to this disk.
 bool Core::write_range_busy(std::uint64_t offset, std::uint64_t length) const {
     for (const Chunk& chunk : chunks_) {
-        if (chunk.state != Chunk::State::free &&
+        if (chunk.state != Chunk::State::free && !is(Mutant::chunk_not_held) &&
             ranges_overlap(offset, length, chunk.offset, chunk.length)) {
             return true;
         }
@@ -169,19 +173,17 @@ void Core::issue_write(std::uint32_t slot) {
     journal_owner_ = config_.node_id;
     counters_.written_bytes += r.length;
     if (!idle_flush_at_) idle_flush_at_ = now_ + config_.limits.idle_flush_ns;
-    for_peers([&](Peer& peer, NodeId id) {
+    for_peers([&](Peer&, NodeId id) {
         if (!entry.unwritten.has(id)) return;
-        if (peer.pending++ == 0) peer.progress_at = now_;
+        journal_.at(r.seq).sent_order = expect_answer(id, 1);
         send_write(slot, id, missing);
     });
     if (r.local_pending) {
-        ++disk_io_;
-        Effect& e = emit(r.kind == IoKind::write ? EffectKind::disk_write : EffectKind::disk_zero);
-        e.tag = {IoOrigin::request, slot};
-        if (r.kind == IoKind::write) e.buffer = {BufferKind::request, slot};
-        e.offset = r.offset;
-        e.length = r.length;
-        e.durable = r.fua;
+        const bool bytes = r.kind == IoKind::write;
+        Effect& e = write_data({IoOrigin::request, slot},
+                               bytes ? BufferRef{BufferKind::request, slot} : BufferRef{}, r.offset,
+                               r.length);
+        e.durable = r.fua && !is(Mutant::fua_cached);
         e.discard = r.kind == IoKind::discard;
     }
     if (journal_.size() * 2 > journal_limit()) want_epoch_flush_ = true;
@@ -243,11 +245,11 @@ void Core::issue_read(std::uint32_t slot) {
     r.read_peer = from;
     Message m;
     m.type = MessageType::read;
-    m.id = slot;
+    r.read_serial = ++read_serial_;
+    m.id = slot | std::uint32_t{r.read_serial} << 16;
     m.offset = r.offset;
     m.length = r.length;
-    Peer& peer = peers_[static_cast<unsigned>(from)];
-    if (peer.pending++ == 0) peer.progress_at = now_;
+    r.sent_order = expect_answer(static_cast<NodeId>(from), 1);
     send(static_cast<NodeId>(from), Stream::bulk, m);
 }
 
@@ -261,15 +263,15 @@ void Core::retry_read(std::uint32_t slot) {
 void Core::issue_flush(std::uint32_t slot) {
     Request& r = requests_[slot];
     r.phase = Phase::active;
-    r.flush_seq = journal_.tail() - 1;
     r.flush_local_seq = local_done_seq();
     for_peers([&](Peer& peer, NodeId id) {
         if (!replicates_to(peer, id) || is(Mutant::flush_local_only)) return;
         r.waiting.add(id);
-        if (peer.pending++ == 0) peer.progress_at = now_;
+        r.sent_order = expect_answer(id, 1);
         Message m;
         m.type = MessageType::flush;
         m.id = slot;
+        m.seq = flush_seqs_[slot * nodes_max + id] = flush_bound(id);
         m.trim_seq = journal_.head() - 1;
         send(id, Stream::bulk, m);
     });
@@ -280,6 +282,38 @@ void Core::issue_flush(std::uint32_t slot) {
             slot == config_.limits.requests ? IoOrigin::epoch_flush : IoOrigin::request, slot};
     }
     maybe_complete(slot);
+}
+
+// The last write that a flush has to cover on this peer: all that it has answered without a gap,
+// and what is complete without its answer (protocols A and B). It does not cover what is still
+// under way: such a write may wait for room in the peer's activity log, and that room for the very
+// flush. So no flush waits for what waits for a flush.
+std::uint64_t Core::flush_bound(NodeId id) const {
+    std::uint64_t bound = journal_.head() - 1;
+    bool gapless = true;
+    for (std::uint64_t seq = journal_.head(); seq < journal_.tail(); ++seq) {
+        const JournalEntry& entry = journal_.at(seq);
+        const bool answered = !entry.unwritten.has(id);
+        gapless = gapless && answered;
+        if (gapless || (!answered && entry.request == 0)) bound = seq;
+    }
+    return is(Mutant::flush_waits_for_all) ? journal_.tail() - 1 : bound;
+}
+
+// Somebody waits for what only a flush sets free: room in the journal, or in an activity log.
+bool Core::starving() const {
+    bool found = al_starving_ || journal_full();
+    for_peers([&](const Peer& peer, NodeId) { found = found || peer.wants_trim; });
+    return found;
+}
+
+// There are writes that the last flush was too early for.
+bool Core::flush_helps() const {
+    bool helps = disk_usable() && local_done_seq() > local_stable_seq_;
+    for_peers([&](const Peer& peer, NodeId id) {
+        helps = helps || (replicates_to(peer, id) && flush_bound(id) > peer.stable_seq);
+    });
+    return helps;
 }
 
 std::uint64_t Core::local_done_seq() const {
@@ -315,13 +349,14 @@ void Core::on_request_io(std::uint32_t slot, int result) {
     ASSERT(r.phase == Phase::active && r.local_pending);
     --disk_io_;
     r.local_pending = false;
+    if (r.kind == IoKind::flush && is(Mutant::failed_flush_passes)) result = 0;
     // A failed flush may have taken what its cache held: what is read after it may be old.
     if (r.kind == IoKind::read && result == 0 && !disk_usable()) result = EIO;
     r.local_ok = result == 0;
     if (is_write(r.kind)) {
         JournalEntry& entry = journal_.at(r.seq);
         entry.local_pending = false;
-        if (al_starving_ || journal_full()) want_epoch_flush_ = true;
+        if (starving()) want_epoch_flush_ = true;
         if (!peer_queue_.empty()) retry_peers_ = true;
         if (result != 0) bitmap_->set_bytes_all_slots(r.offset, r.length);
         if (is(Mutant::clear_bit_on_completion)) {
@@ -347,15 +382,12 @@ void Core::peer_answered(std::uint64_t seq, NodeId id, bool written) {
     if (!journal_.has(seq)) return;
     JournalEntry& entry = journal_.at(seq);
     if (!entry.unwritten.has(id)) return;
-    Peer& peer = peers_[id];
     if (!written && !entry.unreceived.has(id)) return;
     entry.unreceived.remove(id);
     if (written) {
-        ASSERT(peer.pending > 0);
-        --peer.pending;
-        peer.progress_at = now_;
+        answered(id, entry.sent_order, 1);
         entry.unwritten.remove(id);
-        if (al_starving_ || journal_full()) want_epoch_flush_ = true;
+        if (starving()) want_epoch_flush_ = true;
     }
     if (entry.request != 0) {
         Request& r = requests_[entry.request - 1];
@@ -373,12 +405,11 @@ void Core::flush_answered(std::uint32_t slot, NodeId id, bool ok) {
     Request& r = requests_[slot];
     if (r.phase != Phase::active || r.kind != IoKind::flush || !r.waiting.has(id)) return;
     Peer& peer = peers_[id];
-    --peer.pending;
-    peer.progress_at = now_;
+    answered(id, r.sent_order, 1);
     r.waiting.remove(id);
     if (ok) {
         r.answered_ok.add(id);
-        peer.stable_seq = std::max(peer.stable_seq, r.flush_seq);
+        peer.stable_seq = std::max(peer.stable_seq, flush_seqs_[slot * nodes_max + id]);
         maybe_complete(slot);
     } else {
         peer_lost_data(id);
@@ -390,6 +421,7 @@ void Core::flush_answered(std::uint32_t slot, NodeId id, bool ok) {
 // here the generation is recorded by the members only: one that never got it will not know later
 // that those who left lack what it has.
 bool Core::request_succeeded(const Request& r) const {
+    if (is(Mutant::ack_without_copy)) return true;
     if (r.local_ok && metadata_usable() && in_sync().has(config_.node_id)) return true;
     bool found = false;
     for_peers([&](const Peer& peer, NodeId id) {
@@ -451,9 +483,7 @@ void Core::complete(std::uint32_t slot, int error) {
     if (!held_.empty()) retry_held_ = true;
     if (!peer_queue_.empty()) retry_peers_ = true;
     // It came too early for a write that has ended since: that one may be what all wait for.
-    if (was_flush && (al_starving_ || journal_full()) && local_done_seq() > r.flush_local_seq) {
-        want_epoch_flush_ = true;
-    }
+    if (was_flush && starving() && flush_helps()) want_epoch_flush_ = true;
 }
 
 void Core::complete_waiting() {
@@ -501,7 +531,8 @@ void Core::retry_al_waiters() {
             al_starving_ = !r.al_held;
         }
         // Since it was admitted a resync may have begun with these blocks.
-        const bool free = !journal_full() && !write_range_busy(r.offset, r.length);
+        const bool free =
+            !journal_full() && !write_range_busy(r.offset, r.length) && label_covers_data();
         if (r.al_held && al_->is_active(extent_of(r.offset)) && free) {
             issue_write(slot);
         } else {
@@ -526,7 +557,8 @@ std::uint64_t Core::journal_limit() const {
 // Entries that are stable on this node and on every peer that got them leave the journal.
 void Core::advance_trim() {
     // Who records a generation marks from its journal what the lost ones lack: not before that.
-    if (journal_owner_ != config_.node_id || !settled()) return;
+    if (journal_owner_ != config_.node_id) return;
+    if (!settled() && !is(Mutant::trim_while_recording)) return;
     std::uint64_t stable = disk_usable() ? local_stable_seq_ : ~std::uint64_t{0};
     for_peers([&](const Peer& peer, NodeId id) {
         if (replicates_to(peer, id)) stable = std::min(stable, peer.stable_seq);
@@ -542,9 +574,12 @@ void Core::advance_trim() {
     if (!moved) return;
     if (!al_waiting_.empty()) retry_al_ = true;
     if (!held_.empty()) retry_held_ = true;
-    if (!journal_.empty() && journal_.size() * 4 > journal_.capacity()) return;
+    // The next write tells it, unless none can come before a peer has heard of it.
+    const bool soon = !journal_.empty() && journal_.size() * 4 > journal_.capacity();
     for_peers([&](Peer& peer, NodeId id) {
         if (!replicates_to(peer, id) || peer.trim_told >= journal_.head() - 1) return;
+        if (soon && !std::exchange(peer.wants_trim, false)) return;
+        peer.wants_trim = false;
         Message m;
         m.type = MessageType::trim;
         m.trim_seq = peer.trim_told = journal_.head() - 1;
@@ -554,7 +589,10 @@ void Core::advance_trim() {
 
 // The peer answers nothing any more; what it may lack was marked by the caller.
 void Core::peer_gone_from_requests(NodeId id, int error) {
-    peers_[id].pending = 0;
+    // What a resync sent is answered all the same.
+    peers_[id].pending = static_cast<std::uint32_t>(std::count_if(
+        chunks_.begin(), chunks_.end(),
+        [&](const Chunk& chunk) { return chunk.peer == id && chunk.state == Chunk::State::sent; }));
     for (std::uint64_t seq = journal_.head(); seq < journal_.tail(); ++seq) {
         journal_.at(seq).unwritten.remove(id);
         journal_.at(seq).unreceived.remove(id);
@@ -566,6 +604,7 @@ void Core::peer_gone_from_requests(NodeId id, int error) {
         if (!asked) continue;
         if (r.error == 0) r.error = error;
         if (r.remote_read) {
+            ++peers_[id].reads_given_up;
             retry_read(slot);
             continue;
         }

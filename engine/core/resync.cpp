@@ -11,6 +11,11 @@
 namespace replica {
 namespace {
 
+constexpr int chunks_beside_app = 4;
+// The application counts as busy for so long after a request: between two of one that waits for
+// each answer there is nothing under way.
+constexpr std::uint64_t app_recent_ns = 100 * ns_per_ms;
+
 // The name of what the target of a full resync holds meanwhile.
 Uuid full_sync_base(Uuid source_current) {
     return (uuid_identity(source_current) ^ 0x5e5e000000000000U) | 8;
@@ -37,6 +42,7 @@ void Core::start_source(NodeId id, bool full) {
     Peer& peer = peers_[id];
     peer.repl = ReplicationState::bitmap_source;
     peer.disk = DiskState::inconsistent;
+    no_good_copy(id);
     peer.bitmap_sent = peer.bitmap_received = peer.finishing = peer.done_sent = false;
     peer.bitmap_cursor = peer.cursor = peer.backlog_bytes = 0;
     peer.done_bits = 0;
@@ -95,7 +101,7 @@ void Core::abort_resync(NodeId id) {
         mark_journal(peer.stable_seq, NodeMask::of(id));
     }
     if (active_source() == id) look_at_paused_sources();
-    if (peer.done_sent && peer.pending > 0) --peer.pending;
+    if (peer.done_sent) --peer.pending;
     peer.finishing = peer.done_sent = false;
     peer.repl = ReplicationState::established;
     peer.bitmap_sent = peer.bitmap_received = false;
@@ -106,7 +112,7 @@ void Core::abort_resync(NodeId id) {
 // Half-written data is no source (I-R9): those that took from here look for another.
 void Core::stop_being_source() {
     for_peers([&](Peer& peer, NodeId id) {
-        if (!is_source(peer.repl)) return;
+        if (!is_source(peer.repl) || is(Mutant::stay_source)) return;
         abort_resync(id);
         want_handshake(id);
     });
@@ -137,9 +143,16 @@ void Core::look_at_paused_sources() {
 // --- Bitmap exchange
 // ------------------------------------------------------------------------------------
 
+// The target first: its bits come when its label says Inconsistent. After the source's it gets
+// writes.
+bool Core::may_send_bitmap(const Peer& peer) const {
+    const bool turn = peer.repl == ReplicationState::bitmap_target || peer.bitmap_received;
+    return is_exchanging_bitmaps(peer.repl) && turn && !peer.bitmap_sent && settled();
+}
+
 void Core::pump_bitmap_exchange(NodeId id) {
     Peer& peer = peers_[id];
-    if (!is_exchanging_bitmaps(peer.repl) || peer.bitmap_sent || !settled()) return;
+    if (!may_send_bitmap(peer)) return;
     const auto slot = static_cast<unsigned>(peer.slot);
     std::uint64_t ones = 0;
     const auto flush_ones = [&](std::uint64_t end) {
@@ -177,8 +190,9 @@ void Core::pump_bitmap_exchange(NodeId id) {
     m.type = MessageType::bitmap_done;
     send(id, Stream::bulk, m);
     peer.bitmap_sent = true;
-    // From here on writes are sent; everything before was marked.
-    peer.stable_seq = journal_.tail() - 1;
+    // From here on writes are sent. What a member got before stays unstable until it is flushed.
+    if (role_ == Role::primary && (!in_sync().has(id) || is(Mutant::false_stability)))
+        mark_unstable(id);
     peer.first_seq = journal_.tail();
     bitmap_exchanged(id);
 }
@@ -240,13 +254,23 @@ void Core::pump_resync(NodeId id) {
     maybe_finish_source(id);
 }
 
+// What the application asks for shares disk and line with the resync: while there is some, few
+// chunks at a time are under way.
+bool Core::leaves_room() const {
+    if (now_.ns > app_request_at_.ns + app_recent_ns) return false;
+    const auto busy = std::count_if(chunks_.begin(), chunks_.end(), [](const Chunk& chunk) {
+        return chunk.state != Chunk::State::free;
+    });
+    return busy >= chunks_beside_app;
+}
+
 bool Core::start_chunk(NodeId id) {
     Peer& peer = peers_[id];
     const auto slot = static_cast<unsigned>(peer.slot);
     const auto free = std::find_if(chunks_.begin(), chunks_.end(), [](const Chunk& chunk) {
         return chunk.state == Chunk::State::free;
     });
-    if (free == chunks_.end() || bitmap_->count(slot) == 0) return false;
+    if (free == chunks_.end() || bitmap_->count(slot) == 0 || leaves_room()) return false;
     bool wrapped = false;
     for (int tries = 0; tries < 64; ++tries) {
         const std::uint64_t bit = bitmap_->find_set(slot, peer.cursor);
@@ -264,7 +288,8 @@ bool Core::start_chunk(NodeId id) {
         const std::uint64_t offset = bit * block_bytes;
         const std::uint64_t length = std::min(run * block_bytes, volume_bytes_ - offset);
         peer.cursor = bit + run;
-        if (chunk_conflicts(offset, length) || written_now(offset, length)) continue;
+        const bool written = written_now(offset, length) && !is(Mutant::chunk_beside_write);
+        if (chunk_conflicts(offset, length) || written) continue;
         if (peer.small_chunks > 0) --peer.small_chunks;
         *free = {Chunk::State::reading, false, id, offset, static_cast<std::uint32_t>(length)};
         ++peer.chunks;
@@ -316,7 +341,7 @@ void Core::on_chunk_read(std::uint32_t index, int result, bool zeroes) {
     m.id = index;
     m.offset = chunk.offset;
     m.length = chunk.length;
-    if (peer.pending++ == 0) peer.progress_at = now_;
+    chunk.sent_order = expect_answer(chunk.peer, 1);
     peer.resync_sent_bytes += chunk.length;
     if (zeroes) return send(chunk.peer, Stream::bulk, m);
     m.payload_bytes = chunk.length;
@@ -332,8 +357,7 @@ void Core::on_resync_ack(NodeId id, const Message& m) {
     chunks_[m.id] = Chunk{};
     retry_held_ = retry_peers_ = retry_al_ = true;
     Peer& peer = peers_[id];
-    peer.progress_at = now_;
-    if (peer.pending > 0) --peer.pending;
+    answered(id, chunk.sent_order, 1);
     touch();
     if (chunk.aborted) return;
     --peer.chunks;
@@ -362,7 +386,7 @@ void Core::maybe_finish_source(NodeId id) {
     const auto slot = static_cast<unsigned>(peer.slot);
     if (peer.repl != ReplicationState::sync_source || peer.finishing || peer.chunks > 0) return;
     if (bitmap_->count(slot) > 0 || !settled() || peer.in_round()) return;
-    if (role_ == Role::primary && journal_.head() < peer.first_seq) {
+    if (role_ == Role::primary && journal_.head() < peer.first_seq && !is(Mutant::end_unstable)) {
         // It got these writes by the resync, so they are not in its journal, and it could not mark
         // them toward a member that lacks them: they have to be stable everywhere first.
         want_epoch_flush_ = true;
@@ -376,7 +400,11 @@ void Core::maybe_finish_source(NodeId id) {
         sb_.peers[id].admitting_uuid = uuid_identity(sb_.current_uuid);
         admit_to_in_sync(id);
     }
-    on_durable(OnDurable::What::sync_done, id, 0);
+    if (is(Mutant::done_before_record)) {
+        send_sync_done(id);
+    } else {
+        on_durable(OnDurable::What::sync_done, id, 0);
+    }
     touch();
 }
 
@@ -385,29 +413,23 @@ void Core::maybe_finish_source(NodeId id) {
 void Core::send_sync_done(NodeId id) {
     Peer& peer = peers_[id];
     if (!peer.finishing || peer.done_sent) return;
+    peer.done_order = expect_answer(id, 1);
     peer.done_sent = true;
-    if (peer.pending++ == 0) peer.progress_at = now_;
     Message m;
     m.type = MessageType::sync_done;
-    m.payload_bytes = generation_payload_bytes;
-    send(id, Stream::bulk, m);
+    send_generation(id, m);
 }
 
 void Core::on_sync_done_ack(NodeId id, const Message& m) {
     Peer& peer = peers_[id];
     if (!peer.done_sent || peer.repl != ReplicationState::sync_source) return;
     peer.finishing = peer.done_sent = false;
-    if (peer.pending > 0) --peer.pending;
-    peer.progress_at = now_;
+    answered(id, peer.done_order, 1);
     peer.aligned = true;
     peer.repl = ReplicationState::established;  // its disk state comes by its own word
     peer.received.current_uuid = m.offset;
     if (is(Mutant::no_fence)) admit_to_in_sync(id);
-    PeerMetadata& md = sb_.peers[id];
-    md.bitmap_uuid = uuid_none;
-    if (!commit_pending_) md.admitting_uuid = uuid_none;
-    md.flags &= ~md_peer_flag::full_sync;
-    flush_bitmap_ = true;
+    clear_marks(id, Proof::delivered);
     peer.total_bits = peer.done_bits = 0;
     notice(5, id, "resync done");
     maybe_clear_crash_marker();
@@ -433,6 +455,10 @@ void Core::tell_in_sync() {
     Message m;
     m.type = MessageType::in_sync;
     m.nodes = role_ == Role::primary ? in_sync().bits : members.bits;
+    if (role_ != Role::primary && members.count() > 2 && rests()) {
+        if (content_ == 0) content_ = new_id();
+        m.offset = content_;
+    }
     for_peers([&](const Peer&, NodeId id) {
         if (members.has(id) && members.count() > 2) send(id, Stream::bulk, m);
     });
@@ -446,6 +472,10 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     if (peer.repl != ReplicationState::sync_target) return;  // of a round that was given up
     const auto disk = static_cast<DiskState>(g.disk);
     if (!disk_usable() || disk < DiskState::outdated || disk > DiskState::up_to_date) return;
+    if (bitmap_->count(static_cast<unsigned>(peer.slot)) > 0 && !is(Mutant::unchecked_end)) {
+        notice(4, id, "the source ends a resync that is not done: once more");
+        return want_handshake(id);
+    }
     if (role_ == Role::primary) return primary_is_complete(id);
     const Uuid old = sb_.current_uuid;
     const bool old_is_known =
@@ -454,12 +484,11 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     // Only a primary knows that the other members hold what it holds; among secondaries each pair
     // has to look at itself after a crash.
     const bool source_leads = peer.leads();
-    for_peers([&](Peer& other, NodeId other_id) {
+    for_peers([&](Peer&, NodeId other_id) {
         PeerMetadata& md = sb_.peers[other_id];
-        if (other_id == id || (members.has(other_id) && source_leads)) {
-            bitmap_->clear_all(static_cast<unsigned>(other.slot));
-            md.bitmap_uuid = md.admitting_uuid = uuid_none;
-            md.flags &= ~md_peer_flag::full_sync;
+        const bool counted = members.has(other_id) && source_leads;
+        if (other_id == id || counted) {
+            clear_marks(other_id, other_id == id ? Proof::received : Proof::primary);
         } else if (uuid_identity(md.bitmap_uuid) == uuid_none && !members.has(other_id)) {
             // What was received is marked toward it, starting from the generation that was
             // replaced.
@@ -510,11 +539,10 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
 // says of it may be older.
 void Core::primary_is_complete(NodeId id) {
     Peer& source = peers_[id];
-    for_peers([&](Peer& other, NodeId other_id) {
-        PeerMetadata& md = sb_.peers[other_id];
+    for_peers([&](Peer&, NodeId other_id) {
+        const PeerMetadata& md = sb_.peers[other_id];
         if (in_sync().has(other_id)) {
-            bitmap_->clear_all(static_cast<unsigned>(other.slot));
-            md.flags &= ~md_peer_flag::full_sync;
+            clear_marks(other_id, other_id == id ? Proof::received : Proof::equal);
         } else if (uuid_identity(md.bitmap_uuid) == uuid_none) {
             set_slot_full(other_id);  // nobody knows where its marks start
         }

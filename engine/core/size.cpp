@@ -113,6 +113,7 @@ void Core::grow(std::uint64_t bytes) {
         if (is_resyncing(peer.repl)) abort_resync(id);
         want_handshake(id);
     });
+    content_ = 0;
     volume_bytes_ = bytes;
     sb_.effective_size_sectors = bytes / sector_bytes;
     bitmap_->grow(bytes);

@@ -43,8 +43,8 @@ constexpr TypeRule rules[] = {
     {MessageType::generation, f_seq | f_nodes, Payload::exact, generation_payload_bytes},
     {MessageType::generation_ack, f_offset, Payload::none, 0},
     {MessageType::generation_committed, f_offset, Payload::none, 0},
-    {MessageType::in_sync, f_nodes, Payload::none, 0},
-    {MessageType::promote, f_id, Payload::none, 0},
+    {MessageType::in_sync, f_nodes | f_offset, Payload::none, 0},
+    {MessageType::promote, f_id | f_flags, Payload::none, 0},
     {MessageType::promote_reply, f_flags | f_id | f_offset | f_nodes, Payload::none, 0},
     {MessageType::goodbye, f_flags, Payload::none, 0},
     {MessageType::adopt_generation, 0, Payload::exact, generation_payload_bytes},
@@ -55,7 +55,7 @@ constexpr TypeRule rules[] = {
      Payload::none, 0},
     {MessageType::write_received, f_seq, Payload::none, 0},
     {MessageType::write_ack, f_seq | f_flags, Payload::none, 0},
-    {MessageType::flush, f_id | f_trim, Payload::none, 0},
+    {MessageType::flush, f_id | f_seq | f_trim, Payload::none, 0},
     {MessageType::flush_ack, f_id | f_flags, Payload::none, 0},
     {MessageType::trim, f_trim, Payload::none, 0},
     {MessageType::want_trim, 0, Payload::none, 0},
@@ -140,6 +140,7 @@ void visit_state(Visitor& v, P& p) {
     v(p.role), v(p.disk), v(p.flags), v(p.in_sync), v(p.size_bytes), v(p.size_max_bytes);
     v(p.current_uuid), v(p.bitmap_uuid), v(p.admitting_uuid), v(p.bits), v(p.generation_seq);
     v(p.last_seq), v(p.promoted_at), v(p.after_sb), v(p.cache_losses), v(p.volume_id), v(p.history);
+    v(p.content);
 }
 template <class Visitor, class P>
 void visit_hello(Visitor& v, P& p) {

@@ -44,8 +44,9 @@ enum class MessageType : std::uint16_t {
     generation = 18,
     generation_ack = 19,        // control. offset: the generation's id
     generation_committed = 20,  // bulk. offset: the generation's id
-    in_sync = 21,               // bulk. nodes: the in-sync set grew to this
-    promote = 22,               // bulk. id: attempt. Answered by promote_reply
+    in_sync = 21,               // bulk. nodes: of a Primary, the in-sync set grew to this; of a
+                                // Secondary, who holds what it holds, offset: the name of that
+    promote = 22,               // bulk. id: attempt, answered by promote_reply; flags 1: given up
     promote_reply = 23,         // bulk. id: attempt, flags: 0 agreed, 1 refused; agreed, offset:
                                 // the answering node's generation, nodes: its members
     goodbye = 24,               // bulk. flags: 1 = you are outdated now, 2 = stay away until asked
@@ -60,7 +61,7 @@ enum class MessageType : std::uint16_t {
     write_zeroes = 33,    // bulk: as write, without payload
     write_received = 34,  // control. seq: received (protocol B)
     write_ack = 35,       // control. seq, flags: 1 = failed
-    flush = 36,           // bulk. id, trim_seq
+    flush = 36,           // bulk. id, seq: what it covers, trim_seq
     flush_ack = 37,       // control. id, flags: 1 = failed
     trim = 38,            // control. trim_seq
     want_trim = 39,       // control: the activity log of the sender is starving
@@ -150,8 +151,10 @@ struct StatePayload {
     std::uint32_t cache_losses = 0;          // as in the superblock's extension
     std::array<std::uint8_t, 16> volume_id{};
     std::array<Uuid, history_uuids_max> history{};
+    // Names the content of the disk at rest; two that say the same hold the same. 0: nothing said.
+    std::uint64_t content = 0;
 };
-inline constexpr std::size_t state_payload_bytes = 360;
+inline constexpr std::size_t state_payload_bytes = 368;
 
 struct GenerationPayload {
     Uuid current_uuid = uuid_none;
@@ -162,6 +165,7 @@ struct GenerationPayload {
     std::uint8_t disk = 0;  // sync_done: the disk state that the target takes
     std::array<std::uint8_t, 16> volume_id{};
     std::array<Uuid, history_uuids_max> history{};
+    friend bool operator==(const GenerationPayload&, const GenerationPayload&) = default;
 };
 inline constexpr std::size_t generation_payload_bytes = 312;
 

@@ -471,7 +471,7 @@ Message Arena::press_on(NodeId id) {
         m.type = types.begin()[below(types.size())];
         return m;
     };
-    if (view.replication == ReplicationState::bitmap_target && chance(60)) {
+    if (is_exchanging_bitmaps(view.replication) && chance(60)) {
         return as({MessageType::bitmap_done, MessageType::bitmap_page, MessageType::bitmap_ones});
     }
     if (view.replication == ReplicationState::sync_target && chance(60)) {

@@ -17,34 +17,29 @@
 namespace {
 
 using replica::Mutant;
+using replica::mutant_names;
+using replica::MutantName;
 using namespace replica::sim;
 
 struct NamedMutant {
-    const char* name;
-    Mutant mutant;
+    const char* name = "none";
+    Mutant mutant = Mutant::none;
     ShellMutant shell = ShellMutant::none;
 };
-constexpr NamedMutant mutants[] = {
-    {"none", Mutant::none},
-    {"clear-bit-on-completion", Mutant::clear_bit_on_completion},
-    {"ack-before-peer", Mutant::ack_before_peer},
-    {"skip-activity-log", Mutant::skip_activity_log},
-    {"no-overlap-hold", Mutant::no_overlap_hold},
-    {"generation-after-ack", Mutant::generation_after_ack},
-    {"flush-local-only", Mutant::flush_local_only},
-    {"resync-not-stable", Mutant::resync_not_stable},
-    {"no-fence", Mutant::no_fence},
-    {"no-unstable-marking", Mutant::no_unstable_marking},
-    {"ignore-target-marks", Mutant::ignore_target_marks},
-    {"grow-unrecorded", Mutant::grow_unrecorded},
-    {"grow-alone", Mutant::grow_alone},
-    {"blame-path", Mutant::blame_path},
-    {"deaf-to-knocks", Mutant::deaf_to_knocks},
+constexpr NamedMutant shell_mutants[] = {
     {"accept-damage", Mutant::none, ShellMutant::accept_damage},
     {"keep-torn-label", Mutant::none, ShellMutant::keep_torn_label},
     {"flush-does-nothing", Mutant::none, ShellMutant::flush_does_nothing},
     {"room-not-zeroed", Mutant::none, ShellMutant::room_not_zeroed},
 };
+
+std::vector<NamedMutant> all_mutants() {
+    std::vector<NamedMutant> all;
+    for (const MutantName& m : mutant_names)
+        all.push_back({m.name, m.mutant, ShellMutant::none});
+    all.insert(all.end(), std::begin(shell_mutants), std::end(shell_mutants));
+    return all;
+}
 
 struct Settings {
     std::uint64_t first = 1;
@@ -56,7 +51,8 @@ struct Settings {
     bool until_caught = false;
     bool keep_going = false;
     bool coverage = false;
-    NamedMutant mutant = mutants[0];
+    NamedMutant mutant;
+    bool mutated = false;
     bool regressions = false;
     std::string regression;  // empty: all
 };
@@ -128,9 +124,8 @@ void worker(const Settings& s, std::atomic<std::uint64_t>& next, std::atomic<boo
         if (!s.until_caught) {
             std::printf("seed %llu: %s\n  replay: replica_sim --seed %llu --trace%s%s\n",
                         static_cast<unsigned long long>(seed), what.c_str(),
-                        static_cast<unsigned long long>(seed),
-                        s.mutant.name == mutants[0].name ? "" : " --mutant ",
-                        s.mutant.name == mutants[0].name ? "" : s.mutant.name);
+                        static_cast<unsigned long long>(seed), s.mutated ? " --mutant " : "",
+                        s.mutated ? s.mutant.name : "");
         }
         if (!s.keep_going) stop = true;
     }
@@ -177,12 +172,14 @@ Settings parse(int argc, char** argv) {
         } else if (arg == "--mutant") {
             if (i + 1 >= argc) usage("a mutant's name is missing");
             const std::string name = argv[++i];
-            const NamedMutant* found = nullptr;
-            for (const NamedMutant& m : mutants) {
-                if (name == m.name) found = &m;
+            bool found = false;
+            for (const NamedMutant& m : all_mutants()) {
+                if (name != m.name) continue;
+                s.mutant = m;
+                found = true;
             }
-            if (found == nullptr) usage("no such mutant; --list-mutants names them");
-            s.mutant = *found;
+            if (!found) usage("no such mutant; --list-mutants names them");
+            s.mutated = s.mutant.mutant != Mutant::none || s.mutant.shell != ShellMutant::none;
         } else if (arg == "--until-caught") {
             s.until_caught = true;
         } else if (arg == "--keep-going") {
@@ -203,7 +200,7 @@ Settings parse(int argc, char** argv) {
             list_regressions();
             std::exit(0);
         } else if (arg == "--list-mutants") {
-            for (const NamedMutant& m : mutants)
+            for (const NamedMutant& m : all_mutants())
                 std::printf("%s\n", m.name);
             std::exit(0);
         } else {

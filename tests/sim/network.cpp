@@ -274,8 +274,9 @@ void World::note_refusal(int n, const Message& m, std::span<const std::byte> pay
     Node& node = nodes_[static_cast<std::size_t>(n)];
     const bool answer = m.type == MessageType::write_ack || m.type == MessageType::flush_ack;
     if (answer && m.flags != 0) node.refused_at = now_;
-    if (m.type == MessageType::read_reply && m.flags != 0 && m.id < node.requests.size()) {
-        node.requests[m.id].peer_error = true;
+    if (m.type == MessageType::read_reply && m.flags != 0 &&
+        read_slot(m.id) < node.requests.size()) {
+        node.requests[read_slot(m.id)].peer_error = true;
     }
     auto disk = DiskState::up_to_date;
     if (m.type == MessageType::state_update) disk = static_cast<DiskState>(m.id >> 8 & 0xff);

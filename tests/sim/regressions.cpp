@@ -671,8 +671,8 @@ constexpr Regression table[] = {
 
 std::vector<Regression> all() {
     std::vector<Regression> every(std::begin(table), std::end(table));
-    const auto more = diskless_regressions();
-    every.insert(every.end(), more.begin(), more.end());
+    for (const auto more : {diskless_regressions(), claims_regressions()})
+        every.insert(every.end(), more.begin(), more.end());
     return every;
 }
 

@@ -16,5 +16,6 @@ struct Regression {
     void (*run)(const Options&);
 };
 std::span<const Regression> diskless_regressions();
+std::span<const Regression> claims_regressions();
 
 }  // namespace replica::sim

@@ -58,6 +58,8 @@ class Scenario {
     void release_messages();
     // I/O of this origin on this node does not end. A crash ends it like any I/O in the kernel.
     void hold_io(int n, IoOrigin origin);
+    // What is held so far stays held, and nothing else.
+    void hold_no_more() { world_.hold_io_ = nullptr; }
     void release_io();
     // Only the first `count` that were held; what comes of other origins is held no more.
     void release_io(std::size_t count, int n, IoOrigin still_held);

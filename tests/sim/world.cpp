@@ -41,6 +41,7 @@ World::World(const Options& options, const Setup& setup)
     base_.limits.resync_chunk_bytes = setup.chunk_blocks * block_bytes;
     base_.limits.idle_flush_ns = setup.idle_flush_ns;
     make_nodes(setup.nodes);
+    if (setup.al_extents_1 != 0) nodes_[1].options.al_extents = setup.al_extents_1;
 }
 
 const char* name_of(Fault fault) {
@@ -198,6 +199,18 @@ int World::disk_error(int n, const Effect& e) {
     return kinds[random_.below(kinds.size())];
 }
 
+// Data is written where the label says that it may be, and that it is no good copy meanwhile.
+void World::check_label(int n) {
+    const Node& node = nodes_[static_cast<std::size_t>(n)];
+    const Result<Superblock>& label = node.disk->newest();
+    const std::uint32_t flags = label ? label.value().flags : 0;
+    if ((flags & md_flag::primary_ind) == 0)
+        fail("I-R6 a write to a disk whose label does not say that writes may be in flight");
+    const bool promises = (flags & md_flag::consistent) != 0;
+    if (promises && node.core->disk() == DiskState::inconsistent)
+        fail("I-R6 a write to a disk that is Inconsistent and whose label promises good data");
+}
+
 void World::disk_io(int n, const Effect& e) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     const std::uint64_t id = next_op_++;
@@ -220,6 +233,7 @@ void World::disk_io(int n, const Effect& e) {
             if (other_id == id || !other.write || apart) continue;
             fail("I-C10 two writes of one sector are on their way to a disk");
         }
+        check_label(n);
         const std::uint64_t extent = e.offset / extent_bytes;
         const bool logged = node_log(n).count(static_cast<std::uint32_t>(extent)) != 0;
         if (!logged) fail("I-R5 a write before its extent is in a durable activity log");

@@ -87,6 +87,7 @@ struct Setup {
     std::uint64_t extents = 4;
     std::uint64_t room_extents = 0;  // behind the volume
     std::uint32_t al_extents = 4;
+    std::uint32_t al_extents_1 = 0;  // of node 1, where it differs
     std::uint32_t journal = 64;
     std::uint32_t chunks = 2;
     std::uint32_t chunk_blocks = 16;
@@ -268,6 +269,7 @@ class World {
     void close_side(std::uint64_t id, int side, bool abrupt);
     void close_link(int n, NodeId peer, bool graceful = false);
     const std::set<std::uint32_t>& node_log(int n);
+    void check_label(int n);
     void disk_io(int n, const Effect& e);
     void metadata_io(int n, const Effect& e);
     void finish_op(int n, std::uint64_t op);
