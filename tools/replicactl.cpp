@@ -341,7 +341,8 @@ void export_doors(const Arguments& arguments) {
     if (arguments.read_only) params["read-only"] = true;
     std::string open;
     for (const auto& door : arguments.doors) {
-        params["door"] = absolute_door(door);
+        const std::string wanted = absolute_door(door);
+        params["door"] = wanted;
         const auto result = client->call("resource.export", params);
         if (!result) {
             Error error = result.error();
@@ -352,7 +353,7 @@ void export_doors(const Arguments& arguments) {
         open += " " + at;
         if (arguments.json) {
             print_json(result.value());
-        } else if (at != params["door"]) {
+        } else if (at != wanted) {
             print(at + "\n");  // the port that the kernel chose
         }
     }
