@@ -10,8 +10,8 @@ set -euo pipefail
 {
 build=(g++ cmake ninja-build ccache pkg-config liburing-dev libnl-3-dev libnl-genl-3-dev
     libnl-route-3-dev libdevmapper-dev libfmt-dev libspdlog-dev libcli11-dev nlohmann-json3-dev
-    libssl-dev libblkid-dev catch2 libbenchmark-dev)
-demo=(fio qemu-utils libnbd-bin e2fsprogs iproute2 jq python3 procps util-linux)
+    libssl-dev libblkid-dev catch2 libbenchmark-dev python3)
+demo=(fio qemu-utils libnbd-bin e2fsprogs iproute2 jq procps util-linux)
 # nbdinfo asks file(1) what a volume holds, and prints garbage where it is missing.
 test=(drbd-utils file python3-libnbd clang clang-format mandoc valgrind libnbd-dev shellcheck)
 }
