@@ -6,6 +6,8 @@
 # machines, are never compared.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=scripts/build.sh
+. scripts/build.sh
 
 setup=1
 arguments=()
@@ -22,8 +24,7 @@ done
 [ ${#names[@]} -gt 0 ] || names=(limit mirror)
 
 [ "$setup" = 0 ] || scripts/setup.sh build
-cmake --preset release >/dev/null
-cmake --build --preset release --target "${names[@]}" | tail -n 1
+build_preset release "${names[@]}"
 
 out=build/bench
 mkdir -p "$out"

@@ -10,6 +10,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/cluster.sh
 . scripts/cluster.sh
+# shellcheck source=scripts/build.sh
+. scripts/build.sh
 
 resource=r0
 disk_size=1G
@@ -58,30 +60,11 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT TERM
 
-# On a terminal with ninja's progress; elsewhere its last line, or what went wrong.
-build() {
-    local make=(cmake --build --preset release --target "$@") log
-    if [ -t 1 ]; then
-        "${make[@]}"
-        return
-    fi
-    log=$(mktemp)
-    if ! "${make[@]}" >"$log" 2>&1; then
-        tail -n 40 "$log"
-        rm "$log"
-        echo "demo.sh: the build failed" >&2
-        exit 1
-    fi
-    tail -n 1 "$log"
-    rm "$log"
-}
-
 prepare() {
     step "Build"
     [ "$setup" = 0 ] || scripts/setup.sh build demo
     if [ -z "${REPLICA_BUILD_DIR:-}" ]; then
-        cmake --preset release >/dev/null
-        build replicad replicactl acked_writer
+        build_preset release replicad replicactl acked_writer
     fi
     cluster_begin "$build_dir" "$mode"
     export QEMU_AUDIO_DRV=none

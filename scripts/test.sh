@@ -13,6 +13,8 @@
 # Without an option: the release build with all tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=scripts/build.sh
+. scripts/build.sh
 
 jobs=$(nproc)
 preset=
@@ -43,15 +45,8 @@ step() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 [ "$setup" = 0 ] || scripts/setup.sh
 
 build() {  # build PRESET [TARGET...]
-    local name=$1
-    shift
-    step "build $name"
-    cmake --preset "$name" >"$log" 2>&1 || { cat "$log"; exit 1; }
-    if [ -t 1 ]; then  # with ninja's progress
-        cmake --build --preset "$name" ${1:+--target "$@"} -- -j "$jobs"
-    else
-        cmake --build --preset "$name" ${1:+--target "$@"} -- -j "$jobs" | tail -n 40
-    fi
+    step "build $1"
+    build_preset "$@"
 }
 
 # The sanitizers slow everything down, so tests of speed are left to the other builds.

@@ -4,6 +4,8 @@
 # find_package() and once through pkg-config; then they run, for real, on files.
 #   installed.sh BUILD_DIR EXAMPLES_DIR
 set -euo pipefail
+# shellcheck source=scripts/build.sh
+. "$(dirname "$0")/../../scripts/build.sh"
 build=${1:?} examples=${2:?}
 work=$(mktemp -d /var/tmp/replica-abi.XXXXXX)
 trap 'rm -rf "$work"' EXIT
@@ -13,8 +15,9 @@ cmake --install "$build" --prefix "$work/prefix" >/dev/null
 cp -r "$examples" "$work/source"
 
 echo "== find_package"
-cmake -G Ninja -S "$work/source" -B "$work/build" -DCMAKE_PREFIX_PATH="$work/prefix" >/dev/null
-cmake --build "$work/build" >/dev/null
+build_logged "$build/examples.log" cmake -G Ninja -S "$work/source" -B "$work/build" \
+    -DCMAKE_PREFIX_PATH="$work/prefix"
+build_logged "$build/examples.log" cmake --build "$work/build"
 
 echo "== pkg-config"
 export PKG_CONFIG_PATH
