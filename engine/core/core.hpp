@@ -312,6 +312,8 @@ class Core {
         bool want_state = false;  // a handshake round is wanted
         bool state_sent = false, state_received = false;
         StatePayload sent, received;
+        Uuid recorded =
+            uuid_none;  // the generation that it has recorded, by its answer on this link
         // A state that was received is answered, or waits to be.
         bool in_round() const { return want_state || state_sent; }
         std::optional<Message> late_update;  // came between its state and the verdict
@@ -461,7 +463,8 @@ class Core {
     void start_epoch_flush();
     bool write_range_busy(std::uint64_t offset, std::uint64_t length) const;
     bool own_write_under_way(std::uint64_t offset, std::uint64_t length) const;
-    std::uint64_t flush_bound(NodeId peer) const;
+    std::uint64_t answered_bound(NodeId peer) const;
+    std::uint64_t flush_bound(NodeId peer, std::uint32_t slot) const;
     bool starving() const;
     bool flush_helps() const;
     std::uint64_t local_done_seq() const;

@@ -146,7 +146,9 @@ const char* Core::not_to_be_met(NodeId id) const {
 
 // The generation that this node carries is on the peer's disk, by its own word.
 bool Core::holds_generation(const Peer& peer) const {
-    return uuid_equal(peer.received.current_uuid, sb_.current_uuid);
+    // A state that it sent before it got the generation may come after its answer.
+    return uuid_equal(peer.received.current_uuid, sb_.current_uuid) ||
+           uuid_equal(peer.recorded, sb_.current_uuid);
 }
 
 // A primary without a good disk meets one of its last copies again. Nothing compares the data here,
@@ -161,7 +163,7 @@ bool Core::meet_without_disk(NodeId id) {
         notice(2, id, why_);
         return true;
     }
-    if (holds_generation(peers_[id])) return true;
+    if (holds_generation(peers_[id]) || awaiting_ack_.has(id)) return true;
     if (!uuid_equal(theirs.current_uuid, sb_.extension.parent_uuid)) {
         go_standalone(id, "the peer's data is not what this diskless Primary works on; demote it");
         return false;

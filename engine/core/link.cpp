@@ -257,6 +257,7 @@ void Core::link_up(NodeId id) {
     peer.backlog_bytes = 0;
     peer.size_bytes = peer.room_bytes = 0;
     peer.pending = 0;
+    peer.recorded = uuid_none;
     peer.answered_order = 0;
     peer.reads_given_up = 0;
     peer.watches = {};

@@ -135,7 +135,7 @@ void Core::on_generation_ack(NodeId id, const Message& m) {
         answered(id, peers_[id].generation_order, 0);
         awaiting_ack_.remove(id);
     }
-    peers_[id].received.current_uuid = m.offset;
+    peers_[id].received.current_uuid = peers_[id].recorded = m.offset;
     // It may have what this disk waits for.
     if (role_ == Role::primary && disk_ == DiskState::inconsistent) want_handshake(id);
 }

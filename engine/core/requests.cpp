@@ -271,7 +271,7 @@ void Core::issue_flush(std::uint32_t slot) {
         Message m;
         m.type = MessageType::flush;
         m.id = slot;
-        m.seq = flush_seqs_[slot * nodes_max + id] = flush_bound(id);
+        m.seq = flush_seqs_[slot * nodes_max + id] = flush_bound(id, slot);
         m.trim_seq = journal_.head() - 1;
         send(id, Stream::bulk, m);
     });
@@ -284,20 +284,27 @@ void Core::issue_flush(std::uint32_t slot) {
     maybe_complete(slot);
 }
 
-// The last write that a flush has to cover on this peer: all that it has answered without a gap,
-// and what is complete without its answer (protocols A and B). It does not cover what is still
-// under way: such a write may wait for room in the peer's activity log, and that room for the very
-// flush. So no flush waits for what waits for a flush.
-std::uint64_t Core::flush_bound(NodeId id) const {
-    std::uint64_t bound = journal_.head() - 1;
-    bool gapless = true;
-    for (std::uint64_t seq = journal_.head(); seq < journal_.tail(); ++seq) {
+// The last write up to which this peer has answered all that it got.
+std::uint64_t Core::answered_bound(NodeId id) const {
+    std::uint64_t seq = journal_.head();
+    while (seq < journal_.tail() && !journal_.at(seq).unwritten.has(id))
+        ++seq;
+    return seq - 1;
+}
+
+// The last write that a flush covers on this peer. The core's own flush covers what is answered and
+// waits for nothing: a write that is under way may wait for room in the peer's activity log, and
+// that room for this very flush. One of the application's covers what is complete, with protocols A
+// and B also what the peer has not answered yet.
+std::uint64_t Core::flush_bound(NodeId id, std::uint32_t slot) const {
+    if (is(Mutant::flush_waits_for_all)) return journal_.tail() - 1;
+    std::uint64_t bound = answered_bound(id);
+    if (slot == config_.limits.requests) return bound;
+    for (std::uint64_t seq = bound + 1; seq < journal_.tail(); ++seq) {
         const JournalEntry& entry = journal_.at(seq);
-        const bool answered = !entry.unwritten.has(id);
-        gapless = gapless && answered;
-        if (gapless || (!answered && entry.request == 0)) bound = seq;
+        if (entry.unwritten.has(id) && entry.request == 0) bound = seq;
     }
-    return is(Mutant::flush_waits_for_all) ? journal_.tail() - 1 : bound;
+    return bound;
 }
 
 // Somebody waits for what only a flush sets free: room in the journal, or in an activity log.
@@ -311,7 +318,7 @@ bool Core::starving() const {
 bool Core::flush_helps() const {
     bool helps = disk_usable() && local_done_seq() > local_stable_seq_;
     for_peers([&](const Peer& peer, NodeId id) {
-        helps = helps || (replicates_to(peer, id) && flush_bound(id) > peer.stable_seq);
+        helps = helps || (replicates_to(peer, id) && answered_bound(id) > peer.stable_seq);
     });
     return helps;
 }
