@@ -159,8 +159,8 @@ void World::new_disk(int n) {
     sb.max_peers = slots;
     sb.node_id = static_cast<std::int32_t>(n);
     sb.extension.present = true;
-    encode_superblock(sb, node.disk->superblock);
-    node.disk->copy = node.disk->superblock;
+    encode_superblock(sb, node.disk->edit_superblock());
+    node.disk->edit_copy() = node.disk->superblock();
     for (SimDisk::Block& block : node.disk->activity_log)
         encode_al_initialised(block);
 }

@@ -306,18 +306,18 @@ void World::metadata_io(int n, const Effect& e) {
 void World::finish_op(int n, std::uint64_t id) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     DiskOp& op = node.ops.at(id);
-    node.log_known = false;
+    if (op.tag.origin == IoOrigin::al || op.tag.origin == IoOrigin::al_init) node.log_known = false;
     const bool failed = node.disk_broken || (swarm_.disk_errors && faulty_ && random_.chance(200));
     if (failed) ++stats_.of(Fault::metadata_error);
     if (!failed) {
         switch (op.tag.origin) {
             case IoOrigin::superblock:
                 if (op.stage == 0) {
-                    node.disk->copy = op.bytes;
+                    node.disk->edit_copy() = op.bytes;
                     op.stage = 1;
                     return schedule(n, disk_delay(true), [this, n, id] { finish_op(n, id); });
                 }
-                node.disk->superblock = op.bytes;
+                node.disk->edit_superblock() = op.bytes;
                 break;
             case IoOrigin::al:
                 node.disk->activity_log[op.al_block] = op.bytes;
@@ -483,27 +483,27 @@ void World::start(int n) {
 // False: the power went in the middle of it.
 bool World::settle_superblock(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
-    const auto sb = choose_superblock(node.disk->superblock, node.disk->copy);
+    const auto& sb = node.disk->newest();
     if (!sb) fail("no usable superblock after a crash: " + sb.error().message);
     SimDisk::Block chosen;
     encode_superblock(sb.value(), chosen);
     if (options_.shell_mutant == ShellMutant::keep_torn_label) return true;
-    if (chosen == node.disk->superblock) return true;
+    if (chosen == node.disk->superblock()) return true;
     if (faulty_ && swarm_.power_cut && random_.below(2) == 0) {
-        SimDisk::tear_bytes(node.disk->superblock, chosen, random_);
+        SimDisk::tear_bytes(node.disk->edit_superblock(), chosen, random_);
         ++stats_.of(Fault::crash_while_labelling);
         crash(n, true);
         start_later(n, ns_per_ms + random_.below(ns_per_s));
         return false;
     }
-    node.disk->superblock = chosen;
+    node.disk->edit_superblock() = chosen;
     return true;
 }
 
 void World::attach(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     if (!settle_superblock(n)) return;
-    const auto sb = choose_superblock(node.disk->superblock, node.disk->copy);
+    const auto sb = node.disk->newest();
     if (!sb) fail("no usable superblock after a crash: " + sb.error().message);
     const auto ring = std::span<const std::byte>(
         reinterpret_cast<const std::byte*>(node.disk->activity_log.data()),
@@ -568,7 +568,7 @@ void World::crash(int n, bool power, std::optional<SimDisk::LossMode> mode) {
         SimDisk::Block* places[2] = {nullptr, nullptr};
         switch (op.tag.origin) {
             case IoOrigin::superblock:
-                places[0] = op.stage == 0 ? &node.disk->copy : &node.disk->superblock;
+                places[0] = op.stage == 0 ? &node.disk->edit_copy() : &node.disk->edit_superblock();
                 break;
             case IoOrigin::al:
                 places[0] = &node.disk->activity_log[op.al_block];
