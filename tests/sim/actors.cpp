@@ -21,8 +21,8 @@ bool is_write(IoKind kind) {
 
 void World::draw_swarm() {
     const auto half = [&] { return random_.below(2) == 0; };
-    const std::uint64_t profile = random_.below(10);
-    if (profile >= 1) {  // one seed in ten has no fault at all
+    swarm_.calm = random_.below(8) == 0 || options_.calm;
+    if (!swarm_.calm) {
         swarm_.process_crash = half();
         swarm_.power_cut = half();
         swarm_.all_power = random_.below(4) == 0;
@@ -44,11 +44,12 @@ void World::draw_swarm() {
         swarm_.disk_errors = random_.below(4) == 0;
         swarm_.pause = random_.below(3) == 0;
     }
-    swarm_.operators = half();
+    swarm_.operators = swarm_.calm ? random_.below(3) == 0 : half();
     swarm_.options = swarm_.operators && half();
     swarm_.resize = half();
     swarm_.detach = swarm_.operators && half();
-    swarm_.force = random_.below(6) == 0;
+    swarm_.force = random_.below(6) == 0 && (swarm_.operators || !swarm_.calm);
+    if (swarm_.calm) ++stats_.calm;
     const std::uint64_t net[] = {20'000, 200'000, 2'000'000};
     swarm_.net_delay_ns = net[random_.below(3)];
     const std::uint64_t disk[] = {30'000, 300'000, 5'000'000};
@@ -169,6 +170,7 @@ void World::new_disk(int n) {
 // ------------------------------------------------------------------------------------------
 
 void World::application() {
+    judge_waiting();
     for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
         const Node& node = nodes_[static_cast<std::size_t>(n)];
         if (!busy_ || !node.up || node.paused_until > now_) continue;
@@ -488,6 +490,7 @@ void World::one_command() {
     const int peer = random_.below(2) == 0 ? -1 : static_cast<int>(random_.below(nodes_.size()));
     const int other = peer == n ? -1 : peer;
     ++stats_.of(Fault::command);
+    operated_ = true;
     if (swarm_.options && random_.below(4) == 0) return change_options(n);
     switch (random_.below(13)) {
         case 0:
@@ -837,6 +840,7 @@ void World::reconnect_marked(int n) {
 }
 
 void World::settle_split_brain() {
+    operated_ = true;
     int keep = -1;
     for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
         const Core& core = *nodes_[static_cast<std::size_t>(n)].core;

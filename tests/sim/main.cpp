@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The simulator's command: runs seeds, prints what they exercised, and for a failure the one
 // command that replays it. Every run may be repeated with the same result: --twice proves it.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdio>
@@ -51,6 +52,7 @@ struct Settings {
     bool until_caught = false;
     bool keep_going = false;
     bool coverage = false;
+    bool calm = false;
     NamedMutant mutant;
     bool mutated = false;
     bool regressions = false;
@@ -72,6 +74,7 @@ std::string run_seed(const Settings& s, std::uint64_t seed, Stats& stats, std::u
     options.mutant = s.mutant.mutant;
     options.shell_mutant = s.mutant.shell;
     options.trace = s.trace;
+    options.calm = s.calm;
     World world(options);
     std::string what;
     try {
@@ -95,6 +98,8 @@ void add(Stats& to, const Stats& from) {
     to.promotions += from.promotions;
     to.split_brains += from.split_brains;
     to.audits += from.audits;
+    to.calm += from.calm;
+    to.wait_ns_max = std::max(to.wait_ns_max, from.wait_ns_max);
     to.simulated_ns += from.simulated_ns;
     for (std::size_t i = 0; i < fault_kinds; ++i)
         to.met[i] += from.met[i];
@@ -117,15 +122,16 @@ void worker(const Settings& s, std::atomic<std::uint64_t>& next, std::atomic<boo
             if (second != hash) what = "I-L5 the same seed took another course the second time";
         }
         const std::lock_guard lock(totals.mutex);
+        if (!what.empty()) stats.wait_ns_max = 0;
         add(totals.stats, stats);
         ++totals.seeds;
         if (what.empty()) continue;
         if (totals.failures++ == 0 || seed < totals.first_failure) totals.first_failure = seed;
         if (!s.until_caught) {
-            std::printf("seed %llu: %s\n  replay: replica_sim --seed %llu --trace%s%s\n",
+            std::printf("seed %llu: %s\n  replay: replica_sim --seed %llu --trace%s%s%s\n",
                         static_cast<unsigned long long>(seed), what.c_str(),
-                        static_cast<unsigned long long>(seed), s.mutated ? " --mutant " : "",
-                        s.mutated ? s.mutant.name : "");
+                        static_cast<unsigned long long>(seed), s.calm ? " --calm" : "",
+                        s.mutated ? " --mutant " : "", s.mutated ? s.mutant.name : "");
         }
         if (!s.keep_going) stop = true;
     }
@@ -138,7 +144,7 @@ void worker(const Settings& s, std::atomic<std::uint64_t>& next, std::atomic<boo
                  "[--seconds S]\n"
                  "                   [--threads N] [--mutant NAME] [--until-caught] "
                  "[--keep-going]\n"
-                 "                   [--twice] [--trace] [--coverage] [--list-mutants]\n"
+                 "                   [--twice] [--trace] [--coverage] [--calm] [--list-mutants]\n"
                  "       replica_sim --regressions | --regression NAME [--trace] | "
                  "--list-regressions\n",
                  wrong);
@@ -184,6 +190,8 @@ Settings parse(int argc, char** argv) {
             s.until_caught = true;
         } else if (arg == "--keep-going") {
             s.keep_going = true;
+        } else if (arg == "--calm") {
+            s.calm = true;
         } else if (arg == "--coverage") {
             s.coverage = true;
         } else if (arg == "--twice") {
@@ -246,6 +254,8 @@ int main(int argc, char** argv) {
         n(t.writes), n(t.reads), n(t.flushes), n(t.events), n(t.faults), n(t.crashes));
     std::printf("  %llu resyncs, %llu promotions, %llu split brains, %llu audits\n", n(t.resyncs),
                 n(t.promotions), n(t.split_brains), n(t.audits));
+    std::printf("  %llu seeds without a fault, the longest wait in them: %llu ms\n", n(t.calm),
+                n(t.wait_ns_max / replica::ns_per_ms));
     for (std::size_t i = 0; s.coverage && i < fault_kinds; ++i) {
         std::printf("  %-24s %llu\n", name_of(static_cast<Fault>(i)), n(t.met[i]));
     }

@@ -37,7 +37,7 @@ std::uint64_t digest(std::span<const std::byte> bytes) {
 
 std::uint64_t World::net_delay() {
     std::uint64_t d = 10'000 + random_.below(swarm_.net_delay_ns);
-    if (faulty_ && random_.chance(2'000)) d += random_.below(200 * ns_per_ms);
+    if (faulty_ && !swarm_.calm && random_.chance(2'000)) d += random_.below(200 * ns_per_ms);
     return d;
 }
 

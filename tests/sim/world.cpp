@@ -376,6 +376,8 @@ void World::perform(int n) {
     }
     std::vector<Effect> effects;
     effects.swap(core.effects());
+    judge_effects(n, effects);
+    judge_members(n);
     core.effects().reserve(effects.capacity());
     for (const Effect& e : effects)
         perform_one(n, e);

@@ -34,6 +34,7 @@ struct Options {
     Mutant mutant = Mutant::none;
     ShellMutant shell_mutant = ShellMutant::none;
     bool trace = false;
+    bool calm = false;  // a seed without faults
 };
 
 // What a run met, by kind: a fault that never happens tests nothing.
@@ -76,6 +77,7 @@ struct Stats {
     std::uint64_t& of(Fault fault) { return met[static_cast<std::size_t>(fault)]; }
     std::uint64_t events = 0, writes = 0, reads = 0, flushes = 0, faults = 0, crashes = 0;
     std::uint64_t resyncs = 0, promotions = 0, split_brains = 0, audits = 0;
+    std::uint64_t calm = 0, wait_ns_max = 0;  // seeds without a fault; their longest wait
     std::uint64_t simulated_ns = 0;
 };
 
@@ -99,6 +101,9 @@ struct Violation {
     std::string what;
 };
 
+// Where nothing fails no request waits longer.
+inline constexpr std::uint64_t answer_bound_ns = 2 * ns_per_s;
+
 class World {
   public:
     explicit World(const Options& options);
@@ -112,6 +117,7 @@ class World {
     friend class Scenario;  // drives the parts by hand (scenario.hpp)
     // Which faults this seed has, and how often (per million steps of the fault actor).
     struct Swarm {
+        bool calm = false;  // nothing fails; an operator may do what operators do
         bool process_crash = false, power_cut = false, all_power = false, partition = false;
         bool half_open = false, slow_disk = false, disk_errors = false, pause = false;
         bool operators = false, force = false, detach = false;
@@ -199,8 +205,10 @@ class World {
         bool suspect = false;           // Core::cache_suspect(), kept over a restart
         std::uint64_t first_write = 0;  // that could be its own, since it is primary
         Uuid parent = 0;                // its generation when it was told to be primary
-        bool broke = false;             // its disk had errors in this run
-        std::uint64_t failed_at = 0;    // when it last had one, or was gone
+        NodeMask members_seen;          // as primary, and the name of its data (links.cpp)
+        Uuid generation_seen = 0;
+        bool broke = false;            // its disk had errors in this run
+        std::uint64_t failed_at = 0;   // when it last had one, or was gone
         std::uint64_t refused_at = 0;  // when a peer last said that its disk is not good (any more)
         ResourceOptions options;
         CoreLimits limits;
@@ -242,6 +250,14 @@ class World {
     void grown(int n, const std::string& notice);
     void audit_sizes();
     void audit_told_size(int n, std::span<const std::byte> state);
+    // links.cpp
+    bool calm() const { return swarm_.calm; }
+    bool undisturbed() const { return swarm_.calm && !operated_; }
+    bool deceived(int, int) const { return false; }
+    void judge_lost_link(int n, std::span<const Effect> effects, std::size_t at);
+    void judge_effects(int n, std::span<const Effect> effects);
+    void judge_members(int n);
+    void judge_waiting();
     bool settle_superblock(int n);
     std::size_t draw_cluster();
     void make_nodes(std::size_t count);
@@ -326,6 +342,7 @@ class World {
     bool volume_is_drawn_ = false;  // or else a scenario's
     bool faulty_ = true;
     bool busy_ = true;
+    bool operated_ = false;  // somebody interfered: links may go, members may leave
     std::uint32_t token_ = 0;
     std::uint64_t hash_ = 0xcbf29ce484222325U;
     Stats stats_;
