@@ -461,11 +461,10 @@ void World::replied(int n, std::uint32_t token, Errc code) {
             const bool holder = base_.options.protocol == Protocol::c
                                     ? ack->second.members.has(static_cast<NodeId>(m))
                                     : false;
-            strict =
-                strict || (holder && nodes_[m].lost_power_at <= ack->second.at && !nodes_[m].broke);
+            strict = strict || (holder && nodes_[m].lost_power_at <= ack->second.at);
         }
         if (base_.options.protocol != Protocol::c) {
-            strict = ack->second.by == n && node.lost_power_at <= ack->second.at && !node.broke;
+            strict = ack->second.by == n && node.lost_power_at <= ack->second.at;
         }
     }
     const std::string wrong = checker_.promoted(generation, *node.disk, strict);
@@ -603,7 +602,6 @@ void World::disk_fault(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     if (swarm_.latent && random_.below(2) == 0) {
         ++stats_.of(Fault::latent_error);
-        node.broke = true;
         for (int i = 0; i < 3; ++i) {
             const std::uint64_t block = hot_blocks_[random_.below(hot_blocks_.size())];
             node.disk->spoil(std::min(
@@ -614,7 +612,6 @@ void World::disk_fault(int n) {
     if (!swarm_.disk_errors || random_.below(3) != 0) return;
     ++stats_.of(Fault::broken_disk);
     node.disk_broken = true;
-    node.broke = true;
     trace(n, "disk breaks");
     if (random_.below(2) == 0) {
         at(random_.below(5 * ns_per_ms), [this, n, incarnation = node.incarnation] {
@@ -697,263 +694,6 @@ void World::faults() {
     one_fault();
     if (random_.below(4) == 0) audit_all();
     at(20 * ns_per_ms + random_.below(1'500 * ns_per_ms), [this] { faults(); });
-}
-
-// --- The global checks
-// --------------------------------------------------------------------------------------
-
-// Blocks that node n's records say may differ on `peer`.
-std::set<std::uint64_t> World::covered(int n, int peer) {
-    std::set<std::uint64_t> blocks;
-    Node& node = nodes_[static_cast<std::size_t>(n)];
-    const auto& sb = node.disk->newest();
-    if (!sb) fail("a superblock can not be read");
-    const auto add_range = [&](std::uint64_t offset, std::uint64_t length) {
-        for (std::uint64_t b = offset / block_bytes; b * block_bytes < offset + length; ++b)
-            blocks.insert(b);
-    };
-    const bool running =
-        node.up && node.core->bitmap() != nullptr && node.core->disk() >= DiskState::inconsistent;
-    const Superblock& known = running ? node.core->superblock() : sb.value();
-    const int slot = known.peers[static_cast<std::size_t>(peer)].bitmap_index;
-    const std::uint64_t all = (max_sectors_ + sectors_per_block - 1) / sectors_per_block;
-    const bool full =
-        (known.peers[static_cast<std::size_t>(peer)].flags & md_peer_flag::full_sync) != 0;
-    if (slot < 0 || full) {
-        add_range(0, all * block_bytes);
-        return blocks;
-    }
-    if (running) {
-        const Bitmap& bitmap = *node.core->bitmap();
-        for (std::uint64_t bit = 0;
-             (bit = bitmap.find_set(static_cast<unsigned>(slot), bit)) != Bitmap::none; ++bit) {
-            blocks.insert(bit);
-        }
-        const Journal& journal = node.core->journal();
-        for (std::uint64_t seq = journal.head(); seq < journal.tail(); ++seq) {
-            add_range(journal.at(seq).offset, journal.at(seq).length);
-        }
-    } else {
-        Bitmap bitmap(known.effective_size_sectors * sector_bytes, known.max_peers, 1U << slot);
-        for (std::uint64_t page = 0; page < bitmap.pages(); ++page)
-            bitmap.load_page(page, node.disk->bitmap[page]);
-        for (std::uint64_t bit = 0;
-             (bit = bitmap.find_set(static_cast<unsigned>(slot), bit)) != Bitmap::none; ++bit) {
-            blocks.insert(bit);
-        }
-        const bool log_counts = (known.flags & md_flag::al_clean) == 0;
-        if (log_counts && (known.flags & md_flag::primary_ind) != 0) {
-            const auto replay = replay_activity_log(
-                {reinterpret_cast<const std::byte*>(node.disk->activity_log.data()),
-                 node.disk->activity_log.size() * 4096},
-                1, 8);
-            if (replay) {
-                for (const std::uint32_t extent : replay.value().extents) {
-                    add_range(std::uint64_t{extent} * extent_bytes, extent_bytes);
-                }
-            }
-        }
-    }
-    for (const auto& [id, op] : node.ops) {
-        if (op.write) add_range(op.sector * sector_bytes, op.data.size() * sector_bytes);
-    }
-    return blocks;
-}
-
-// I-R3 and I-R7: where the records of a pair say that a bitmap covers the difference, it does.
-void World::audit_pair(int a, int b) {
-    Node& x = nodes_[static_cast<std::size_t>(a)];
-    Node& y = nodes_[static_cast<std::size_t>(b)];
-    if (x.broke || y.broke)
-        return;  // a disk that failed keeps what it had; its label is judged at
-                 // attach
-    const auto label = [&](Node& node) {
-        const auto& sb = node.disk->newest();
-        return node.up && node.core->disk() >= DiskState::inconsistent ? node.core->superblock()
-                                                                       : sb.value();
-    };
-    const Superblock sx = label(x), sy = label(y);
-    const auto tracks = [](const Superblock& s, int peer, Uuid uuid) {
-        const PeerMetadata& md = s.peers[static_cast<std::size_t>(peer)];
-        const bool known =
-            uuid_identity(uuid) != uuid_none && uuid_identity(uuid) != uuid_just_created;
-        return known && (uuid_equal(md.bitmap_uuid, uuid) || uuid_equal(md.admitting_uuid, uuid));
-    };
-    const bool equal = uuid_equal(sx.current_uuid, sy.current_uuid) &&
-                       uuid_identity(sx.current_uuid) != uuid_just_created;
-    if (!equal && !tracks(sx, b, sy.current_uuid) && !tracks(sy, a, sx.current_uuid)) return;
-    std::set<std::uint64_t> cover = covered(a, b);
-    cover.merge(covered(b, a));
-    const std::uint64_t both = std::min(sx.effective_size_sectors, sy.effective_size_sectors);
-    for (std::uint64_t s = 0; s < both; ++s) {
-        if (x.disk->visible(s) == y.disk->visible(s) || cover.count(s / sectors_per_block) != 0)
-            continue;
-        fail("I-R7 n" + std::to_string(a) + " and n" + std::to_string(b) + " differ in block " +
-             std::to_string(s / sectors_per_block) + " (writes " +
-             std::to_string(x.disk->visible(s)) + ", " + std::to_string(y.disk->visible(s)) +
-             ") and nothing says so");
-    }
-}
-
-void World::audit_all() {
-    ++stats_.audits;
-    for (int a = 0; a < static_cast<int>(nodes_.size()); ++a) {
-        for (int b = a + 1; b < static_cast<int>(nodes_.size()); ++b)
-            audit_pair(a, b);
-    }
-}
-
-// --- The end
-// ----------------------------------------------------------------------------------------------
-
-// Two nodes that were made volumes of their own, each by force: one of them is created anew.
-void World::give_up_other_volumes(int keep) {
-    const auto volume_of = [&](int n) {
-        return nodes_[static_cast<std::size_t>(n)].core->superblock().extension.volume_id;
-    };
-    const std::array<std::uint8_t, 16> unset{};
-    for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
-        if (n == keep || volume_of(n) == unset) continue;
-        // Half a copy that was promoted by force has the other's volume id, and none of its data.
-        const Core& core = *nodes_[static_cast<std::size_t>(n)].core;
-        const std::string why = core.view(static_cast<NodeId>(keep)).why;
-        if (volume_of(n) == volume_of(keep) && why.find("unrelated") == std::string::npos) continue;
-        crash(n, true);
-        new_disk(n);
-        start(n);
-    }
-}
-
-// An operator looks at what is StandAlone and decides: the primary's data stays, else the lowest
-// id's.
-// A write that failed and was passed on left marks; a connection anew resyncs what they say.
-void World::reconnect_marked(int n) {
-    const Core& core = *nodes_[static_cast<std::size_t>(n)].core;
-    if (core.role() != Role::primary) return;
-    for (int p = 0; p < static_cast<int>(nodes_.size()); ++p) {
-        if (p == n) continue;
-        const PeerView view = core.view(static_cast<NodeId>(p));
-        const bool rests = view.replication == ReplicationState::established;
-        if (rests && view.in_sync && view.out_of_sync_bits > 0)
-            command(n, CommandKind::disconnect, p);
-    }
-}
-
-void World::settle_split_brain() {
-    operated_ = true;
-    int keep = -1;
-    for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
-        const Core& core = *nodes_[static_cast<std::size_t>(n)].core;
-        const bool good = core.disk() == DiskState::up_to_date;
-        if (good &&
-            (keep < 0 || (core.role() == Role::primary &&
-                          nodes_[static_cast<std::size_t>(keep)].core->role() != Role::primary))) {
-            keep = n;
-        }
-    }
-    if (keep >= 0) give_up_other_volumes(keep);
-    for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
-        Node& node = nodes_[static_cast<std::size_t>(n)];
-        if (node.core->disk() == DiskState::diskless) attach(n);
-        if (n != keep && node.core->role() == Role::primary) command(n, CommandKind::demote);
-        command(n, CommandKind::resume_sync);
-        reconnect_marked(n);
-        for (int p = 0; p < static_cast<int>(nodes_.size()); ++p) {
-            if (p != n)
-                command(n, CommandKind::connect, p, false, keep >= 0 && n != keep && p == keep);
-        }
-    }
-    if (keep >= 0) return;
-    // Nobody is UpToDate: the one that is closest to it is told to be.
-    int best = -1;
-    const auto rank = [&](int n) {
-        const Core& core = *nodes_[static_cast<std::size_t>(n)].core;
-        const bool had_data = uuid_identity(core.superblock().current_uuid) != uuid_just_created;
-        return static_cast<int>(core.disk()) + (had_data ? 100 : 0);
-    };
-    for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
-        if (nodes_[static_cast<std::size_t>(n)].core->disk() < DiskState::inconsistent) return;
-        if (best < 0 || rank(n) > rank(best)) best = n;
-    }
-    command(best, CommandKind::promote, -1, true);
-}
-
-bool World::converged(std::string& why) {
-    const int n_nodes = static_cast<int>(nodes_.size());
-    for (int n = 0; n < n_nodes; ++n) {
-        const Node& node = nodes_[static_cast<std::size_t>(n)];
-        if (node.up && nodes_[0].up &&
-            !uuid_equal(nodes_[0].core->superblock().current_uuid,
-                        node.core->superblock().current_uuid)) {
-            return why = "I-R8 the generations differ", false;
-        }
-        const std::string name = "n" + std::to_string(n);
-        if (!node.up) return why = name + " is down", false;
-        if (node.core->disk() != DiskState::up_to_date) {
-            return why = name + " is " + name_of(node.core->disk()), false;
-        }
-        for (const AppRequest& r : node.requests) {
-            if (r.used) return why = name + " has a request that does not end", false;
-        }
-        if (node.core->role() == Role::primary && !node.core->journal().empty()) {
-            return why = name + " has writes that are not stable everywhere", false;
-        }
-        if (!node.core->idle()) return why = name + " is not idle", false;
-        for (int p = 0; p < n_nodes; ++p) {
-            if (p == n) continue;
-            const PeerView v = node.core->view(static_cast<NodeId>(p));
-            if (v.connection != ConnectionState::connected ||
-                v.replication != ReplicationState::established || v.disk != DiskState::up_to_date) {
-                return why = name + " and n" + std::to_string(p) + ": " + name_of(v.connection) +
-                             " " + name_of(v.replication) + " " + name_of(v.disk) + " (" + v.why +
-                             ")",
-                       false;
-            }
-            if (v.out_of_sync_bits != 0) {
-                return why = name + " has bits toward n" + std::to_string(p), false;
-            }
-        }
-    }
-    return true;
-}
-
-void World::heal() {
-    faulty_ = busy_ = false;
-    for (int a = 0; a < static_cast<int>(nodes_.size()); ++a) {
-        nodes_[static_cast<std::size_t>(a)].disk_broken = false;
-        nodes_[static_cast<std::size_t>(a)].disk->mend();
-        for (int b = 0; b < static_cast<int>(nodes_.size()); ++b) {
-            if (a != b && cut(a, b)) set_cut(a, b, false);
-        }
-    }
-    for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
-        if (!nodes_[static_cast<std::size_t>(n)].up) start(n);
-    }
-    std::string why;
-    const std::uint64_t begin = now_;
-    std::uint64_t operator_at = now_ + 8 * ns_per_s;
-    while (!converged(why)) {
-        if (now_ > begin + 300 * ns_per_s) fail("I-L1 no convergence: " + why);
-        if (now_ >= operator_at) {
-            bool all_up = true;
-            for (const Node& node : nodes_)
-                all_up = all_up && node.up && node.paused_until <= now_;
-            if (all_up) settle_split_brain();
-            operator_at = now_ + 12 * ns_per_s;
-        }
-        if (!step()) now_ = operator_at;  // nothing happens by itself any more
-    }
-    audit_all();
-    audit_sizes();
-    // I-R12: byte for byte.
-    for (std::size_t n = 1; n < nodes_.size(); ++n) {
-        for (std::uint64_t s = 0; s < size_of(0); ++s) {
-            if (nodes_[0].disk->visible(s) != nodes_[n].disk->visible(s)) {
-                fail("I-R12 n0 and n" + std::to_string(n) + " differ in sector " +
-                     std::to_string(s));
-            }
-        }
-    }
 }
 
 void World::run() {

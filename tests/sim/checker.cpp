@@ -170,4 +170,13 @@ Checker::Complain Checker::promoted(Uuid generation, const SimDisk& disk, bool s
     return {};
 }
 
+Checker::Complain Checker::missing_at_the_end(Uuid generation, const SimDisk& disk) const {
+    for (const auto& [sector, id] : model(generation).acked) {
+        if (!fits(disk.visible(sector), sector, id, generation))
+            return describe("I-C4 healed without an acknowledged write", sector, id,
+                            disk.visible(sector));
+    }
+    return {};
+}
+
 }  // namespace replica::sim

@@ -54,6 +54,9 @@ class Checker {
     // missing; else only what was flushed must be there.
     Complain promoted(Uuid generation, const SimDisk& disk, bool strict) const;
 
+    // All is healed: nothing that was acknowledged in this generation is missing.
+    Complain missing_at_the_end(Uuid generation, const SimDisk& disk) const;
+
     // After a common power loss: what is there is what was acknowledged, from now on.
     void adopted_losses(Uuid generation, const SimDisk& disk);
     // A forced promotion takes what the disk holds, whatever it is.

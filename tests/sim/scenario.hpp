@@ -44,7 +44,7 @@ class Scenario {
     void kill(int n) { world_.crash(n, false); }
     void power_cut(int n) { world_.crash(n, true, SimDisk::LossMode::everything); }
     void start(int n) { world_.start(n); }
-    void break_disk(int n) { node(n).disk_broken = node(n).broke = true; }
+    void break_disk(int n) { node(n).disk_broken = true; }
     void mend_disk(int n) { node(n).disk_broken = false; }
     void replace_disk(int n) { world_.new_disk(n); }  // of a node that is down
     void attach(int n);

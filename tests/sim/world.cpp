@@ -283,7 +283,6 @@ void World::lose_cache(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     node.disk->power_cut(SimDisk::LossMode::subset, random_);
     node.lost_power_at = now_;
-    node.broke = true;
     ++stats_.of(Fault::lost_cache);
 }
 

@@ -207,7 +207,6 @@ class World {
         Uuid parent = 0;                // its generation when it was told to be primary
         NodeMask members_seen;          // as primary, and the name of its data (links.cpp)
         Uuid generation_seen = 0;
-        bool broke = false;            // its disk had errors in this run
         std::uint64_t failed_at = 0;   // when it last had one, or was gone
         std::uint64_t refused_at = 0;  // when a peer last said that its disk is not good (any more)
         ResourceOptions options;
@@ -322,7 +321,9 @@ class World {
     bool converged(std::string& why);
     void audit_all();
     void audit_pair(int a, int b);
-    std::set<std::uint64_t> covered(int n, int peer);
+    std::vector<bool> covered(int n, int peer);
+    void read_on();
+    void audit_model();
 
     Options options_;
     Prng random_;
