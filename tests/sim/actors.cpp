@@ -5,6 +5,7 @@
 #include <cerrno>
 #include <iterator>
 
+#include "engine/format/activity_log.hpp"
 #include "tests/sim/world.hpp"
 
 namespace replica::sim {
@@ -12,6 +13,7 @@ namespace {
 
 constexpr std::uint64_t sectors_per_block = block_bytes / sector_bytes;
 constexpr std::uint64_t sectors_per_extent = extent_bytes / sector_bytes;
+constexpr std::uint64_t extent_blocks = extent_bytes / block_bytes;
 
 bool is_write(IoKind kind) {
     return kind == IoKind::write || kind == IoKind::discard || kind == IoKind::write_zeroes;
@@ -50,16 +52,60 @@ void World::draw_swarm() {
     swarm_.detach = swarm_.operators && half();
     swarm_.force = random_.below(6) == 0 && (swarm_.operators || !swarm_.calm);
     if (swarm_.calm) ++stats_.calm;
+    if (!swarm_.calm) draw_slowness();
     const std::uint64_t net[] = {20'000, 200'000, 2'000'000};
     swarm_.net_delay_ns = net[random_.below(3)];
     const std::uint64_t disk[] = {30'000, 300'000, 5'000'000};
     swarm_.disk_delay_ns = disk[random_.below(3)];
 }
 
-std::size_t World::draw_cluster() {
-    const std::size_t n = 1 + random_.below(16) % 4;
-    const std::size_t count = n == 1 && random_.below(3) != 0 ? 2 : n;
-    const std::uint64_t extents = 2 + random_.below(5);
+// One or two kinds that are slow as a rule: what happens in between is seen again and again.
+void World::draw_slowness() {
+    if (random_.below(3) == 0) {
+        constexpr int origins = static_cast<int>(IoOrigin::bitmap_page) + 1;
+        const bool label = random_.below(3) == 0;
+        swarm_.slow_origin = label ? static_cast<int>(IoOrigin::superblock)
+                                   : static_cast<int>(random_.below(origins));
+    }
+    if (random_.below(3) == 0) {
+        constexpr MessageType types[] = {
+            MessageType::state,
+            MessageType::state_update,
+            MessageType::generation,
+            MessageType::generation_ack,
+            MessageType::in_sync,
+            MessageType::promote,
+            MessageType::promote_reply,
+            MessageType::write_ack,
+            MessageType::flush_ack,
+            MessageType::trim,
+            MessageType::bitmap_done,
+            MessageType::resync_ack,
+            MessageType::sync_done,
+            MessageType::sync_done_ack,
+            MessageType::adopt_generation,
+            MessageType::generation_committed,
+        };
+        swarm_.slow_message = static_cast<int>(types[random_.below(std::size(types))]);
+    }
+    const std::uint64_t longest[] = {20, 100, 250, 1'500};
+    swarm_.slow_ns = longest[random_.below(4)] * ns_per_ms;
+    swarm_.slow_nodes = random_.below(2) == 0 ? ~0U : static_cast<std::uint32_t>(random_.next());
+    if (random_.below(8) == 0) swarm_.slow_pair = {0, 1};
+}
+
+// Mostly a few extents. Some volumes have bitmaps of more than one page on the wire, and few have
+// more extents than one block of the activity log can name.
+void World::draw_volume() {
+    std::uint64_t extents = 2 + random_.below(5);
+    const std::uint64_t kind = random_.below(150);
+    if (kind == 0) {
+        extents = al_context_max + random_.below(40);
+        base_.options.al_extents = al_context_max + static_cast<std::uint32_t>(random_.below(60));
+    } else if (kind < 12) {
+        extents = 33 + random_.below(40);
+    }
+    wide_ = kind < 12;
     volume_sectors_ =
         extents * sectors_per_extent - random_.below(64) * sectors_per_block - random_.below(3);
     // Whole blocks are what a volume grows to; the last one of the first size may be a short one.
@@ -71,16 +117,27 @@ std::size_t World::draw_cluster() {
     } else {
         max_sectors_ = volume_sectors_;
     }
-    const std::size_t hot = 3 + random_.below(12);
+    const std::size_t hot = 3 + random_.below(wide_ ? 60 : 12);
     for (std::size_t i = 0; i < hot; ++i) {
-        hot_blocks_.push_back(random_.below(volume_sectors_ / sectors_per_block));
+        const std::uint64_t block = random_.below(volume_sectors_ / sectors_per_block);
+        // Some lie at the end of an extent, where requests go on into the next.
+        const std::uint64_t last = (block / extent_blocks + 1) * extent_blocks - 1;
+        const bool edge = random_.below(8) == 0 && last < volume_sectors_ / sectors_per_block;
+        hot_blocks_.push_back(edge ? last : block);
     }
     hot_blocks_.push_back((volume_sectors_ - 1) / sectors_per_block);
+}
+
+std::size_t World::draw_cluster() {
+    const std::size_t n = 1 + random_.below(16) % 4;
+    std::size_t count = n == 1 && random_.below(3) != 0 ? 2 : n;
+    if (random_.below(16) == 0) count = random_.below(6) == 0 ? 6 + random_.below(3) : 5;
+    base_.options.al_extents = 2 + static_cast<std::uint32_t>(random_.below(5));
+    draw_volume();
     base_.resource = "r0";
     base_.mutant = options_.mutant;
     const Protocol protocols[] = {Protocol::c, Protocol::c, Protocol::c, Protocol::a, Protocol::b};
     base_.options.protocol = protocols[random_.below(5)];
-    base_.options.al_extents = 2 + static_cast<std::uint32_t>(random_.below(5));
     base_.options.ping_interval_ms = 500;
     base_.options.ping_timeout_ms = 300;
     base_.options.request_timeout_ms = 4'000;
@@ -98,10 +155,19 @@ std::size_t World::draw_cluster() {
     base_.limits.journal = 8U << random_.below(5);
     base_.limits.peer_reads = 16;
     base_.limits.resync_chunks = 1 + static_cast<std::uint32_t>(random_.below(6));
-    base_.limits.resync_chunk_bytes = block_bytes << random_.below(9);
+    base_.limits.resync_chunk_bytes = block_bytes
+                                      << (wide_ ? 6 + random_.below(3) : random_.below(9));
     base_.limits.bitmap_writes = 1 + static_cast<std::uint32_t>(random_.below(3));
     volume_is_drawn_ = true;
     return count;
+}
+
+// Few, as many as extents, as many as a block of the log can name, and more.
+std::uint32_t World::draw_al_extents() {
+    const std::uint32_t more[] = {
+        8, 16, 67, al_context_max, al_context_max + 1, 2 * al_context_max + 7};
+    return random_.below(3) != 0 ? 2 + static_cast<std::uint32_t>(random_.below(7))
+                                 : more[random_.below(std::size(more))];
 }
 
 // Options that may differ between nodes. The protocol is agreed upon by those who configure.
@@ -109,7 +175,7 @@ void World::draw_node(Node& node) {
     ResourceOptions& o = node.options;
     o = base_.options;
     o.on_io_error = random_.below(3) == 0 ? OnIoError::pass_on : OnIoError::detach;
-    if (random_.below(3) == 0) o.al_extents = 2 + static_cast<std::uint32_t>(random_.below(7));
+    if (random_.below(3) == 0) o.al_extents = draw_al_extents();
     if (random_.below(3) == 0) {
         o.ping_interval_ms = 300 + static_cast<std::uint32_t>(random_.below(600));
         o.ping_timeout_ms = 200 + static_cast<std::uint32_t>(random_.below(400));
@@ -124,7 +190,8 @@ void World::draw_node(Node& node) {
     }
     if (random_.below(3) == 0) {
         node.limits.resync_chunks = 1 + static_cast<std::uint32_t>(random_.below(6));
-        node.limits.resync_chunk_bytes = block_bytes << random_.below(9);
+        node.limits.resync_chunk_bytes = block_bytes
+                                         << (wide_ ? 6 + random_.below(3) : random_.below(9));
     }
 }
 
@@ -144,7 +211,8 @@ void World::make_nodes(std::size_t count) {
 
 // One that never held the volume.
 void World::new_disk(int n) {
-    const auto slots = static_cast<std::uint32_t>(std::max<std::size_t>(nodes_.size(), 2) - 1);
+    auto slots = static_cast<std::uint32_t>(std::max<std::size_t>(nodes_.size(), 2) - 1);
+    if (volume_is_drawn_) slots += static_cast<std::uint32_t>(random_.below(6) % 3);
     const std::uint64_t blocks = (max_sectors_ + sectors_per_block - 1) / sectors_per_block;
     const std::uint64_t bitmap_bytes = (blocks + 63) / 64 * 8 * slots;
     Node& node = nodes_[static_cast<std::size_t>(n)];
@@ -200,12 +268,32 @@ void World::submit(int n) {
             : hot_blocks_[random_.below(hot_blocks_.size())];
     std::uint64_t sector =
         block * sectors_per_block + (random_.below(3) == 0 ? random_.below(sectors_per_block) : 0);
-    const std::uint64_t wanted = random_.below(3) == 0 ? 1 + random_.below(24) : sectors_per_block;
-    const std::uint64_t extent_end = (sector / sectors_per_extent + 1) * sectors_per_extent;
-    const std::uint64_t end = std::min(size / sector_bytes, extent_end);
+    const std::uint64_t large =
+        kind == IoKind::discard || kind == IoKind::write_zeroes ? 6'000 : 300;
+    const std::uint64_t wanted = random_.below(3) != 0    ? sectors_per_block
+                                 : random_.below(16) == 0 ? 1 + random_.below(large)
+                                                          : 1 + random_.below(24);
+    const std::uint64_t end = size / sector_bytes;
     if (sector >= end) sector = end - 1;
     const bool fua = is_write(kind) && random_.below(10) == 0;
-    submit(n, kind, sector, static_cast<std::uint32_t>(std::min(wanted, end - sector)), fua);
+    submit_pieces(n, kind, sector, std::min(wanted, end - sector), fua);
+}
+
+// A request that goes over the end of an extent is several for the core, as the doors' splitter has
+// it; one behind the other, as far as there is room.
+void World::submit_pieces(int n, IoKind kind, std::uint64_t sector, std::uint64_t sectors,
+                          bool fua) {
+    if (kind == IoKind::flush) return void(submit(n, kind, 0, 0, false));
+    const std::uint64_t end = sector + sectors;
+    while (sector < end) {
+        const std::uint64_t extent_end = (sector / sectors_per_extent + 1) * sectors_per_extent;
+        const std::uint64_t piece = std::min(end, extent_end) - sector;
+        const Node& node = nodes_[static_cast<std::size_t>(n)];
+        if (!node.up || !node.core->serves()) return;
+        if (submit(n, kind, sector, static_cast<std::uint32_t>(piece), fua) == 0) return;
+        sector += piece;
+        if (sector < end) ++stats_.of(Fault::across_extents);
+    }
 }
 
 // Returns a ticket for the answer, or 0: too many requests are under way.

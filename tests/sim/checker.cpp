@@ -26,8 +26,13 @@ void Checker::generation(Uuid uuid, Uuid parent) {
 bool Checker::descends(Uuid generation, Uuid ancestor) const {
     Uuid at = uuid_identity(generation);
     const Uuid wanted = uuid_identity(ancestor);
+    if (at == wanted || (at == descendant_ && wanted == ancestor_)) return true;
     for (int depth = 0; depth < 10'000; ++depth) {
-        if (at == wanted) return true;
+        if (at == wanted) {
+            descendant_ = uuid_identity(generation);
+            ancestor_ = wanted;
+            return true;
+        }
         const auto found = models_.find(at);
         if (found == models_.end()) return false;
         at = found->second.parent;
@@ -39,7 +44,9 @@ void Checker::adopted(Uuid generation, const SimDisk& disk, std::uint64_t sector
     Model& m = models_.at(uuid_identity(generation));
     m.acked.clear();
     m.flushed.clear();
-    for (std::uint64_t s = 0; s < sectors; ++s) {
+    m.pending.clear();
+    for (std::uint64_t s = disk.next_used(0, sectors); s < sectors;
+         s = disk.next_used(s + 1, sectors)) {
         if (disk.visible(s) != 0) m.base[s] = disk.visible(s);
     }
 }
@@ -50,6 +57,7 @@ void Checker::adopted_losses(Uuid generation, const SimDisk& disk) {
         if (!fits(disk.visible(sector), sector, id, generation)) {
             const auto flushed = m.flushed.find(sector);
             id = flushed == m.flushed.end() ? 0 : flushed->second;
+            m.pending.erase(sector);
         }
     }
 }
@@ -67,18 +75,19 @@ bool Checker::fits(Stamp value, std::uint64_t sector, std::uint64_t bound, Uuid 
         const auto zeroes = zeroes_.find(sector);
         if (zeroes == zeroes_.end()) return false;
         return std::any_of(zeroes->second.begin(), zeroes->second.end(), [&](std::uint64_t id) {
-            return id >= bound && descends(generation, writes_.at(id).generation);
+            return id >= bound && descends(generation, writes_[id].generation);
         });
     }
-    const auto found = writes_.find(value);
-    if (found == writes_.end() || value < bound) return false;
-    const Write& w = found->second;
+    const Write* const found = write_of(value);
+    if (found == nullptr || value < bound) return false;
+    const Write& w = *found;
     return sector >= w.sector && sector < w.sector + w.sectors && !w.zero &&
            descends(generation, w.generation);
 }
 
 void Checker::submitted(std::uint64_t id, Uuid generation, std::uint64_t sector,
                         std::uint32_t sectors, bool zero) {
+    if (id >= writes_.size()) writes_.resize(id + 1);
     writes_[id] = {uuid_identity(generation), sector, sectors, zero};
     if (!zero) return;
     for (std::uint32_t i = 0; i < sectors; ++i)
@@ -87,7 +96,7 @@ void Checker::submitted(std::uint64_t id, Uuid generation, std::uint64_t sector,
 
 Checker::Complain Checker::acknowledged(std::uint64_t id, Uuid generation, bool protocol_c,
                                         bool fua, const std::vector<const SimDisk*>& holders) {
-    const Write& w = writes_.at(id);
+    const Write& w = writes_[id];
     Model& m = models_.at(uuid_identity(generation));
     for (std::uint64_t s = w.sector; s < w.sector + w.sectors; ++s) {
         for (const SimDisk* disk : holders) {
@@ -100,14 +109,19 @@ Checker::Complain Checker::acknowledged(std::uint64_t id, Uuid generation, bool 
                                 disk->durable(s));
             }
         }
-        m.acked[s] = std::max(m.acked[s], id);
-        if (fua) m.flushed[s] = std::max(m.flushed[s], id);
+        std::uint64_t& newest = m.acked[s];
+        newest = std::max(newest, id);
+        if (fua) {
+            m.flushed[s] = std::max(m.flushed[s], id);
+        } else {
+            m.pending[s] = newest;
+        }
     }
     return {};
 }
 
 std::map<std::uint64_t, std::uint64_t> Checker::flush_submitted(Uuid generation) const {
-    return model(generation).acked;
+    return model(generation).pending;
 }
 
 Checker::Complain Checker::flushed(const std::map<std::uint64_t, std::uint64_t>& promise,
@@ -121,6 +135,17 @@ Checker::Complain Checker::flushed(const std::map<std::uint64_t, std::uint64_t>&
             }
         }
         m.flushed[sector] = std::max(m.flushed[sector], id);
+        const auto pending = m.pending.find(sector);
+        if (pending != m.pending.end() && pending->second <= id) m.pending.erase(pending);
+    }
+    if (m.looked_at == holders && ++m.flushes % 16 != 0) return {};
+    m.looked_at = holders;
+    for (const auto& [sector, id] : m.flushed) {
+        for (const SimDisk* disk : holders) {
+            if (fits(disk->durable(sector), sector, id, generation)) continue;
+            return describe("I-C3 what was stable is so no more", sector, id,
+                            disk->durable(sector));
+        }
     }
     return {};
 }
@@ -140,11 +165,10 @@ Checker::Complain Checker::read_done(const ReadToken& token, std::uint64_t secto
                                      const std::vector<Stamp>& values) const {
     // The generation may have moved on while the read was under way; its writes are newer still.
     for (std::size_t i = 0; i < values.size(); ++i) {
-        const auto written = writes_.find(values[i]);
-        const Uuid lineage =
-            written != writes_.end() && descends(written->second.generation, token.generation)
-                ? written->second.generation
-                : token.generation;
+        const Write* const written = write_of(values[i]);
+        const Uuid lineage = written != nullptr && descends(written->generation, token.generation)
+                                 ? written->generation
+                                 : token.generation;
         if (values[i] == 0 && token.bound[i] != 0) {
             const auto zeroes = zeroes_.find(sector + i);
             const bool zeroed = zeroes != zeroes_.end() && !zeroes->second.empty() &&

@@ -41,7 +41,7 @@ class Checker {
     // protocol_c: every one has it. fua: durably.
     Complain acknowledged(std::uint64_t id, Uuid generation, bool protocol_c, bool fua,
                           const std::vector<const SimDisk*>& holders);
-    // What must be stable once a flush that is submitted now is acknowledged.
+    // What becomes stable by a flush that is submitted now: the rest is so already.
     std::map<std::uint64_t, std::uint64_t> flush_submitted(Uuid generation) const;
     Complain flushed(const std::map<std::uint64_t, std::uint64_t>& promise, Uuid generation,
                      const std::vector<const SimDisk*>& holders);
@@ -78,11 +78,20 @@ class Checker {
         std::map<std::uint64_t, std::uint64_t> acked;    // sector -> newest acknowledged write
         std::map<std::uint64_t, Stamp> base;             // what a forced promotion found
         std::map<std::uint64_t, std::uint64_t> flushed;  // sector -> newest write known stable
+        std::map<std::uint64_t, std::uint64_t> pending;  // acknowledged, and not known stable
+        // What is known to be stable is looked at again on other disks, and now and then.
+        std::vector<const SimDisk*> looked_at;
+        std::uint64_t flushes = 0;
     };
     const Model& model(Uuid generation) const { return models_.at(uuid_identity(generation)); }
 
     std::map<Uuid, Model> models_;
-    std::map<std::uint64_t, Write> writes_;
+    mutable Uuid descendant_ = 0, ancestor_ = 0;  // the last answer of descends() that was yes
+    const Write* write_of(Stamp id) const {
+        return id == 0 || id >= writes_.size() || writes_[id].sectors == 0 ? nullptr : &writes_[id];
+    }
+
+    std::vector<Write> writes_;                                   // by id
     std::map<std::uint64_t, std::vector<std::uint64_t>> zeroes_;  // sector -> zeroing writes
 };
 

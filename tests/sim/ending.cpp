@@ -101,6 +101,7 @@ bool World::converged(std::string& why) {
         for (const AppRequest& r : node.requests) {
             if (r.used) return why = name + " has a request that does not end", false;
         }
+        if (size_of(n) != size_of(0)) return why = "I-S1 the sizes differ", false;
         if (node.core->role() == Role::primary && !node.core->journal().empty()) {
             return why = name + " has writes that are not stable everywhere", false;
         }

@@ -126,6 +126,7 @@ void World::transmit(std::uint64_t id, int side, const Message& m,
     const std::uint64_t weight = wire_header_bytes + m.payload_bytes;
     // One recv brings what is there: mostly a frame, sometimes a part of one.
     std::size_t pieces = 1;
+    const std::uint64_t later = slowness(c.node[s], static_cast<int>(m.type), swarm_.slow_message);
     if (swarm_.segments && random_.below(8) == 0) pieces += 1 + random_.below(3);
     for (std::size_t at = 0; at < bytes.size(); --pieces) {
         const std::size_t rest = bytes.size() - at;
@@ -141,16 +142,19 @@ void World::transmit(std::uint64_t id, int side, const Message& m,
         if (cut(c.node[s], c.node[1 - s]) || c.held[s]) {
             c.stalled[s].push_back(std::move(piece));
         } else {
-            deliver(id, 1 - side, std::move(piece));
+            deliver(id, 1 - side, std::move(piece), at == n ? later : 0);
         }
     }
 }
 
-void World::deliver(std::uint64_t id, int to_side, Piece piece) {
+void World::deliver(std::uint64_t id, int to_side, Piece piece, std::uint64_t later) {
     Connection& c = connections_.at(id);
     std::uint64_t& last = c.last_arrival[static_cast<std::size_t>(to_side)];
-    const std::uint64_t sending = 1 + piece.weight * swarm_.ns_per_kib / 1024;
-    last = std::max(last, now_ + net_delay()) + sending;
+    const bool slow = c.node == swarm_.slow_pair ||
+                      (swarm_.slow_pair[1] == c.node[0] && swarm_.slow_pair[0] == c.node[1]);
+    const std::uint64_t ns_per_kib = slow && faulty_ ? ns_per_ms : swarm_.ns_per_kib;
+    const std::uint64_t sending = 1 + piece.weight * ns_per_kib / 1024;
+    last = std::max(last, now_ + net_delay() + later) + sending;
     if (swarm_.bit_flips && faulty_ && random_.chance(400)) {
         const std::size_t bit = random_.below(piece.bytes.size() * 8);
         piece.bytes[bit / 8] ^= std::byte{1} << bit % 8;

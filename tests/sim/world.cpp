@@ -74,6 +74,8 @@ const char* name_of(Fault fault) {
         "command",
         "options",
         "resize",
+        "slow-kind",
+        "across-extents",
     };
     static_assert(std::size(names) == fault_kinds);
     return names[static_cast<std::size_t>(fault)];
@@ -138,6 +140,14 @@ std::uint64_t World::disk_delay(bool metadata) {
     return d;
 }
 
+// What this seed has slow as a rule: a label that stays dirty long, an answer that comes late.
+std::uint64_t World::slowness(int n, int kind, int slow_kind) {
+    if (kind != slow_kind || !faulty_ || (swarm_.slow_nodes >> n & 1U) == 0) return 0;
+    if (random_.below(3) == 0) return 0;
+    ++stats_.of(Fault::slow_kind);
+    return random_.below(swarm_.slow_ns);
+}
+
 std::vector<Stamp>& World::buffer(int n, BufferRef ref) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     switch (ref.kind) {
@@ -176,7 +186,8 @@ void World::finish_io(int n, IoOrigin origin, Task task) {
         held_io_.push_back({n, nodes_[static_cast<std::size_t>(n)].incarnation, std::move(task)});
         return;
     }
-    schedule(n, disk_delay(origin >= IoOrigin::superblock), std::move(task));
+    const std::uint64_t slow = slowness(n, static_cast<int>(origin), swarm_.slow_origin);
+    schedule(n, disk_delay(origin >= IoOrigin::superblock) + slow, std::move(task));
 }
 
 // Whether this I/O fails: single errors, sectors that can not be read until they are written again,
@@ -314,7 +325,10 @@ void World::finish_op(int n, std::uint64_t id) {
                 if (op.stage == 0) {
                     node.disk->edit_copy() = op.bytes;
                     op.stage = 1;
-                    return schedule(n, disk_delay(true), [this, n, id] { finish_op(n, id); });
+                    const std::uint64_t slow =
+                        slowness(n, static_cast<int>(op.tag.origin), swarm_.slow_origin);
+                    return schedule(n, disk_delay(true) + slow,
+                                    [this, n, id] { finish_op(n, id); });
                 }
                 node.disk->edit_superblock() = op.bytes;
                 break;

@@ -67,6 +67,8 @@ enum class Fault : std::uint8_t {
     command,
     options,
     resize,
+    slow_kind,
+    across_extents,
     count_,
 };
 inline constexpr std::size_t fault_kinds = static_cast<std::size_t>(Fault::count_);
@@ -125,6 +127,11 @@ class World {
         bool latent = false, options = false, restarts = false;
         bool slow_data = false, slow_metadata = false, resize = false;
         std::uint64_t ns_per_kib = 0;  // of a link
+        // Rare windows, made wide: this kind of I/O, this kind of message, is slow as a rule.
+        int slow_origin = -1, slow_message = -1;
+        std::uint32_t slow_nodes = 0;  // on these, by these
+        std::uint64_t slow_ns = 0;
+        std::array<int, 2> slow_pair{-1, -1};  // a link of 1 MB a second
         std::uint64_t net_delay_ns = 0, disk_delay_ns = 0;
     };
     // Part of a stream of bytes, cut anywhere. weight: how long it occupies the wire; the simulator
@@ -230,6 +237,9 @@ class World {
     void mix(std::uint64_t value) { hash_ = (hash_ ^ value) * 0x100000001b3U; }
 
     void draw_swarm();
+    void draw_slowness();
+    void draw_volume();
+    std::uint32_t draw_al_extents();
     void draw_node(Node& node);
     void change_options(int n);
     void disk_fault(int n);
@@ -272,7 +282,7 @@ class World {
     void send(int n, const Effect& e);
     void dial(int n, NodeId peer);
     void knock(int n, const Effect& e);
-    void deliver(std::uint64_t id, int to_side, Piece piece);
+    void deliver(std::uint64_t id, int to_side, Piece piece, std::uint64_t later = 0);
     void receive(std::uint64_t id, int side, const Piece& piece);
     bool parse(std::uint64_t id, int side);
     void frame_arrived(std::uint64_t id, int side, const Message& m,
@@ -291,6 +301,7 @@ class World {
     std::vector<Stamp>& buffer(int n, BufferRef ref);
     std::uint64_t net_delay();
     std::uint64_t disk_delay(bool metadata = false);
+    std::uint64_t slowness(int n, int kind, int slow_kind);
     int disk_error(int n, const Effect& e);
     // What a sends does not reach b.
     bool cut(int a, int b) const {
@@ -300,6 +311,7 @@ class World {
 
     void application();
     void submit(int n);
+    void submit_pieces(int n, IoKind kind, std::uint64_t sector, std::uint64_t sectors, bool fua);
     std::uint64_t submit(int n, IoKind kind, std::uint64_t sector, std::uint32_t sectors, bool fua);
     void finish_io(int n, IoOrigin origin, Task task);
     std::vector<const SimDisk*> holders(NodeMask members, std::uint64_t since);
@@ -340,6 +352,7 @@ class World {
     std::uint64_t volume_sectors_ = 0;  // at first
     std::uint64_t max_sectors_ = 0;     // it may grow this far
     std::vector<std::uint64_t> hot_blocks_;
+    bool wide_ = false;             // many extents
     bool volume_is_drawn_ = false;  // or else a scenario's
     bool faulty_ = true;
     bool busy_ = true;
