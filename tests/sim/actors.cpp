@@ -38,6 +38,9 @@ void World::draw_swarm() {
         swarm_.resets = half();
         swarm_.stalls = half();
         swarm_.one_way = half();
+        swarm_.strangers = random_.below(4) == 0;
+        swarm_.copy_errors = random_.below(6) == 0;
+        swarm_.old_disks = random_.below(8) == 0;
         swarm_.latent = random_.below(6) == 0;
         swarm_.restarts = random_.below(3) == 0;
         const std::uint64_t slowness[] = {0, 0, 0, 8'000, 60'000};
@@ -656,6 +659,7 @@ void World::path_found(int n, int peer) {
 void World::network_fault(int n) {
     const int m = static_cast<int>(random_.below(nodes_.size()));
     if (random_.below(10) == 0) return path_found(n, m);
+    if (swarm_.strangers && random_.below(4) == 0) return stranger(n);
     const std::uint64_t kind = random_.below(4);
     if (kind < 2) {
         if (!swarm_.partition || m == n) return;
@@ -688,6 +692,8 @@ void World::network_fault(int n) {
 
 void World::disk_fault(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
+    if (swarm_.old_disks) remember_label(n);
+    if (swarm_.copy_errors && random_.below(3) == 0) return copy_fault(n);
     if (swarm_.latent && random_.below(2) == 0) {
         ++stats_.of(Fault::latent_error);
         for (int i = 0; i < 3; ++i) {

@@ -128,6 +128,7 @@ void World::heal() {
     faulty_ = busy_ = false;
     for (int a = 0; a < static_cast<int>(nodes_.size()); ++a) {
         nodes_[static_cast<std::size_t>(a)].disk_broken = false;
+        nodes_[static_cast<std::size_t>(a)].copy_broken = false;
         nodes_[static_cast<std::size_t>(a)].disk->mend();
         for (int b = 0; b < static_cast<int>(nodes_.size()); ++b) {
             if (a != b && cut(a, b)) set_cut(a, b, false);

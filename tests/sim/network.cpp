@@ -122,11 +122,18 @@ void World::transmit(std::uint64_t id, int side, const Message& m,
     encode_header(m, payload.empty() ? 0 : crc32c(payload),
                   HeaderBytes{bytes.data(), wire_header_bytes});
     std::copy(payload.begin(), payload.end(), bytes.begin() + wire_header_bytes);
+    remember_frame(c, id, s, bytes);
+    const std::uint64_t later = slowness(c.node[s], static_cast<int>(m.type), swarm_.slow_message);
+    put_on_wire(id, side, bytes, wire_header_bytes + m.payload_bytes, later);
+}
+
+void World::put_on_wire(std::uint64_t id, int side, const std::vector<std::byte>& bytes,
+                        std::uint64_t weight, std::uint64_t later) {
+    Connection& c = connections_.at(id);
+    const auto s = static_cast<std::size_t>(side);
     c.genuine[s].push_back(digest(bytes));
-    const std::uint64_t weight = wire_header_bytes + m.payload_bytes;
     // One recv brings what is there: mostly a frame, sometimes a part of one.
     std::size_t pieces = 1;
-    const std::uint64_t later = slowness(c.node[s], static_cast<int>(m.type), swarm_.slow_message);
     if (swarm_.segments && random_.below(8) == 0) pieces += 1 + random_.below(3);
     for (std::size_t at = 0; at < bytes.size(); --pieces) {
         const std::size_t rest = bytes.size() - at;
@@ -171,7 +178,7 @@ void World::receive(std::uint64_t id, int side, const Piece& piece) {
     if (found == connections_.end()) return;
     Connection& c = found->second;
     const auto s = static_cast<std::size_t>(side);
-    if (!c.open[s]) return;
+    if (!c.open[s] || (c.stranger && side == 0)) return;
     const int n = c.node[s];
     if (cut(c.node[1 - s], n)) {  // it arrives when the network heals
         c.stalled[1 - s].push_back(piece);

@@ -76,6 +76,11 @@ const char* name_of(Fault fault) {
         "resize",
         "slow-kind",
         "across-extents",
+        "stranger",
+        "broken-copy",
+        "lost-copy",
+        "old-disk",
+        "new-disk",
     };
     static_assert(std::size(names) == fault_kinds);
     return names[static_cast<std::size_t>(fault)];
@@ -317,7 +322,9 @@ void World::finish_op(int n, std::uint64_t id) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     DiskOp& op = node.ops.at(id);
     if (op.tag.origin == IoOrigin::al || op.tag.origin == IoOrigin::al_init) node.log_known = false;
-    const bool failed = node.disk_broken || (swarm_.disk_errors && faulty_ && random_.chance(200));
+    const bool copy = op.tag.origin == IoOrigin::superblock && op.stage == 0;
+    const bool broken = copy ? node.copy_broken : node.disk_broken;
+    const bool failed = broken || (swarm_.disk_errors && faulty_ && random_.chance(200));
     if (failed) ++stats_.of(Fault::metadata_error);
     if (!failed) {
         switch (op.tag.origin) {
@@ -423,7 +430,9 @@ void World::perform_one(int n, const Effect& e) {
             for (unsigned s = 0; s < 2; ++s) {
                 const auto found = connections_.find(handles[s]);
                 node.links[static_cast<std::size_t>(e.peer)].connection[s] = handles[s];
-                if (found != connections_.end()) found->second.bound[1] = true;
+                if (found == connections_.end()) continue;
+                found->second.bound[1] = true;
+                if (found->second.stranger) fail("I-N1 a stranger is taken for a peer");
             }
             return;
         }
@@ -469,6 +478,7 @@ void World::arm_timer(int n) {
 
 void World::start(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
+    find_other_disk(n);
     node.up = true;
     node.timer = 0;
     node.hold_token = 0;

@@ -69,6 +69,11 @@ enum class Fault : std::uint8_t {
     resize,
     slow_kind,
     across_extents,
+    stranger,
+    broken_copy,
+    lost_copy,
+    old_disk,
+    new_disk,
     count_,
 };
 inline constexpr std::size_t fault_kinds = static_cast<std::size_t>(Fault::count_);
@@ -125,6 +130,7 @@ class World {
         bool operators = false, force = false, detach = false;
         bool segments = false, bit_flips = false, resets = false, stalls = false, one_way = false;
         bool latent = false, options = false, restarts = false;
+        bool strangers = false, copy_errors = false, old_disks = false;
         bool slow_data = false, slow_metadata = false, resize = false;
         std::uint64_t ns_per_kib = 0;  // of a link
         // Rare windows, made wide: this kind of I/O, this kind of message, is slow as a rule.
@@ -152,6 +158,7 @@ class World {
         std::array<std::deque<std::uint64_t>, 2> genuine;  // digests of what that side sent
         std::array<std::uint64_t, 2> queued{};             // weight on the way from that side
         bool damaged = false;                              // a bit was flipped
+        bool stranger = false;  // side 0 is none of the nodes; what it is told is lost
         std::array<std::deque<Piece>, 2> stalled;  // sent by that side while the network was cut
         std::array<std::uint64_t, 2> sent{}, arrived{};  // pieces from that side
         // From that side, while one before is missing.
@@ -195,6 +202,8 @@ class World {
         std::uint32_t incarnation = 0;
         std::uint64_t boot = 0;
         std::uint64_t paused_until = 0;
+        bool copy_broken = false;  // the state directory fails
+        std::optional<SimDisk::Block> old_label;
         bool disk_broken = false;  // every I/O fails until it is replaced... by itself
         std::array<Link, nodes_max> links;
         std::vector<AppRequest> requests;
@@ -259,6 +268,14 @@ class World {
     void grown(int n, const std::string& notice);
     void audit_sizes();
     void audit_told_size(int n, std::span<const std::byte> state);
+    // strangers.cpp
+    void remember_frame(const Connection& c, std::uint64_t id, std::size_t side,
+                        const std::vector<std::byte>& frame);
+    std::vector<std::byte> strange_hello(int from, int to);
+    void stranger(int to);
+    void copy_fault(int n);
+    void find_other_disk(int n);
+    void remember_label(int n);
     // links.cpp
     bool calm() const { return swarm_.calm; }
     bool undisturbed() const { return swarm_.calm && !operated_; }
@@ -291,6 +308,8 @@ class World {
     void refuse(int n, const Effect& e);
     void transmit(std::uint64_t id, int from_side, const Message& m,
                   std::span<const std::byte> payload);
+    void put_on_wire(std::uint64_t id, int side, const std::vector<std::byte>& bytes,
+                     std::uint64_t weight, std::uint64_t later);
     void close_side(std::uint64_t id, int side, bool abrupt);
     void close_link(int n, NodeId peer, bool graceful = false);
     const std::set<std::uint32_t>& node_log(int n);
@@ -347,6 +366,12 @@ class World {
     std::vector<Node> nodes_;
     std::map<std::uint64_t, Connection> connections_;
     std::uint64_t next_connection_ = 1;
+    struct OldFrames {
+        std::uint64_t connection = 0;
+        std::array<int, 2> node{};
+        std::vector<std::vector<std::byte>> frames;
+    };
+    std::vector<OldFrames> old_frames_;
     std::uint64_t next_op_ = 1;
     std::array<std::array<bool, 8>, 8> cut_{};
     std::uint64_t volume_sectors_ = 0;  // at first
