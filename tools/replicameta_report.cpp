@@ -97,7 +97,8 @@ Json describe_extension(const SuperblockExtension& extension) {
         {"parent-uuid", hex(extension.parent_uuid)}, {"in-sync", nodes_of(extension.in_sync)},
         {"primary-node", extension.primary_node},    {"volume-id", hex(extension.volume_id)},
         {"boot-id", hex(extension.boot_id)},         {"promoted-at-s", extension.promoted_at_s},
-        {"vote-ballot", extension.vote_ballot},      {"vote-accepted", extension.vote_accepted},
+        {"set-change", extension.set_change},        {"vote-ballot", extension.vote_ballot},
+        {"vote-accepted", extension.vote_accepted},
         {"device-bytes", extension.device_bytes},    {"ready-bytes", extension.ready_bytes}};
 }
 

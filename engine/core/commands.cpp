@@ -163,8 +163,9 @@ void Core::command_promote(const Command& c) {
     promote_command_ = c;
     ++promote_attempt_;
     promote_waiting_ = NodeMask{};
+    // A peer that does not know this node's state on this link yet is asked after it (evaluate()).
     for_peers([&](const Peer& peer, NodeId id) {
-        if (peer.phase == LinkPhase::up) ask_to_agree(id);
+        if (knows_state(peer)) ask_to_agree(id);
     });
     touch();
 }
@@ -405,28 +406,26 @@ void Core::command_new_uuid(const Command& c) {
     }
     const Uuid old = sb_.current_uuid;
     NodeMask members = self();
-    for_peers([&](Peer& peer, NodeId id) {
+    for_peers([&](Peer&, NodeId id) {
         PeerMetadata& md = sb_.peers[id];
         if (c.force) {
             members.add(id);
-            bitmap_->clear_all(static_cast<unsigned>(peer.slot));
-            md.flags &= ~md_peer_flag::full_sync;
-            md.bitmap_uuid = md.admitting_uuid = uuid_none;
+            clear_marks(id, Proof::zeroes);
         } else if (uuid_identity(md.bitmap_uuid) == uuid_none) {
             md.bitmap_uuid = uuid_identity(old);
         }
     });
     push_history(sb_.history, old);
-    sb_.current_uuid = new_id();
     SuperblockExtension& ext = sb_.extension;
     const std::array<std::uint8_t, 16> unset{};
     if (ext.volume_id == unset) {
         for (std::uint8_t& byte : ext.volume_id)
             byte = static_cast<std::uint8_t>(entropy_.next());
     }
-    ext.parent_uuid = old;
-    ext.generation_seq += 1;
-    ext.in_sync = members;
+    InSyncSet set = without(register_.value(), {}, new_id(), register_.value().primary);
+    set.members = members;
+    propose_set(set);
+    announce_set({});
     if (c.force) {
         all_zero_ = false;
         flush_bitmap_ = true;  // or the bits of "just created" would come back after a crash
@@ -449,18 +448,15 @@ void Core::on_adopt_generation(NodeId id, const GenerationPayload& g) {
         return protocol_error(id, "a first generation for a disk that is in use");
     }
     all_zero_ = false;
-    for_peers([&](Peer& peer, NodeId other) {
-        bitmap_->clear_all(static_cast<unsigned>(peer.slot));
-        sb_.peers[other].flags &= ~md_peer_flag::full_sync;
-    });
+    for_peers([&](Peer&, NodeId other) { clear_marks(other, Proof::zeroes); });
     flush_bitmap_ = true;
-    sb_.current_uuid = g.current_uuid;
     sb_.history = g.history;
-    SuperblockExtension& ext = sb_.extension;
-    ext.parent_uuid = g.parent_uuid;
-    ext.generation_seq = g.generation_seq;
-    ext.in_sync = NodeMask{g.in_sync};
-    ext.volume_id = g.volume_id;
+    sb_.extension.volume_id = g.volume_id;
+    InSyncSet set = set_of(g);
+    set.primary = register_.value().primary;
+    take_set(set);
+    peers_[id].told_set = low_number(set.number);
+    announce_set({});
     set_disk(DiskState::up_to_date);
     persist();
     want_handshake(id);

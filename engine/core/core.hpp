@@ -36,6 +36,7 @@
 #include "engine/core/journal.hpp"
 #include "engine/core/mutant.hpp"
 #include "engine/core/policy.hpp"
+#include "engine/core/register.hpp"
 #include "engine/core/types.hpp"
 #include "engine/format/superblock.hpp"
 #include "engine/format/wire.hpp"
@@ -197,7 +198,7 @@ class Core {
     const AlCache* al() const { return al_ ? &*al_ : nullptr; }
     const Journal& journal() const { return journal_; }
     PeerView view(NodeId peer) const;
-    NodeMask in_sync() const { return sb_.extension.in_sync; }
+    NodeMask in_sync() const { return register_.members(); }
     NodeMask configured_peers() const { return config_.peers; }
     const char* why() const { return why_; }
     bool idle() const;  // nothing under way: no request, no I/O
@@ -312,8 +313,10 @@ class Core {
         bool want_state = false;  // a handshake round is wanted
         bool state_sent = false, state_received = false;
         StatePayload sent, received;
-        Uuid recorded =
-            uuid_none;  // the generation that it has recorded, by its answer on this link
+        // The number of its in-sync set, as it told it last on this link: generation, change.
+        std::array<std::uint32_t, 2> told_set{};
+        // The generation that it has recorded, by its answer on this link.
+        Uuid recorded = uuid_none;
         // A state that was received is answered, or waits to be.
         bool in_round() const { return want_state || state_sent; }
         std::optional<Message> late_update;  // came between its state and the verdict
@@ -366,6 +369,7 @@ class Core {
         NodeId peer = 0;
         std::uint32_t link = 0;
         std::uint64_t value = 0;
+        SetNumber number;  // generation_ack: of the set that is recorded
     };
     enum class Promotion : std::uint8_t { none, asking, recording };
     // Of metadata writes, while the metadata is moved: what is on its way ends; nothing goes out;
@@ -498,6 +502,7 @@ class Core {
     // link.cpp
     void send(NodeId peer, Stream stream, Message message, BufferRef buffer = {});
     void send_generation(NodeId peer, Message message);
+    bool under_told_set(NodeId peer, const Message& m);
     void send_control(NodeId peer, MessageType type, std::uint32_t id, std::uint16_t flags = 0);
     HelloPayload hello_for(NodeId peer, Stream stream) const;
     void start_dial(NodeId peer);
@@ -561,7 +566,16 @@ class Core {
     // membership.cpp
     bool settled() const;
     void evict(NodeMask lost);
-    void open_generation(NodeMask lost);
+    void open_generation(NodeMask members, NodeMask lost);
+    void mirror_set();
+    void propose_set(const InSyncSet& next);
+    void take_set(const InSyncSet& set);
+    void announce_set(NodeMask except);
+    NodeMask recorders(NodeMask but) const;
+    InSyncSet set_of(const StatePayload& state) const;
+    InSyncSet set_of(const GenerationPayload& g) const;
+    void take_primarys_set(NodeId peer, const Message& m);
+    void tell_recorded(NodeId peer);
     void offer_generation(NodeId peer);
     void on_generation(NodeId peer, const Message& m, const GenerationPayload& g);
     void on_generation_ack(NodeId peer, const Message& m);
@@ -570,6 +584,7 @@ class Core {
     void maybe_commit_generation();
     GenerationPayload make_generation() const;
     void admit_to_in_sync(NodeId peer);
+    void change_members(NodeMask members, NodeMask later);
     void peer_lost_data(NodeId peer);
     void try_promote();
     void become_primary();
@@ -629,6 +644,10 @@ class Core {
 
     // commands.cpp
     void command_promote(const Command& c);
+    bool knows_state(const Peer& peer) const {
+        const bool told = peer.state_sent || peer.repl != ReplicationState::off;
+        return peer.phase == LinkPhase::up && told;
+    }
     void ask_to_agree(NodeId peer);
     void command_connect(const Command& c);
     void command_detach(const Command& c);
@@ -717,9 +736,9 @@ class Core {
     Instant resync_next_at_;
     Instant app_request_at_;  // the last request of the application, here or at a peer
 
-    // The generation being recorded.
-    NodeMask awaiting_ack_;
-    std::uint64_t barrier_version_ = 0;
+    // The in-sync set and its generation. The label mirrors it, by mirror_set() alone.
+    InSyncRegister register_;
+    std::uint64_t barrier_version_ = 0;  // of the label, before anything is acknowledged
     bool commit_pending_ = false;
     bool completions_waiting_ = false;
     std::uint64_t marked_seq_ = 0;  // what the generation message names

@@ -28,6 +28,7 @@ StatePayload Core::make_state(NodeId id) const {
     s.current_uuid = sb_.current_uuid;
     s.generation_seq = sb_.extension.generation_seq;
     s.in_sync = in_sync().bits;
+    s.set_change = sb_.extension.set_change;
     s.last_seq = last_seq_;
     s.promoted_at = sb_.extension.promoted_at_s;
     s.volume_id = sb_.extension.volume_id;
@@ -73,6 +74,7 @@ void Core::maybe_send_state(NodeId id) {
         if (p.peer == id && p.link != peer.link && !is(Mutant::state_before_landing)) return;
     }
     abort_resync(id);
+    if (!settled()) return;  // the set has changed with that
     peer.want_state = false;
     peer.state_order = expect_answer(id, 0);
     peer.state_sent = true;
@@ -105,6 +107,7 @@ void Core::on_state(NodeId id, const StatePayload& state) {
     if (peer.state_received) return protocol_error(id, "two states in one round");
     abort_resync(id);
     peer.received = state;
+    peer.told_set = low_number({state.generation_seq, state.set_change});
     if ((state.flags & state_flag::growing) == 0) peer.size_bytes = state.size_bytes;
     // What a new disk could hold says nothing of what it will have zeroed.
     const bool is_new = uuid_identity(state.current_uuid) == uuid_just_created;
@@ -163,7 +166,7 @@ bool Core::meet_without_disk(NodeId id) {
         notice(2, id, why_);
         return true;
     }
-    if (holds_generation(peers_[id]) || awaiting_ack_.has(id)) return true;
+    if (holds_generation(peers_[id]) || register_.awaited().has(id)) return true;
     if (!uuid_equal(theirs.current_uuid, sb_.extension.parent_uuid)) {
         go_standalone(id, "the peer's data is not what this diskless Primary works on; demote it");
         return false;
@@ -176,14 +179,30 @@ bool Core::meet_without_disk(NodeId id) {
 // Whoever carries a generation is a member of its set, no matter who counted it in: what is written
 // without it needs another generation. True: a primary has opened that one.
 bool Core::learn_members(NodeId id) {
-    if (!holds_generation(peers_[id]) || peers_[id].received.size_bytes == 0) return false;
-    NodeMask grown = NodeMask{peers_[id].received.in_sync}.without(in_sync());
-    if (role_ == Role::primary) grown = grown.without(NodeMask::of(id) | self());
-    if (grown.empty()) return false;
-    sb_.extension.in_sync = in_sync() | grown;
-    persist();
-    if (role_ == Role::primary) open_generation(grown);
-    return role_ == Role::primary;
+    const StatePayload& theirs = peers_[id].received;
+    if (!uuid_equal(theirs.current_uuid, sb_.current_uuid) || theirs.size_bytes == 0) return false;
+    const InSyncSet set = joined(register_.value(), set_of(theirs));
+    NodeMask grown = set.members.without(in_sync());
+    if (role_ != Role::primary) {
+        if (set != register_.value()) {
+            take_set(set);
+            announce_set({});
+        }
+        return false;
+    }
+    grown = grown.without(NodeMask::of(id) | self());
+    if (!grown.empty()) {
+        open_generation(in_sync() | grown, grown);
+        return true;
+    }
+    // The peer's set has been changed more often, by nodes that this one did not hear.
+    if (set.number > register_.number()) {
+        InSyncSet next = register_.value();
+        next.number.change = set.number.change;
+        propose_set(changed(next, in_sync()));
+        announce_set({});
+    }
+    return false;
 }
 
 void Core::evaluate(NodeId id) {
@@ -277,6 +296,7 @@ void Core::apply_no_sync(NodeId id) {
     maybe_clear_crash_marker();
     maybe_up_to_date(peer.disk == DiskState::up_to_date);
     announce_state();
+    take_content(peer.received.content, config_.peers);  // of two names both keep one
     tell_in_sync();
 }
 
@@ -313,10 +333,11 @@ void Core::take_content(std::uint64_t content, NodeMask others) {
     if (content == 0 || !rests()) return;
     const bool news = content_ == 0 || content < content_;
     if (news) content_ = content;
+    // Again with those that have not heard it: a round in which both say the same as before would
+    // end as before.
     for_peers([&](const Peer& peer, NodeId id) {
-        const bool marked = bitmap_->count(static_cast<unsigned>(peer.slot)) > 0;
         const bool open = others.has(id) && equal_and_usable(peer) && !peer.in_round();
-        if (open && (marked || !peer.aligned) && content_ == content) want_handshake(id);
+        if (open && !peer.aligned && peer.sent.content != content_) want_handshake(id);
     });
     if (news) tell_in_sync();  // others may wait for this node's word
 }
@@ -438,8 +459,9 @@ void Core::on_state_update(NodeId id, const Message& m) {
 // From here on the peer is the one that is sure to have what it acknowledges (R26).
 void Core::follow(NodeId primary) {
     was_primary_ = false;
-    if (sb_.extension.primary_node == primary) return;
-    sb_.extension.primary_node = primary;
+    if (register_.value().primary == primary) return;
+    register_.note_primary(primary);
+    mirror_set();
     persist();
 }
 

@@ -18,6 +18,24 @@ void Core::send(NodeId id, Stream stream, Message message, BufferRef buffer) {
     e.stream = stream;
     e.message = message;
     e.buffer = buffer;
+    const MessageType type = message.type;
+    if (type != MessageType::write && type != MessageType::write_zeroes &&
+        type != MessageType::flush && type != MessageType::in_sync &&
+        type != MessageType::promote && type != MessageType::promote_reply) {
+        return;
+    }
+    const auto number = low_number(register_.number());
+    e.message.set_generation = number[0];
+    e.message.set_change = number[1];
+}
+
+// What depends on the in-sync set carries its number. It must be the one that the peer told last:
+// each change is told before what is sent under it.
+bool Core::under_told_set(NodeId id, const Message& m) {
+    const auto& told = peers_[id].told_set;
+    if (told[0] == m.set_generation && told[1] == m.set_change) return true;
+    protocol_error(id, "a message under another in-sync set than the one that was told");
+    return false;
 }
 
 // With this node's generation as it is now: another one may be opened before the step is over.
@@ -258,6 +276,7 @@ void Core::link_up(NodeId id) {
     peer.size_bytes = peer.room_bytes = 0;
     peer.pending = 0;
     peer.recorded = uuid_none;
+    peer.told_set = {};
     peer.answered_order = 0;
     peer.reads_given_up = 0;
     peer.watches = {};
@@ -333,7 +352,7 @@ void Core::lose_link(NodeId id, const char* why, bool graceful, int level) {
         if (role_ == Role::primary && in_sync().has(id)) evict(NodeMask::of(id));
         peer_gone_from_requests(id, 0);
         promote_waiting_.remove(id);
-        awaiting_ack_.remove(id);
+        register_.excuse(id);
         if (was_primary) primary_is_gone(id);
         if (role_ == Role::secondary && !sees_primary()) look_at_marked_peers();
     }
@@ -355,7 +374,7 @@ void Core::protocol_error(NodeId id, const char* why) {
 }
 
 bool Core::awaits_answer(const Peer& peer, NodeId id) const {
-    const bool records = awaiting_ack_.has(id) && !is(Mutant::never_expel);
+    const bool records = register_.awaited().has(id) && !is(Mutant::never_expel);
     return peer.pending > 0 || peer.state_sent || promote_waiting_.has(id) || records;
 }
 
@@ -398,7 +417,7 @@ std::array<std::uint64_t, Core::unanswered_kinds> Core::oldest_unanswered(NodeId
     }
     if (peer.state_sent) owes(3, peer.state_order);
     if (peer.done_sent) owes(3, peer.done_order);
-    if (awaiting_ack_.has(id)) owes(3, peer.generation_order);
+    if (register_.awaited().has(id)) owes(3, peer.generation_order);
     if (promote_waiting_.has(id)) owes(3, peer.promote_order);
     return oldest;
 }

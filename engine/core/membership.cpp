@@ -10,6 +10,10 @@
 namespace replica {
 namespace {
 
+std::array<std::uint32_t, 2> set_number_of(const Message& m) {
+    return {m.set_generation, m.set_change};
+}
+
 bool meaningful(Uuid uuid) {
     return uuid_identity(uuid) != uuid_none && uuid_identity(uuid) != uuid_just_created;
 }
@@ -18,7 +22,7 @@ bool meaningful(Uuid uuid) {
 
 // Nothing that was decided is still on its way to a disk.
 bool Core::settled() const {
-    return awaiting_ack_.empty() && (sb_durable_ >= barrier_version_ || !metadata_usable());
+    return register_.awaited().empty() && (sb_durable_ >= barrier_version_ || !metadata_usable());
 }
 
 void Core::evict(NodeMask lost) {
@@ -32,15 +36,85 @@ void Core::evict(NodeMask lost) {
     });
     if (rest.has(config_.node_id)) reachable.add(config_.node_id);
     if (reachable.empty()) return;
-    if (is(Mutant::evict_quietly)) {
-        sb_.extension.in_sync = reachable;
-        return persist();
-    }
-    open_generation(in_sync().without(reachable));
+    if (is(Mutant::evict_quietly)) return propose_set(changed(register_.value(), reachable));
+    open_generation(in_sync(), in_sync().without(reachable));
 }
 
-// The members of `lost` are behind from here on.
-void Core::open_generation(NodeMask lost) {
+// The one place where the label takes the register's value.
+void Core::mirror_set() {
+    const InSyncSet& set = register_.value();
+    sb_.current_uuid = set.generation;
+    SuperblockExtension& ext = sb_.extension;
+    ext.parent_uuid = set.parent;
+    ext.generation_seq = set.number.generation;
+    ext.set_change = set.number.change;
+    ext.in_sync = set.members;
+    ext.primary_node = set.primary;
+}
+
+// The next in-sync set of this lineage, by this node. It is in force when it is on this label and
+// on those of all that the caller awaits.
+void Core::propose_set(const InSyncSet& next) {
+    persist();
+    register_.propose(next, {}, sb_version_);
+    if (!metadata_usable()) register_.recorded_here(sb_version_);
+    barrier_version_ = sb_version_;
+    mirror_set();
+    touch();
+}
+
+// A set that another node proposed, or that two found when they compared theirs.
+void Core::take_set(const InSyncSet& set) {
+    if (set == register_.value()) return;
+    persist();
+    register_.load(set, sb_version_);
+    if (!metadata_usable()) register_.recorded_here(sb_version_);
+    barrier_version_ = sb_version_;  // its name is not given out before it is on the disk
+    mirror_set();
+    touch();
+}
+
+// Every change of the set is told on every link, in its place among the writes: what is sent later
+// carries the new number.
+void Core::announce_set(NodeMask except) {
+    Message m;
+    m.type = MessageType::in_sync;
+    m.flags = role_ == Role::primary ? 1 : 0;
+    m.nodes = in_sync().bits;
+    for_peers([&](const Peer& peer, NodeId id) {
+        if (knows_state(peer) && !except.has(id)) send(id, Stream::bulk, m);
+    });
+}
+
+// Members that can record a set now. The target of a resync that is being counted in does so later.
+NodeMask Core::recorders(NodeMask but) const {
+    NodeMask able;
+    for_peers([&](const Peer& peer, NodeId id) {
+        const bool later = peer.finishing && !peer.done_sent;
+        const bool met = peer.phase == LinkPhase::up && peer.repl != ReplicationState::off;
+        if (in_sync().has(id) && met && !later) able.add(id);
+    });
+    return able.without(but);
+}
+
+InSyncSet Core::set_of(const StatePayload& s) const {
+    InSyncSet set = register_.value();
+    set.generation = s.current_uuid;
+    set.number = {s.generation_seq, s.set_change};
+    set.members = NodeMask{s.in_sync};
+    return set;
+}
+
+InSyncSet Core::set_of(const GenerationPayload& g) const {
+    return {g.current_uuid,
+            g.parent_uuid,
+            {g.generation_seq, g.set_change},
+            NodeMask{g.in_sync},
+            g.primary_node};
+}
+
+// The members of `lost` are behind from here on; `members` are those of the set before.
+void Core::open_generation(NodeMask members, NodeMask lost) {
     const Uuid old = sb_.current_uuid;
     std::uint64_t stable = ~std::uint64_t{0};
     for_peers([&](Peer& peer, NodeId id) {
@@ -48,37 +122,30 @@ void Core::open_generation(NodeMask lost) {
         if (lost.has(id)) {
             if (uuid_identity(md.bitmap_uuid) == uuid_none) md.bitmap_uuid = uuid_identity(old);
             stable = std::min(stable, peer.stable_seq);
-        } else if (in_sync().has(id) && !peer.finishing) {
+        } else if (members.has(id) && !peer.finishing) {
             // It may still carry the old generation if it is lost before it has the new one.
             if (!is(Mutant::no_admitting_base)) md.admitting_uuid = uuid_identity(old);
         }
     });
     if (lost.has(config_.node_id)) stable = std::min(stable, local_stable_seq_);
-    SuperblockExtension& ext = sb_.extension;
     push_history(sb_.history, old);
-    ext.in_sync = in_sync().without(lost);
-    ext.parent_uuid = old;
-    ext.generation_seq += 1;
-    ext.primary_node = config_.node_id;
-    sb_.current_uuid = new_id() | uuid_primary_bit;
+    InSyncSet before = register_.value();
+    before.members = members;
+    propose_set(without(before, lost, new_id() | uuid_primary_bit, config_.node_id));
     marked_seq_ = std::min(stable, journal_.tail());
     left_ = lost;
-    persist();
-    barrier_version_ = sb_version_;
-    awaiting_ack_ = NodeMask{};
     commit_pending_ = true;
-    touch();
-    for_peers([&](const Peer& peer, NodeId id) {
-        if (!ext.in_sync.has(id) || peer.phase != LinkPhase::up) return;
-        if (peer.finishing && !peer.done_sent) return;  // that message will name this generation
-        offer_generation(id);
+    const NodeMask offered = recorders({});
+    for_peers([&](const Peer&, NodeId id) {
+        if (offered.has(id)) offer_generation(id);
     });
+    announce_set(offered);
     notice(5, -1, "a new data generation");
 }
 
 void Core::offer_generation(NodeId id) {
     peers_[id].generation_order = expect_answer(id, 0);
-    awaiting_ack_.add(id);
+    register_.await(id);
     Message m;
     m.type = MessageType::generation;
     m.seq = marked_seq_;
@@ -92,6 +159,7 @@ GenerationPayload Core::make_generation() const {
     g.parent_uuid = sb_.extension.parent_uuid;
     g.generation_seq = sb_.extension.generation_seq;
     g.in_sync = in_sync().bits;
+    g.set_change = sb_.extension.set_change;
     g.primary_node = sb_.extension.primary_node;
     g.disk = static_cast<std::uint8_t>(disk_);
     g.volume_id = sb_.extension.volume_id;
@@ -100,40 +168,42 @@ GenerationPayload Core::make_generation() const {
 }
 
 void Core::on_generation(NodeId id, const Message& m, const GenerationPayload& g) {
-    const NodeMask members{g.in_sync};
+    const InSyncSet next = set_of(g);
+    peers_[id].told_set = low_number(next.number);
     if (!disk_usable()) return;  // the primary hears of the lost disk, or has already
-    if (peers_[id].role != Role::primary || !members.has(config_.node_id) ||
-        !uuid_equal(g.parent_uuid, sb_.current_uuid)) {
+    const Uuid old = sb_.current_uuid;
+    if (peers_[id].role != Role::primary || uuid_equal(next.generation, old) ||
+        !register_.follows(next, config_.node_id)) {
         return protocol_error(id, "a generation that does not follow this node's");
     }
     const NodeMask lost{m.nodes};
-    const Uuid old = sb_.current_uuid;
     for_peers([&](Peer&, NodeId other) {
         PeerMetadata& md = sb_.peers[other];
         if (lost.has(other)) {
             if (uuid_identity(md.bitmap_uuid) == uuid_none) md.bitmap_uuid = uuid_identity(old);
-        } else if (members.has(other) && !is(Mutant::no_admitting_base)) {
+        } else if (next.members.has(other) && !is(Mutant::no_admitting_base)) {
             md.admitting_uuid = uuid_identity(old);
         }
     });
     mark_journal(m.seq, lost);
     push_history(sb_.history, old);
-    sb_.current_uuid = g.current_uuid;
-    sb_.extension.parent_uuid = g.parent_uuid;
-    sb_.extension.generation_seq = g.generation_seq;
-    sb_.extension.in_sync = members;
-    sb_.extension.primary_node = g.primary_node;
+    take_set(next);
     peers_[id].received.current_uuid = g.current_uuid;
-    persist();
-    barrier_version_ = sb_version_;  // its name is not given out before it is on the disk
-    touch();
-    on_durable(OnDurable::What::generation_ack, id, g.current_uuid);
+    tell_recorded(id);
+    announce_set(NodeMask::of(id));
+}
+
+// Once it is on the label, the proposer hears that this node has recorded its set.
+void Core::tell_recorded(NodeId id) {
+    on_durable(OnDurable::What::generation_ack, id, sb_.current_uuid);
+    on_durable_.back().number = register_.number();
 }
 
 void Core::on_generation_ack(NodeId id, const Message& m) {
-    if (m.offset == sb_.current_uuid && awaiting_ack_.has(id)) {
+    const bool current = uuid_equal(m.offset, sb_.current_uuid) &&
+                         low_number(register_.number()) == set_number_of(m);
+    if (current && register_.recorded_by(id, register_.number())) {
         answered(id, peers_[id].generation_order, 0);
-        awaiting_ack_.remove(id);
     }
     peers_[id].received.current_uuid = peers_[id].recorded = m.offset;
     // It may have what this disk waits for.
@@ -171,39 +241,75 @@ void Core::on_generation_committed(NodeId, const Message& m) {
 void Core::on_in_sync(NodeId id, const Message& m) {
     const Peer& sender = peers_[id];
     const NodeMask members{m.nodes};
+    peers_[id].told_set = set_number_of(m);
     if (!members.has(config_.node_id) || !disk_usable() || role_ == Role::primary) return;
     const bool clean = bitmap_->count(static_cast<unsigned>(sender.slot)) == 0;
-    if (is(Mutant::hearsay) && !sender.leads()) {
+    if (is(Mutant::hearsay) && m.flags == 0) {
         for_peers([&](Peer& peer, NodeId other) {
             if (members.has(other)) bitmap_->clear_all(static_cast<unsigned>(peer.slot));
         });
     }
-    if (!sender.leads()) {
-        if (!sees_primary() && equal(sender) && clean && !sender.in_round())
-            take_content(m.offset, members);
-        return;
-    }
-    if (!in_sync().has(config_.node_id) || disk_ != DiskState::up_to_date) return;
-    for_peers([&](const Peer&, NodeId other) {
-        if (members.has(other)) clear_marks(other, Proof::primary);
-    });
-    sb_.extension.in_sync = members;
-    maybe_clear_crash_marker();
-    persist();
+    if (m.flags != 0) return take_primarys_set(id, m);
+    if (!sees_primary() && equal(sender) && clean && !sender.in_round())
+        take_content(m.offset, members);
 }
 
+// The next set of this generation, or the same again. What is neither of them is refused: this node
+// and the Primary have to compare their states.
+void Core::take_primarys_set(NodeId id, const Message& m) {
+    const Peer& sender = peers_[id];
+    const InSyncSet& own = register_.value();
+    if (sender.role != Role::primary || !in_sync().has(config_.node_id) ||
+        disk_ < DiskState::outdated || sender.repl == ReplicationState::off ||
+        !uuid_equal(sender.received.current_uuid, own.generation)) {
+        return;  // no member: what it is told counts from the next handshake on
+    }
+    InSyncSet next = own;
+    next.members = NodeMask{m.nodes};
+    next.number.change = (own.number.change & ~std::uint64_t{0xffffffff}) | m.set_change;
+    const bool same_generation = low_number(own.number)[0] == m.set_generation;
+    const bool known = next.number == own.number && next.members == own.members;
+    if (!same_generation || (!known && !register_.follows(next, config_.node_id)))
+        return lose_link(id, "the in-sync sets of both differ: comparing them anew");
+    next.primary = id;
+    take_set(next);
+    tell_recorded(id);
+    for_peers([&](const Peer&, NodeId other) {
+        if (NodeMask{m.length}.has(other)) clear_marks(other, Proof::primary);
+    });
+    maybe_clear_crash_marker();
+    announce_set(NodeMask::of(id));
+}
+
+// The peer has all that this node has. Members record that; a Primary acknowledges nothing and
+// tells the new member nothing before they have.
 void Core::admit_to_in_sync(NodeId id) {
-    sb_.extension.in_sync.add(id);
-    peers_[id].stable_seq = std::max(peers_[id].stable_seq, journal_.head() - 1);
-    persist();
-    touch();
+    Peer& peer = peers_[id];
+    peer.stable_seq = std::max(peer.stable_seq, journal_.head() - 1);
+    if (in_sync().has(id) && in_sync().has(config_.node_id)) return persist();
+    const NodeMask own = disk_usable() && disk_ >= DiskState::outdated ? self() : NodeMask{};
+    change_members(in_sync() | NodeMask::of(id) | own, NodeMask::of(id));
+}
+
+// Another set of the same generation. `later`: those among its members that record it later.
+void Core::change_members(NodeMask members, NodeMask later) {
+    propose_set(changed(register_.value(), members));
+    if (role_ == Role::primary) {
+        const NodeMask must = recorders(later);
+        for_peers([&](Peer& peer, NodeId id) {
+            if (!must.has(id)) return;
+            peer.generation_order = expect_answer(id, 0);
+            register_.await(id);
+        });
+    }
+    announce_set({});
 }
 
 // The connection stands, the peer's data is gone.
 void Core::peer_lost_data(NodeId id) {
     Peer& peer = peers_[id];
     abort_resync(id);
-    awaiting_ack_.remove(id);  // it records nothing any more
+    register_.excuse(id);  // it records nothing any more
     if (role_ == Role::primary) {
         mark_journal(peer.stable_seq, NodeMask::of(id));
         if (in_sync().has(id)) evict(NodeMask::of(id));
@@ -246,7 +352,7 @@ void Core::abandon_promotion(Errc code, const char* why) {
     }
     promotion_ = Promotion::none;
     promote_waiting_ = NodeMask{};
-    awaiting_ack_ = NodeMask{};
+    register_.excuse_all();
     commit_pending_ = false;
     reply(promote_command_.token, code, why);
     sync_flags();
@@ -292,20 +398,20 @@ void Core::become_primary() {
     const bool unseen_primary = last >= 0 && last != config_.node_id &&
                                 peers_[static_cast<std::size_t>(last)].phase != LinkPhase::up;
     sb_.extension.promoted_at_s = promote_command_.wall_clock_s;
-    sb_.extension.primary_node = config_.node_id;
-    const NodeMask lost = (in_sync() | config_.peers).without(members);
-    const bool diverges =
-        (!in_sync().without(members).empty() && !is(Mutant::promote_without_members)) || forced ||
-        unseen_primary || !meaningful(sb_.current_uuid);
+    const NodeMask all = in_sync() | members;
+    const NodeMask lost = all.without(members);
+    const bool diverges = (!lost.empty() && !is(Mutant::promote_without_members)) || forced ||
+                          unseen_primary || !meaningful(sb_.current_uuid);
     for_peers([&](Peer&, NodeId id) {
-        if (forced && lost.has(id) && !meaningful(sb_.current_uuid)) set_slot_full(id);
+        if (forced && !members.has(id) && !meaningful(sb_.current_uuid)) set_slot_full(id);
     });
+    register_.note_primary(config_.node_id);
     if (diverges) {
-        sb_.extension.in_sync = in_sync() | members;
-        open_generation(in_sync().without(members));
-    } else {
-        sb_.extension.in_sync = members;
+        open_generation(all, lost);
+    } else if (members != in_sync()) {
+        change_members(members, {});
     }
+    mirror_set();
     if (disk_ != DiskState::up_to_date) {
         disk_ = DiskState::up_to_date;
         notice(4, -1, "promoted by force: newer data elsewhere is given up");
@@ -319,6 +425,7 @@ void Core::become_primary() {
 
 void Core::on_promote(NodeId id, const Message& m) {
     Peer& peer = peers_[id];
+    if (!under_told_set(id, m)) return;
     if (m.flags != 0) return on_promotion_given_up(id, m.id);
     // Two that ask at once: the lower id goes first.
     bool refuse =
@@ -368,8 +475,9 @@ void Core::on_promote_reply(NodeId id, const Message& m) {
     if (m.flags != 0) {
         return abandon_promotion(Errc::state, "a peer is primary already, or is becoming it");
     }
-    if (uuid_equal(m.offset, sb_.current_uuid)) {
-        sb_.extension.in_sync = in_sync() | NodeMask{m.nodes};
+    // Of one generation both count the members of both.
+    if (uuid_equal(m.offset, sb_.current_uuid) && !NodeMask{m.nodes}.without(in_sync()).empty()) {
+        change_members(in_sync() | NodeMask{m.nodes}, {});
     }
     answered(id, peers_[id].promote_order, 0);
     promote_waiting_.remove(id);

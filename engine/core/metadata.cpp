@@ -126,7 +126,7 @@ void Core::persist() {
 }
 
 void Core::on_durable(OnDurable::What what, NodeId peer, std::uint64_t value) {
-    on_durable_.push_back({what, sb_version_, peer, peers_[peer].link, value});
+    on_durable_.push_back({what, sb_version_, peer, peers_[peer].link, value, {}});
 }
 
 // Also without a disk: there is nothing to record then.
@@ -156,6 +156,8 @@ void Core::run_on_durable() {
         switch (next.what) {
             case OnDurable::What::generation_ack:
                 m.type = MessageType::generation_ack;
+                m.set_generation = low_number(next.number)[0];
+                m.set_change = low_number(next.number)[1];
                 if (linked) send(next.peer, Stream::control, m);
                 break;
             case OnDurable::What::sync_done:
@@ -198,6 +200,7 @@ void Core::on_superblock_written(int result) {
     if (result != 0) return local_io_failed(result, "a superblock write failed");
     sb_durable_ = sb_flying_;
     label_ = flying_label_;
+    register_.recorded_here(sb_durable_);
     if (hold_ == MetadataHold::recording) end_hold(Errc::ok, "");
     retry_peers_ = retry_held_ = retry_al_ = true;  // data may wait for what the label says now
     touch();
@@ -384,14 +387,10 @@ void Core::keep_live_label(const Superblock& live) {
     }
     if (uuid_identity(carried) == uuid_just_created) sb_.extension.ready_bytes = 0;
     sb_.effective_size_sectors = live.effective_size_sectors;
-    sb_.current_uuid = live.current_uuid;
     sb_.history = live.history;
     push_history(sb_.history, carried);
+    mirror_set();  // the register stays this Primary's
     SuperblockExtension& ext = sb_.extension;
-    ext.in_sync = live.extension.in_sync;
-    ext.parent_uuid = live.extension.parent_uuid;
-    ext.generation_seq = live.extension.generation_seq;
-    ext.primary_node = live.extension.primary_node;
     ext.promoted_at_s = live.extension.promoted_at_s;
     ext.volume_id = live.extension.volume_id;
     sb_.flags &= ~(md_flag::consistent | md_flag::was_up_to_date);
@@ -447,7 +446,17 @@ Status Core::prepare_attach(const Superblock& superblock) {
     content_ = 0;
     if (!sb_.extension.present) rebuild_extension(sb_, config_.node_id);
     sb_.node_id = config_.node_id;
-    if (role_ == Role::primary) keep_live_label(live);
+    if (role_ == Role::primary) {
+        keep_live_label(live);
+    } else {
+        const SuperblockExtension& ext = sb_.extension;
+        register_.load({sb_.current_uuid,
+                        ext.parent_uuid,
+                        {ext.generation_seq, ext.set_change},
+                        ext.in_sync,
+                        ext.primary_node},
+                       0);
+    }
     assign_slots();
     const std::uint32_t ring = (sb_.al_stripes * sb_.al_stripe_blocks - 1) * al_context_max;
     sb_.al_extents =
@@ -639,6 +648,7 @@ void Core::local_disk_failed(const char* why) {
     flush_bitmap_ = flush_wanted_ = false;
     al_preparing_ = false;
     sb_durable_ = sb_version_;
+    register_.recorded_here(sb_version_);  // what the label does not say its peers' labels say
     std::erase_if(on_durable_, [&](const OnDurable& next) {
         const bool command = next.what >= OnDurable::What::promoted;
         if (command) reply(static_cast<std::uint32_t>(next.value), Errc::io, why);

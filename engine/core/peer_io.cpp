@@ -64,6 +64,9 @@ void Core::on_peer_write(NodeId id, const Message& m, BufferRef buffer) {
     if (!resync && (peer.role != Role::primary || role_ == Role::primary))
         return refuse("a write from a peer that may not write here");
     const bool next = journal_owner_ != id || m.seq >= journal_.tail();
+    const auto& told = peer.told_set;
+    if (!resync && (told[0] != m.set_generation || told[1] != m.set_change))
+        return refuse("a message under another in-sync set than the one that was told");
     if (!resync && (m.seq == 0 || m.seq > seq_max || !next))
         return refuse("a write with an impossible number");
     const auto index = new_peer_request(id);
@@ -127,6 +130,7 @@ void Core::follow_sequence(NodeId primary, std::uint64_t seq) {
 }
 
 void Core::on_peer_flush(NodeId id, const Message& m) {
+    if (!under_told_set(id, m)) return;
     on_trim(id, m.trim_seq);
     const auto index = new_peer_request(id);
     if (!index) return protocol_error(id, "more requests than agreed");

@@ -334,7 +334,11 @@ std::uint64_t Core::local_done_seq() const {
 void Core::start_epoch_flush() {
     if (epoch_flush_) return;  // complete() asks again if that one was too early
     want_epoch_flush_ = false;
-    if (role_ != Role::primary || journal_.empty() || !has_good_data()) return;
+    if (role_ != Role::primary || journal_.empty()) return;
+    if (!has_good_data()) {  // later, when there is a disk to flush
+        if (!idle_flush_at_) idle_flush_at_ = now_ + config_.limits.idle_flush_ns;
+        return;
+    }
     epoch_flush_ = true;
     const std::uint32_t slot = config_.limits.requests;
     requests_[slot] = Request{};

@@ -102,11 +102,17 @@ void Core::abort_resync(NodeId id) {
     }
     if (active_source() == id) look_at_paused_sources();
     if (peer.done_sent) --peer.pending;
+    const bool counted = peer.finishing && role_ == Role::primary && in_sync().has(id);
     peer.finishing = peer.done_sent = false;
     peer.repl = ReplicationState::established;
     peer.bitmap_sent = peer.bitmap_received = false;
     retry_held_ = retry_peers_ = retry_al_ = true;
     touch();
+    // It was counted in, and has not said that it knows: it may carry this generation, or the label
+    // of a target. Nothing is acknowledged with its help.
+    if (!counted) return;
+    mark_journal(peer.stable_seq, NodeMask::of(id));
+    evict(NodeMask::of(id));
 }
 
 // Half-written data is no source (I-R9): those that took from here look for another.
@@ -232,10 +238,10 @@ void Core::bitmap_exchanged(NodeId id) {
     peer.done_bits = 0;
     if (!source && peer.full_target) {
         push_history(sb_.history, sb_.current_uuid);
-        sb_.current_uuid = full_sync_base(peer.received.current_uuid);
         sb_.extension.volume_id = peer.received.volume_id;
-        persist();
-        barrier_version_ = sb_version_;
+        InSyncSet half = register_.value();
+        half.generation = full_sync_base(peer.received.current_uuid);
+        take_set(half);
     }
     notice(5, id,
            source ? "resync started, this node is the source"
@@ -455,6 +461,7 @@ void Core::tell_in_sync() {
     Message m;
     m.type = MessageType::in_sync;
     m.nodes = role_ == Role::primary ? in_sync().bits : members.bits;
+    if (role_ == Role::primary) m.length = members.bits, m.flags = 1;
     if (role_ != Role::primary && members.count() > 2 && rests()) {
         if (content_ == 0) content_ = new_id();
         m.offset = content_;
@@ -502,15 +509,15 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     push_history(sb_.history, old);
     for (auto it = g.history.rbegin(); it != g.history.rend(); ++it)
         push_history(sb_.history, *it);
-    sb_.current_uuid = g.current_uuid;
+    InSyncSet set = set_of(g);
+    if (uuid_equal(old, g.current_uuid)) set = joined(set, register_.value());
+    if (!set.members.has(config_.node_id)) set = changed(set, set.members | self());
+    take_set(set);
     SuperblockExtension& ext = sb_.extension;
-    ext.parent_uuid = g.parent_uuid;
-    ext.generation_seq = g.generation_seq;
-    // Of one generation both sides know members.
-    ext.in_sync = members | self() | (uuid_equal(old, g.current_uuid) ? in_sync() : NodeMask{});
-    ext.primary_node = g.primary_node;
     ext.volume_id = g.volume_id;
     peer.received.current_uuid = g.current_uuid;
+    peer.told_set = low_number({g.generation_seq, g.set_change});
+    announce_set({});
     peer.aligned = true;
     peer.repl = ReplicationState::established;
     // It lacks what its source lost in a crash, unless a primary goes on with that.
@@ -552,7 +559,7 @@ void Core::primary_is_complete(NodeId id) {
     source.total_bits = source.done_bits = 0;
     crashed_ = crashed_power_ = false;
     sb_.extension.crash_kind = 0;
-    sb_.extension.in_sync.add(config_.node_id);
+    change_members(in_sync() | self(), {});
     flush_bitmap_ = true;
     notice(5, id, "resync done");
     set_disk(DiskState::up_to_date);

@@ -80,7 +80,15 @@ constexpr std::size_t crash_kind = 1752;
 constexpr std::size_t cache_losses = 1756;
 constexpr std::size_t device_bytes = 1760;
 constexpr std::size_t ready_bytes = 1768;
-constexpr std::size_t reserved = 1776;  // zero up to the end
+// Since version 2; zero in version 1.
+constexpr std::size_t set_change = 1776;
+constexpr std::size_t vote_generation = 1784;
+constexpr std::size_t vote_parent = 1792;
+constexpr std::size_t vote_generation_seq = 1800;
+constexpr std::size_t vote_change = 1808;
+constexpr std::size_t vote_members = 1816;
+constexpr std::size_t vote_primary = 1820;
+constexpr std::size_t reserved = 1824;  // zero up to the end
 }  // namespace ext_at
 
 static_assert(ext_at::magic + 8 == ext_at::version && ext_at::version + 4 == ext_at::checksum);
@@ -93,13 +101,15 @@ static_assert(ext_at::admitting_uuids + nodes_max * 8 == ext_at::promoted_at);
 static_assert(ext_at::promoted_at + 8 == ext_at::crash_kind);
 static_assert(ext_at::crash_kind + 4 == ext_at::cache_losses);
 static_assert(ext_at::cache_losses + 4 == ext_at::device_bytes);
-static_assert(ext_at::ready_bytes + 8 == ext_at::reserved);
+static_assert(ext_at::ready_bytes + 8 == ext_at::set_change);
+static_assert(ext_at::set_change + 5 * 8 == ext_at::vote_members);
+static_assert(ext_at::vote_primary + 4 == ext_at::reserved);
 static_assert(ext_at::reserved < superblock_bytes);
 // What tells a torn block's two halves apart (magic to vote) must not tear itself.
 static_assert(ext_at::magic / 512 == (ext_at::admitting_uuids - 1) / 512);
 
 constexpr std::uint64_t extension_magic = 0x5265706c69636120;  // "Replica "
-constexpr std::uint32_t extension_version = 1;
+constexpr std::uint32_t extension_version = 2;                 // written; version 1 is read as well
 
 constexpr std::uint32_t v06_magic = 0x83740269;
 constexpr std::uint32_t v07_magic = 0x8374026a;
@@ -226,6 +236,17 @@ void decode_extension(const Reader& in, Superblock& superblock) {
     extension.cache_losses = in.u32(ext_at::cache_losses);
     extension.device_bytes = in.u64(ext_at::device_bytes);
     extension.ready_bytes = in.u64(ext_at::ready_bytes);
+    // A set of version 1 was never changed within its generation by number, and nobody voted.
+    if (in.u32(ext_at::version) >= 2) {
+        extension.set_change = in.u64(ext_at::set_change);
+        VotedSet& vote = extension.vote_value;
+        vote.generation = in.u64(ext_at::vote_generation);
+        vote.parent = in.u64(ext_at::vote_parent);
+        vote.generation_seq = in.u64(ext_at::vote_generation_seq);
+        vote.change = in.u64(ext_at::vote_change);
+        vote.members = NodeMask{in.u32(ext_at::vote_members)};
+        vote.primary = in.s32(ext_at::vote_primary);
+    }
     for (std::size_t n = 0; n < nodes_max; ++n) {
         superblock.peers[n].admitting_uuid = in.u64(ext_at::admitting_uuids + 8 * n);
     }
@@ -258,6 +279,14 @@ void encode_extension(const Superblock& superblock, Writer out) {
     out.u32(ext_at::cache_losses, extension.cache_losses);
     out.u64(ext_at::device_bytes, extension.device_bytes);
     out.u64(ext_at::ready_bytes, extension.ready_bytes);
+    out.u64(ext_at::set_change, extension.set_change);
+    const VotedSet& vote = extension.vote_value;
+    out.u64(ext_at::vote_generation, vote.generation);
+    out.u64(ext_at::vote_parent, vote.parent);
+    out.u64(ext_at::vote_generation_seq, vote.generation_seq);
+    out.u64(ext_at::vote_change, vote.change);
+    out.u32(ext_at::vote_members, vote.members.bits);
+    out.s32(ext_at::vote_primary, vote.primary);
     for (std::size_t n = 0; n < nodes_max; ++n) {
         out.u64(ext_at::admitting_uuids + 8 * n, superblock.peers[n].admitting_uuid);
     }
@@ -404,6 +433,8 @@ Status check_superblock(const Superblock& superblock) {
     TRY_STATUS(in_range("bm_max_peers", superblock.max_peers, 1, bitmap_slots_max));
     TRY_STATUS(in_range("node_id", superblock.node_id, -1, nodes_max - 1));
     TRY_STATUS(in_range("primary_node", superblock.extension.primary_node, -1, nodes_max - 1));
+    TRY_STATUS(
+        in_range("vote_primary", superblock.extension.vote_value.primary, -1, nodes_max - 1));
     return check_slots(superblock);
 }
 
@@ -458,13 +489,16 @@ Result<Superblock> decode_superblock(Block bytes) {
         case BlockKind::ours:
             break;
     }
-    if (kind == BlockKind::ours && in.u32(ext_at::version) != extension_version) {
-        return Error{Errc::unsupported, 0,
-                     text_of("the superblock's Replica extension has version %" PRIu32
-                             ", this program reads version %" PRIu32 ": use the newer Replica",
-                             in.u32(ext_at::version), extension_version)};
+    const std::uint32_t version = kind == BlockKind::ours ? in.u32(ext_at::version) : 1;
+    if (version < 1 || version > extension_version) {
+        return Error{
+            Errc::unsupported, 0,
+            text_of("the superblock's Replica extension has version %" PRIu32
+                    ", this program reads versions 1 to %" PRIu32 ": use the newer Replica",
+                    version, extension_version)};
     }
-    const bool tail_used = kind == BlockKind::ours && !in.zero(ext_at::reserved, superblock_bytes);
+    const std::size_t used = version == 1 ? ext_at::set_change : ext_at::reserved;
+    const bool tail_used = kind == BlockKind::ours && !in.zero(used, superblock_bytes);
     if (tail_used || reserved_fields_used(in)) {
         return Error{
             Errc::unsupported, 0,

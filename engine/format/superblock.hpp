@@ -61,6 +61,17 @@ struct PeerMetadata {
     friend bool operator==(const PeerMetadata&, const PeerMetadata&) = default;
 };
 
+// A value of the in-sync set as the quorum register's vote names it (docs/membership.md).
+struct VotedSet {
+    Uuid generation = uuid_none;
+    Uuid parent = uuid_none;
+    std::uint64_t generation_seq = 0;
+    std::uint64_t change = 0;
+    NodeMask members;
+    std::int32_t primary = -1;
+    friend bool operator==(const VotedSet&, const VotedSet&) = default;
+};
+
 // What v09 has no room for. Valid only if `present`; absent over a valid v09 superblock means that
 // DRBD wrote last, and it is then rebuilt from the v09 fields.
 struct SuperblockExtension {
@@ -72,8 +83,14 @@ struct SuperblockExtension {
     std::int32_t primary_node = -1;    // who was primary in current_uuid, -1: nobody
     std::array<std::uint8_t, 16> volume_id{};  // names the volume; equal on all replicas, 0: unset
     std::array<std::uint8_t, 16> boot_id{};    // the machine's boot during which it was last in use
-    std::uint64_t vote_ballot = 0;  // place of the quorum register (design D6); 0 with quorum off
+    // The in-sync set is a register: in_sync has this place in the order of the sets of its
+    // generation (docs/membership.md).
+    std::uint64_t set_change = 0;
+    // This node's vote on the next set: no lower ballot counts, and in this one it accepted that
+    // value. All 0 while no majority is asked (quorum off).
+    std::uint64_t vote_ballot = 0;
     std::uint64_t vote_accepted = 0;
+    VotedSet vote_value;
     std::uint64_t promoted_at_s = 0;  // wall clock of this node's last promotion, 0: never
     // How it last stopped with writes possibly in flight, until reconciled: 0 it did not, 1 the
     // process ended and the drive kept its cache, 2 the cache may be lost.

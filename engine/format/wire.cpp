@@ -11,12 +11,13 @@
 namespace replica {
 namespace {
 
-// Header layout: magic 0, type 4, flags 6, payload_bytes 8, payload_crc 12, header_crc 16, zero 20,
-// then the body.
+// Header layout: magic 0, type 4, flags 6, payload_bytes 8, payload_crc 12, header_crc 16, then the
+// body.
 constexpr std::size_t at_type = 4, at_flags = 6, at_payload_bytes = 8, at_payload_crc = 12;
-constexpr std::size_t at_header_crc = 16, at_zero = 20, at_seq = 24, at_offset = 32, at_trim = 40;
-constexpr std::size_t at_length = 48, at_nodes = 52, at_id = 56, at_zero_end = 60;
-static_assert(at_zero_end + 4 == wire_header_bytes);
+constexpr std::size_t at_header_crc = 16, at_set_generation = 20, at_seq = 24, at_offset = 32,
+                      at_trim = 40;
+constexpr std::size_t at_length = 48, at_nodes = 52, at_id = 56, at_set_change = 60;
+static_assert(at_set_change + 4 == wire_header_bytes);
 
 // Which fields a type uses, and what its payload may be.
 enum Field : unsigned {
@@ -27,6 +28,7 @@ enum Field : unsigned {
     f_length = 16,
     f_nodes = 32,
     f_id = 64,
+    f_set = 128,  // set_generation and set_change
 };
 enum class Payload : std::uint8_t { none, exact, length, length_unless_flags, text };
 struct TypeRule {
@@ -41,21 +43,21 @@ constexpr TypeRule rules[] = {
     {MessageType::state, 0, Payload::exact, state_payload_bytes},
     {MessageType::state_update, f_flags | f_id, Payload::none, 0},
     {MessageType::generation, f_seq | f_nodes, Payload::exact, generation_payload_bytes},
-    {MessageType::generation_ack, f_offset, Payload::none, 0},
+    {MessageType::generation_ack, f_offset | f_set, Payload::none, 0},
     {MessageType::generation_committed, f_offset, Payload::none, 0},
-    {MessageType::in_sync, f_nodes | f_offset, Payload::none, 0},
-    {MessageType::promote, f_id | f_flags, Payload::none, 0},
-    {MessageType::promote_reply, f_flags | f_id | f_offset | f_nodes, Payload::none, 0},
+    {MessageType::in_sync, f_flags | f_nodes | f_offset | f_length | f_set, Payload::none, 0},
+    {MessageType::promote, f_id | f_flags | f_set, Payload::none, 0},
+    {MessageType::promote_reply, f_flags | f_id | f_offset | f_nodes | f_set, Payload::none, 0},
     {MessageType::goodbye, f_flags, Payload::none, 0},
     {MessageType::adopt_generation, 0, Payload::exact, generation_payload_bytes},
     {MessageType::invalidate, f_flags, Payload::none, 0},
-    {MessageType::write, f_flags | f_seq | f_offset | f_trim | f_length | f_nodes, Payload::length,
-     0},
-    {MessageType::write_zeroes, f_flags | f_seq | f_offset | f_trim | f_length | f_nodes,
+    {MessageType::write, f_flags | f_seq | f_offset | f_trim | f_length | f_nodes | f_set,
+     Payload::length, 0},
+    {MessageType::write_zeroes, f_flags | f_seq | f_offset | f_trim | f_length | f_nodes | f_set,
      Payload::none, 0},
     {MessageType::write_received, f_seq, Payload::none, 0},
     {MessageType::write_ack, f_seq | f_flags, Payload::none, 0},
-    {MessageType::flush, f_id | f_seq | f_trim, Payload::none, 0},
+    {MessageType::flush, f_id | f_seq | f_trim | f_set, Payload::none, 0},
     {MessageType::flush_ack, f_id | f_flags, Payload::none, 0},
     {MessageType::trim, f_trim, Payload::none, 0},
     {MessageType::want_trim, 0, Payload::none, 0},
@@ -87,7 +89,8 @@ bool unused_fields_are_zero(const Message& m, unsigned used) {
     return ((used & f_flags) != 0 || m.flags == 0) && ((used & f_seq) != 0 || m.seq == 0) &&
            ((used & f_offset) != 0 || m.offset == 0) && ((used & f_trim) != 0 || m.trim_seq == 0) &&
            ((used & f_length) != 0 || m.length == 0) && ((used & f_nodes) != 0 || m.nodes == 0) &&
-           ((used & f_id) != 0 || m.id == 0);
+           ((used & f_id) != 0 || m.id == 0) &&
+           ((used & f_set) != 0 || (m.set_generation == 0 && m.set_change == 0));
 }
 
 bool payload_fits(const Message& m, const TypeRule& rule) {
@@ -140,7 +143,7 @@ void visit_state(Visitor& v, P& p) {
     v(p.role), v(p.disk), v(p.flags), v(p.in_sync), v(p.size_bytes), v(p.size_max_bytes);
     v(p.current_uuid), v(p.bitmap_uuid), v(p.admitting_uuid), v(p.bits), v(p.generation_seq);
     v(p.last_seq), v(p.promoted_at), v(p.after_sb), v(p.cache_losses), v(p.volume_id), v(p.history);
-    v(p.content);
+    v(p.content), v(p.set_change);
 }
 template <class Visitor, class P>
 void visit_hello(Visitor& v, P& p) {
@@ -151,7 +154,7 @@ void visit_hello(Visitor& v, P& p) {
 template <class Visitor, class P>
 void visit_generation(Visitor& v, P& p) {
     v(p.current_uuid), v(p.parent_uuid), v(p.generation_seq), v(p.in_sync), v(p.disk);
-    v(p.volume_id), v(p.history);
+    v(p.volume_id), v(p.history), v(p.set_change);
 }
 
 }  // namespace
@@ -172,6 +175,8 @@ void encode_header(const Message& m, std::uint32_t payload_crc, HeaderBytes out)
     store_le<std::uint32_t>(p + at_length, m.length);
     store_le<std::uint32_t>(p + at_nodes, m.nodes);
     store_le<std::uint32_t>(p + at_id, m.id);
+    store_le<std::uint32_t>(p + at_set_generation, m.set_generation);
+    store_le<std::uint32_t>(p + at_set_change, m.set_change);
     store_le<std::uint32_t>(p + at_header_crc, crc32c(out));
 }
 
@@ -194,10 +199,11 @@ Result<Message> decode_header(ConstHeaderBytes bytes) {
     m.length = load_le<std::uint32_t>(p + at_length);
     m.nodes = load_le<std::uint32_t>(p + at_nodes);
     m.id = load_le<std::uint32_t>(p + at_id);
+    m.set_generation = load_le<std::uint32_t>(p + at_set_generation);
+    m.set_change = load_le<std::uint32_t>(p + at_set_change);
     const TypeRule* rule = find_rule(m.type);
     if (rule == nullptr) return Error{Errc::unsupported, 0, "a message of an unknown type"};
-    if (load_le<std::uint32_t>(p + at_zero) != 0 || load_le<std::uint32_t>(p + at_zero_end) != 0 ||
-        !unused_fields_are_zero(m, rule->fields)) {
+    if (!unused_fields_are_zero(m, rule->fields)) {
         return corrupt("a message uses fields that its type does not have");
     }
     if (!payload_fits(m, *rule)) return corrupt("a message's payload length does not fit its type");

@@ -15,8 +15,8 @@
 namespace replica {
 
 inline constexpr std::uint32_t wire_magic = 0x4d4c5052;  // "RPLM"
-inline constexpr std::uint16_t wire_version_min = 1;
-inline constexpr std::uint16_t wire_version_max = 1;
+inline constexpr std::uint16_t wire_version_min = 2;
+inline constexpr std::uint16_t wire_version_max = 2;
 inline constexpr std::size_t wire_header_bytes = 64;
 inline constexpr std::size_t wire_name_max = 64;
 inline constexpr std::size_t wire_text_max = 256;
@@ -44,12 +44,15 @@ enum class MessageType : std::uint16_t {
     generation = 18,
     generation_ack = 19,        // control. offset: the generation's id
     generation_committed = 20,  // bulk. offset: the generation's id
-    in_sync = 21,               // bulk. nodes: of a Primary, the in-sync set grew to this; of a
-                                // Secondary, who holds what it holds, offset: the name of that
-    promote = 22,               // bulk. id: attempt, answered by promote_reply; flags 1: given up
-    promote_reply = 23,         // bulk. id: attempt, flags: 0 agreed, 1 refused; agreed, offset:
-                                // the answering node's generation, nodes: its members
-    goodbye = 24,               // bulk. flags: 1 = you are outdated now, 2 = stay away until asked
+    // bulk. flags 1: a Primary's set of this generation is `nodes`, recorded and answered by
+    // generation_ack; length: those toward which nobody needs marks. flags 0: offset 0: tells the
+    // number of a Secondary's set, nodes; else `nodes` hold what the sender holds, offset: its
+    // name.
+    in_sync = 21,
+    promote = 22,        // bulk. id: attempt, answered by promote_reply; flags 1: given up
+    promote_reply = 23,  // bulk. id: attempt, flags: 0 agreed, 1 refused; agreed, offset:
+                         // the answering node's generation, nodes: its members
+    goodbye = 24,        // bulk. flags: 1 = you are outdated now, 2 = stay away until asked
 
     adopt_generation =
         26,           // bulk: first generation of disks proven equal. Payload: GenerationPayload
@@ -90,7 +93,7 @@ inline constexpr std::uint16_t discard = 2;        // write_zeroes that may free
 inline constexpr std::uint16_t want_received = 4;  // protocol B
 }  // namespace write_flag
 
-// The header's body, the same 40 bytes for every type.
+// The header's body, the same for every type.
 struct Message {
     MessageType type = MessageType::ping;
     std::uint16_t flags = 0;
@@ -101,6 +104,9 @@ struct Message {
     std::uint32_t length = 0;
     std::uint32_t nodes = 0;
     std::uint32_t id = 0;
+    // The number of the sender's in-sync set (docs/membership.md), the low 32 bits of each part. A
+    // receiver compares it with the last one that the sender told it on this link.
+    std::uint32_t set_generation = 0, set_change = 0;
 };
 
 struct HelloPayload {
@@ -153,8 +159,9 @@ struct StatePayload {
     std::array<Uuid, history_uuids_max> history{};
     // Names the content of the disk at rest; two that say the same hold the same. 0: nothing said.
     std::uint64_t content = 0;
+    std::uint64_t set_change = 0;  // with generation_seq the number of in_sync
 };
-inline constexpr std::size_t state_payload_bytes = 368;
+inline constexpr std::size_t state_payload_bytes = 376;
 
 struct GenerationPayload {
     Uuid current_uuid = uuid_none;
@@ -165,9 +172,10 @@ struct GenerationPayload {
     std::uint8_t disk = 0;  // sync_done: the disk state that the target takes
     std::array<std::uint8_t, 16> volume_id{};
     std::array<Uuid, history_uuids_max> history{};
+    std::uint64_t set_change = 0;  // with generation_seq the number of in_sync
     friend bool operator==(const GenerationPayload&, const GenerationPayload&) = default;
 };
-inline constexpr std::size_t generation_payload_bytes = 312;
+inline constexpr std::size_t generation_payload_bytes = 320;
 
 using HeaderBytes = std::span<std::byte, wire_header_bytes>;
 using ConstHeaderBytes = std::span<const std::byte, wire_header_bytes>;

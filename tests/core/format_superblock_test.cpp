@@ -67,6 +67,13 @@ Superblock random_superblock(Prng& prng) {
         b = static_cast<std::uint8_t>(prng.next());
     e.vote_ballot = prng.next();
     e.vote_accepted = prng.next();
+    e.set_change = prng.next();
+    e.vote_value = {prng.next(),
+                    prng.next(),
+                    prng.next(),
+                    prng.next(),
+                    NodeMask{static_cast<std::uint32_t>(prng.next())},
+                    static_cast<std::int32_t>(prng.below(33)) - 1};
     e.promoted_at_s = prng.next();
     e.cache_losses = static_cast<std::uint32_t>(prng.next());
     e.device_bytes = prng.next();

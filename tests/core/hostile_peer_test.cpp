@@ -56,6 +56,7 @@ class Arena {
         Role role = Role::secondary;  // what it says mostly
         std::deque<Message> heard;
         std::uint64_t session = 0;
+        std::array<std::uint32_t, 2> told{};  // the number of its in-sync set
     };
 
     void require(bool holds, const char* what) {
@@ -84,6 +85,7 @@ class Arena {
     bool answer(NodeId id, const Message& heard);
     Message invent(NodeId id);
     Message press_on(NodeId id);
+    void number(Foe& foe, Message& m, std::span<const std::byte> payload);
     void say(NodeId id, Message m);
     void fill_payload(NodeId id, const Message& m, std::vector<std::byte>& out);
     StatePayload draw_state(NodeId id);
@@ -757,12 +759,41 @@ bool by_control(MessageType type) {
     }
 }
 
+// What depends on the in-sync set names the one that the foe told, mostly.
+void Arena::number(Foe& foe, Message& m, std::span<const std::byte> payload) {
+    const auto low = [](std::uint64_t generation, std::uint64_t change) {
+        return low_number({generation, change});
+    };
+    if (m.type == MessageType::state) {
+        const auto s = decode_state(payload);
+        foe.told = low(s.value().generation_seq, s.value().set_change);
+    } else if (payload.size() == generation_payload_bytes) {
+        const auto g = decode_generation(payload);
+        if (g) foe.told = low(g.value().generation_seq, g.value().set_change);
+    } else if (m.type == MessageType::in_sync && chance(50)) {
+        foe.told = {foe.told[0], foe.told[1] + static_cast<std::uint32_t>(below(3))};
+    }
+    const SuperblockExtension& own = core_->superblock().extension;
+    const auto named = m.type == MessageType::generation_ack && !chance(wild_)
+                           ? low(own.generation_seq, own.set_change)
+                           : foe.told;
+    constexpr MessageType numbered[] = {
+        MessageType::write,          MessageType::write_zeroes, MessageType::flush,
+        MessageType::in_sync,        MessageType::promote,      MessageType::promote_reply,
+        MessageType::generation_ack,
+    };
+    if (std::find(std::begin(numbered), std::end(numbered), m.type) == std::end(numbered)) return;
+    m.set_generation = named[0];
+    m.set_change = named[1] + (chance(wild_) ? 1 : 0);
+}
+
 void Arena::say(NodeId id, Message m) {
     Foe& foe = foes_[id];
     if (foe.link != Foe::Link::open) return;
     std::vector<std::byte> payload;
     fill_payload(id, m, payload);
     m = framed(m, payload.size());
+    number(foe, m, payload);
     const bool data = m.type == MessageType::write || m.type == MessageType::resync_data ||
                       m.type == MessageType::read_reply;
     BufferRef buffer;

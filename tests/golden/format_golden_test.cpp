@@ -240,6 +240,26 @@ TEST_CASE("the extents that drbdmeta marks are those that the replay finds, also
     CHECK(replay.value().blocks_corrupt == 0);
 }
 
+namespace {
+
+// The bytes that dump() wrote into a golden file.
+std::array<std::byte, superblock_bytes> undump(const std::string& name) {
+    std::array<std::byte, superblock_bytes> bytes{};
+    std::ifstream file(std::string(REPLICA_GOLDEN_DIR) + "/" + name);
+    std::size_t at = 0;
+    std::string line;
+    while (file >> at >> line) {
+        REQUIRE(line.size() == 32);
+        for (std::size_t i = 0; i < 16; ++i)
+            bytes.at(at + i) =
+                static_cast<std::byte>(std::stoul(line.substr(2 * i, 2), nullptr, 16));
+    }
+    REQUIRE(at > 0);
+    return bytes;
+}
+
+}  // namespace
+
 TEST_CASE("the extension keeps its bytes") {
     Superblock superblock;
     superblock.effective_size_sectors = 130968;
@@ -264,6 +284,8 @@ TEST_CASE("the extension keeps its bytes") {
     }
     superblock.extension.vote_ballot = 0x77;
     superblock.extension.vote_accepted = 0x76;
+    superblock.extension.set_change = 5;
+    superblock.extension.vote_value = {0x4040, 0x3030, 42, 6, NodeMask{0x80000004}, 2};
     superblock.extension.promoted_at_s = 0x6a5b4c3d;
     REQUIRE(plan_layout(MetadataPlace::internal, 64 * mib, 0, superblock));
 
@@ -272,4 +294,11 @@ TEST_CASE("the extension keeps its bytes") {
     const auto decoded = decode_superblock(bytes);
     REQUIRE(decoded);
     CHECK(decoded.value() == superblock);
+
+    // As the version before wrote it: everything but what it did not have.
+    const auto older = decode_superblock(undump("superblock_extension_v1.hex"));
+    REQUIRE(older);
+    superblock.extension.set_change = 0;
+    superblock.extension.vote_value = VotedSet{};
+    CHECK(older.value() == superblock);
 }

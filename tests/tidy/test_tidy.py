@@ -69,6 +69,17 @@ class Banned(unittest.TestCase):
 
 
 class Files(unittest.TestCase):
+    def test_what_has_one_way_is_seen_elsewhere(self):
+        for bad in ("sb_.current_uuid = 1;", "sb_.extension.in_sync = m;", "ext.set_change += 1;",
+                    "register_.load(set, 0);", "bitmap_->clear_all(0);", "peer.stable_seq = 4;",
+                    "emit(EffectKind::disk_write);"):
+            sample = ("engine/core/x.cpp", "void Core::other() {\n    " + bad + "\n}\n")
+            self.assertEqual(len(found(tidy.check_one_way, sample)), 1, bad)
+        good = ("engine/core/x.cpp", "void Core::mirror_set() {\n    sb_.current_uuid = 1;\n}\n")
+        self.assertEqual(found(tidy.check_one_way, good), [])
+        same = ("engine/core/x.cpp", "void Core::f() {\n    if (sb_.current_uuid == a) g();\n}\n")
+        self.assertEqual(found(tidy.check_one_way, same), [])
+
     def test_a_missing_licence_or_description_is_seen(self):
         self.assertEqual(len(found(tidy.check_header_comment, ("a.cpp", "#include <x>\n"))), 1)
         bare = "// SPDX-License-Identifier: Apache-2.0\n#pragma once\n"

@@ -127,6 +127,38 @@ def check_banned_includes(sources):
                         yield Finding(source.path, line, f"<{name}> is banned here; use {instead}")
 
 
+# What the core does in one function that nobody can go around: pattern, functions, what it is.
+ONE_WAY = (
+    (re.compile(r"sb_\.current_uuid\s*=[^=]|\bext(?:ension)?\.(?:in_sync|generation_seq|set_change|"
+                r"parent_uuid|primary_node)\s*[-+|&]?=[^=]"),
+     ("Core::mirror_set", "rebuild_extension"),
+     "the label takes the in-sync set from the register"),
+    (re.compile(r"register_\.(?:propose|load)\("),
+     ("Core::propose_set", "Core::take_set", "Core::prepare_attach"),
+     "the in-sync set changes"),
+    (re.compile(r"bitmap_->clear_all\("),
+     ("Core::clear_marks", "Core::on_in_sync"), "marks are taken back, with a proof"),
+    (re.compile(r"EffectKind::disk_(?:write|zero)\b"),
+     ("Core::write_data",), "data goes to the disk, when label and log cover it"),
+    (re.compile(r"\.stable_seq\s*=[^=]"),
+     ("Core::mark_unstable", "Core::flush_answered", "Core::become_primary",
+      "Core::admit_to_in_sync"), "a peer's writes become stable"),
+)
+
+
+def check_one_way(sources):
+    """In the core some things are done in one place, which checks whether they may be done."""
+    for source in sources:
+        if not (source.path.startswith("engine/core/") and source.path.endswith(".cpp")):
+            continue
+        for number, line in enumerate(source.code.split("\n"), 1):
+            for pattern, allowed, what in ONE_WAY:
+                inside = any(f.line <= number < f.line + f.length and f.name in allowed
+                             for f in source.functions)
+                if pattern.search(line) and not inside:
+                    yield Finding(source.path, number, f"only in {', '.join(allowed)}: {what}")
+
+
 def check_banned_calls(sources):
     for source in sources:
         if source.is_cpp and source.path.startswith("engine/core/"):
@@ -283,6 +315,7 @@ def check_doc_links(sources):
 
 
 CHECKS = (
+    check_one_way,
     check_layers,
     check_banned_includes,
     check_banned_calls,
