@@ -33,6 +33,7 @@ void World::draw_swarm() {
         swarm_.slow_disk = random_.below(3) == 0;
         swarm_.slow_data = swarm_.slow_disk && random_.below(3) != 0;
         swarm_.slow_metadata = swarm_.slow_disk && (!swarm_.slow_data || half());
+        swarm_.late = true;
         swarm_.segments = half();
         swarm_.bit_flips = random_.below(5) == 0;
         swarm_.resets = half();
@@ -60,6 +61,7 @@ void World::draw_swarm() {
     swarm_.net_delay_ns = net[random_.below(3)];
     const std::uint64_t disk[] = {30'000, 300'000, 5'000'000};
     swarm_.disk_delay_ns = disk[random_.below(3)];
+    leave_out_features();
 }
 
 // One or two kinds that are slow as a rule: what happens in between is seen again and again.
@@ -242,7 +244,9 @@ void World::new_disk(int n) {
 
 void World::application() {
     judge_waiting();
-    for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
+    const Decision decision(*this, Actor::application);
+    at(50'000 + random_.below(3 * ns_per_ms), [this] { application(); });
+    for (int n = 0; decision.on() && n < static_cast<int>(nodes_.size()); ++n) {
         const Node& node = nodes_[static_cast<std::size_t>(n)];
         if (!busy_ || !node.up || node.paused_until > now_) continue;
         if (node.core->role() == Role::primary && node.promote_token == 0 &&
@@ -250,7 +254,6 @@ void World::application() {
             submit(n);
         }
     }
-    at(50'000 + random_.below(3 * ns_per_ms), [this] { application(); });
 }
 
 void World::submit(int n) {
@@ -334,6 +337,9 @@ std::uint64_t World::submit(int n, IoKind kind, std::uint64_t sector, std::uint3
         r.promise = checker_.flush_submitted(r.generation);
         r.sector = r.sectors = 0;
     }
+    tell(n, "submits request %u: kind %u write %llu sector %llu+%u fua %d", slot,
+         static_cast<unsigned>(r.kind), static_cast<unsigned long long>(r.id),
+         static_cast<unsigned long long>(r.sector), r.sectors, r.fua);
     node.core->on_request(Instant{now_}, slot, r.kind, r.sector * sector_bytes,
                           r.sectors * sector_bytes, r.fua);
     perform(n);
@@ -500,8 +506,8 @@ void World::command(int n, CommandKind kind, int peer, bool force, bool discard)
     c.force = force;
     c.discard_my_data = discard;
     c.wall_clock_s = now_ / ns_per_s;
-    trace(n, "command %u peer %d force %d discard %d", static_cast<unsigned>(kind), peer, force,
-          discard);
+    tell(n, "command %u peer %d force %d discard %d", static_cast<unsigned>(kind), peer, force,
+         discard);
     if (kind == CommandKind::promote && node.core->role() == Role::secondary &&
         node.promote_token == 0) {
         node.promote_token = c.token;
@@ -568,7 +574,7 @@ void World::change_options(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     ++stats_.of(Fault::options);
     draw_node(node);
-    trace(n, "new options");
+    tell(n, "new options");
     node.core->on_options(Instant{now_}, node.options);
     perform(n);
 }
@@ -615,6 +621,9 @@ void World::one_command() {
 
 void World::operators() {
     if (!faulty_) return;
+    const Decision decision(*this, Actor::operators);
+    at(100 * ns_per_ms + random_.below(900 * ns_per_ms), [this] { operators(); });
+    if (!decision.on()) return;
     // Somebody wants a primary: where the data is good, or by force in some seeds.
     bool primary = false;
     for (const Node& node : nodes_) {
@@ -640,7 +649,6 @@ void World::operators() {
         const Node& node = nodes_[static_cast<std::size_t>(n)];
         if (node.up && node.paused_until <= now_) grow_something(n);
     }
-    at(100 * ns_per_ms + random_.below(900 * ns_per_ms), [this] { operators(); });
 }
 
 // --- Faults
@@ -651,7 +659,7 @@ void World::path_found(int n, int peer) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     if (!node.up || node.paused_until > now_ || n == peer) return;
     ++stats_.of(Fault::path_found);
-    trace(n, "hears of a way to n%d", peer);
+    tell(n, "hears of a way to n%d", peer);
     node.core->on_path_found(Instant{now_}, static_cast<NodeId>(peer));
     perform(n);
 }
@@ -666,10 +674,10 @@ void World::network_fault(int n) {
         const bool one_way = swarm_.one_way && random_.below(2) == 0;
         ++stats_.of(one_way ? Fault::one_way : Fault::partition);
         set_cut(n, m, true, one_way);
-        trace(n, one_way ? "does not reach n%d" : "cut from n%d", m);
+        tell(n, one_way ? "does not reach n%d" : "cut from n%d", m);
         return at(random_.below(swarm_.half_open ? 6 * ns_per_s : 400 * ns_per_ms), [this, n, m] {
             set_cut(n, m, false);
-            trace(n, "joined with n%d", m);
+            tell(n, "joined with n%d", m);
             if (random_.below(2) == 0) path_found(n, m);
             if (random_.below(2) == 0) path_found(m, n);
         });
@@ -681,7 +689,7 @@ void World::network_fault(int n) {
     if (kind == 2 && swarm_.resets && it->second.open[side] &&
         nodes_[static_cast<std::size_t>(it->second.node[side])].up) {
         ++stats_.of(Fault::reset);
-        trace(it->second.node[side], "a connection is reset");
+        tell(it->second.node[side], "a connection is reset");
         broken(it->first, static_cast<int>(side));
     } else if (kind == 3 && swarm_.stalls) {  // one stream, one direction; the others go on
         ++stats_.of(Fault::stall_stream);
@@ -706,7 +714,7 @@ void World::disk_fault(int n) {
     if (!swarm_.disk_errors || random_.below(3) != 0) return;
     ++stats_.of(Fault::broken_disk);
     node.disk_broken = true;
-    trace(n, "disk breaks");
+    tell(n, "disk breaks");
     if (random_.below(2) == 0) {
         at(random_.below(5 * ns_per_ms), [this, n, incarnation = node.incarnation] {
             Node& pulled = nodes_[static_cast<std::size_t>(n)];
@@ -777,7 +785,7 @@ void World::one_fault() {
             if (!swarm_.pause || !nodes_[static_cast<std::size_t>(n)].up) return;
             ++stats_.of(Fault::pause);
             nodes_[static_cast<std::size_t>(n)].paused_until = now_ + random_.below(5 * ns_per_s);
-            return trace(n, "stands still");
+            return tell(n, "stands still");
         default:
             return disk_fault(n);
     }
@@ -785,9 +793,11 @@ void World::one_fault() {
 
 void World::faults() {
     if (!faulty_) return;
+    const Decision decision(*this, Actor::faults);
+    at(20 * ns_per_ms + random_.below(1'500 * ns_per_ms), [this] { faults(); });
+    if (!decision.on()) return;
     one_fault();
     if (random_.below(4) == 0) audit_all();
-    at(20 * ns_per_ms + random_.below(1'500 * ns_per_ms), [this] { faults(); });
 }
 
 void World::run() {

@@ -49,7 +49,7 @@ void World::resize(int n, std::uint64_t bytes) {
     c.kind = CommandKind::resize;
     c.token = ++token_;
     c.size_bytes = bytes;
-    trace(n, "resize to %llu", static_cast<unsigned long long>(bytes));
+    tell(n, "resize to %llu", static_cast<unsigned long long>(bytes));
     node.core->on_command(Instant{now_}, c);
     perform(n);
 }

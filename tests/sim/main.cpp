@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "tests/sim/scenario.hpp"
+#include "tests/sim/shrink.hpp"
 #include "tests/sim/world.hpp"
 
 namespace {
@@ -53,6 +54,7 @@ struct Settings {
     bool keep_going = false;
     bool coverage = false;
     bool calm = false;
+    bool shrink = false;
     NamedMutant mutant;
     bool mutated = false;
     bool regressions = false;
@@ -67,15 +69,19 @@ struct Totals {
     std::uint64_t first_failure = 0;
 };
 
-// Returns what was violated, or an empty string.
-std::string run_seed(const Settings& s, std::uint64_t seed, Stats& stats, std::uint64_t& hash) {
+Options options_of(const Settings& s, std::uint64_t seed) {
     Options options;
     options.seed = seed;
     options.mutant = s.mutant.mutant;
     options.shell_mutant = s.mutant.shell;
     options.trace = s.trace;
     options.calm = s.calm;
-    World world(options);
+    return options;
+}
+
+// Returns what was violated, or an empty string.
+std::string run_seed(const Settings& s, std::uint64_t seed, Stats& stats, std::uint64_t& hash) {
+    World world(options_of(s, seed));
     std::string what;
     try {
         world.run();
@@ -145,6 +151,7 @@ void worker(const Settings& s, std::atomic<std::uint64_t>& next, std::atomic<boo
                  "                   [--threads N] [--mutant NAME] [--until-caught] "
                  "[--keep-going]\n"
                  "                   [--twice] [--trace] [--coverage] [--calm] [--list-mutants]\n"
+                 "       replica_sim --seed N --shrink [--seconds S]\n"
                  "       replica_sim --regressions | --regression NAME [--trace] | "
                  "--list-regressions\n",
                  wrong);
@@ -190,6 +197,8 @@ Settings parse(int argc, char** argv) {
             s.until_caught = true;
         } else if (arg == "--keep-going") {
             s.keep_going = true;
+        } else if (arg == "--shrink") {
+            s.shrink = true;
         } else if (arg == "--calm") {
             s.calm = true;
         } else if (arg == "--coverage") {
@@ -228,6 +237,11 @@ int main(int argc, char** argv) {
         options.mutant = s.mutant.mutant;
         options.trace = s.trace;
         return run_regressions(options, s.regression) == 0 ? 0 : 1;
+    }
+    if (s.shrink) {
+        if (shrink(options_of(s, s.first), s.seconds > 0 ? s.seconds : 120)) return 1;
+        std::printf("the seed does not fail\n");
+        return 0;
     }
     const auto begin = std::chrono::steady_clock::now();
     const auto deadline = begin + std::chrono::milliseconds(static_cast<long>(s.seconds * 1000));

@@ -37,7 +37,7 @@ std::uint64_t digest(std::span<const std::byte> bytes) {
 
 std::uint64_t World::net_delay() {
     std::uint64_t d = 10'000 + random_.below(swarm_.net_delay_ns);
-    if (faulty_ && !swarm_.calm && random_.chance(2'000)) d += random_.below(200 * ns_per_ms);
+    if (faulty_ && swarm_.late && random_.chance(2'000)) d += random_.below(200 * ns_per_ms);
     return d;
 }
 
@@ -162,7 +162,7 @@ void World::deliver(std::uint64_t id, int to_side, Piece piece, std::uint64_t la
     const std::uint64_t ns_per_kib = slow && faulty_ ? ns_per_ms : swarm_.ns_per_kib;
     const std::uint64_t sending = 1 + piece.weight * ns_per_kib / 1024;
     last = std::max(last, now_ + net_delay() + later) + sending;
-    if (swarm_.bit_flips && faulty_ && random_.chance(400)) {
+    if (swarm_.bit_flips && faulty_ && accident(400)) {
         const std::size_t bit = random_.below(piece.bytes.size() * 8);
         piece.bytes[bit / 8] ^= std::byte{1} << bit % 8;
         c.damaged = true;

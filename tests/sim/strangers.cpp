@@ -107,7 +107,7 @@ void World::stranger(int to) {
     }
     if (from == to) from = to == 0 ? 1 : 0;
     if (!nodes_[static_cast<std::size_t>(to)].up || cut(from, to)) return;
-    trace(to, "a stranger comes, kind %d", static_cast<int>(kind));
+    tell(to, "a stranger comes, kind %d", static_cast<int>(kind));
     const std::uint64_t id = next_connection_++;
     Connection& c = connections_[id];
     c.node = {from, to};
@@ -126,7 +126,7 @@ void World::copy_fault(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     ++stats_.of(Fault::broken_copy);
     node.copy_broken = true;
-    trace(n, "the state directory breaks");
+    tell(n, "the state directory breaks");
     at(random_.below(4 * ns_per_s), [this, n] {
         Node& mended = nodes_[static_cast<std::size_t>(n)];
         mended.copy_broken = false;
@@ -143,7 +143,7 @@ void World::find_other_disk(int n) {
     if (swarm_.copy_errors && random_.below(4) == 0 &&
         choose_superblock(node.disk->superblock(), nothing)) {
         ++stats_.of(Fault::lost_copy);
-        trace(n, "the superblock's copy is lost");
+        tell(n, "the superblock's copy is lost");
         node.disk->edit_copy() = node.disk->superblock();
     }
     if (!swarm_.old_disks || random_.below(3) != 0) return;
@@ -160,7 +160,7 @@ void World::find_other_disk(int n) {
         if (choose_superblock(*node.old_label, node.disk->copy()))
             fail("I-M3 a disk that went back in time is taken for the disk");
         ++stats_.of(Fault::old_disk);
-        trace(n, "the disk went back in time: a new one comes");
+        tell(n, "the disk went back in time: a new one comes");
     }
     ++stats_.of(Fault::new_disk);
     new_disk(n);

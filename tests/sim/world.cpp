@@ -5,7 +5,6 @@
 
 #include <array>
 #include <cerrno>
-#include <cstdarg>
 #include <cstdio>
 #include <iterator>
 
@@ -100,15 +99,27 @@ void World::fail(const std::string& what) {
     throw Violation{what + " (at " + std::to_string(now_ / ns_per_ms) + " ms)"};
 }
 
-void World::trace(int node, const char* format, ...) {
-    if (!options_.trace) return;
+void World::print_line(int node, const char* format, std::va_list args) {
     std::printf("%10.3f ms  ", static_cast<double>(now_) / 1e6);
     if (node >= 0) std::printf("n%d  ", node);
+    std::vprintf(format, args);
+    std::printf("\n");
+}
+
+void World::trace(int node, const char* format, ...) {
+    if (!options_.trace) return;
     va_list args;
     va_start(args, format);
-    std::vprintf(format, args);
+    print_line(node, format, args);
     va_end(args);
-    std::printf("\n");
+}
+
+void World::tell(int node, const char* format, ...) {
+    if (!options_.trace && !options_.tell) return;
+    va_list args;
+    va_start(args, format);
+    print_line(node, format, args);
+    va_end(args);
 }
 
 bool World::step() {
@@ -138,7 +149,7 @@ bool World::step() {
 std::uint64_t World::disk_delay(bool metadata) {
     std::uint64_t d = 1 + random_.below(swarm_.disk_delay_ns);
     const bool slow = metadata ? swarm_.slow_metadata : swarm_.slow_data;
-    if (slow && faulty_ && random_.chance(3'000)) {
+    if (slow && faulty_ && accident(3'000)) {
         d += random_.below(3 * ns_per_s);
         ++stats_.of(Fault::stall_disk);
     }
@@ -203,12 +214,13 @@ int World::disk_error(int n, const Effect& e) {
     const std::uint64_t sector = e.offset / sector_bytes;
     const bool latent =
         e.kind == EffectKind::disk_read && node.disk->unreadable(sector, e.length / sector_bytes);
-    const bool injected = swarm_.disk_errors && faulty_ && random_.chance(400);
+    const bool injected = swarm_.disk_errors && faulty_ && accident(400);
     const bool scripted = fail_io_ && fail_io_(n, e.tag.origin);
     if (!node.disk_broken && !injected && !latent && !scripted) return 0;
     ++stats_.of(write                              ? Fault::write_error
                 : e.kind == EffectKind::disk_flush ? Fault::flush_error
                                                    : Fault::read_error);
+    tell(n, "an I/O fails, origin %d", static_cast<int>(e.tag.origin));
     if (latent) return ENODATA;
     if (scripted || !write) return EIO;
     constexpr std::array kinds = {EIO, EIO, ENOSPC, EROFS};
@@ -312,7 +324,7 @@ void World::metadata_io(int n, const Effect& e) {
     if (e.tag.origin == IoOrigin::al) op.al_block = node.core->al_block();
     const bool power = swarm_.power_cut && (!swarm_.process_crash || random_.below(2) == 0);
     if (faulty_ && (power || swarm_.process_crash) &&
-        random_.chance(e.tag.origin == IoOrigin::superblock ? 30'000 : 1'000)) {
+        accident(e.tag.origin == IoOrigin::superblock ? 30'000 : 1'000)) {
         crash_later(n, random_.below(2 * swarm_.disk_delay_ns), power);
     }
     finish_io(n, e.tag.origin, [this, n, id] { finish_op(n, id); });
@@ -324,8 +336,9 @@ void World::finish_op(int n, std::uint64_t id) {
     if (op.tag.origin == IoOrigin::al || op.tag.origin == IoOrigin::al_init) node.log_known = false;
     const bool copy = op.tag.origin == IoOrigin::superblock && op.stage == 0;
     const bool broken = copy ? node.copy_broken : node.disk_broken;
-    const bool failed = broken || (swarm_.disk_errors && faulty_ && random_.chance(200));
+    const bool failed = broken || (swarm_.disk_errors && faulty_ && accident(200));
     if (failed) ++stats_.of(Fault::metadata_error);
+    if (failed) tell(n, "a metadata write fails, origin %d", static_cast<int>(op.tag.origin));
     if (!failed) {
         switch (op.tag.origin) {
             case IoOrigin::superblock:
@@ -441,10 +454,10 @@ void World::perform_one(int n, const Effect& e) {
         case EffectKind::close_link:
             return close_link(n, static_cast<NodeId>(e.peer), e.graceful);
         case EffectKind::reply:
-            trace(n, "reply %u: %u %s", e.index, static_cast<unsigned>(e.errc), e.text);
+            tell(n, "reply %u: %u %s", e.index, static_cast<unsigned>(e.errc), e.text);
             return replied(n, e.index, e.errc);
         case EffectKind::notice:
-            trace(n, "notice (peer %d): %s", e.peer, e.text);
+            tell(n, "notice (peer %d): %s", e.peer, e.text);
             if (std::string(e.text).find("resync started, this node is the source") == 0)
                 ++stats_.resyncs;
             if (std::string(e.text).find("split brain: both") == 0) ++stats_.split_brains;
@@ -498,7 +511,7 @@ void World::start(int n) {
     node.resync.assign(config.limits.resync_chunks, {});
     node.serve.assign(config.limits.peer_reads, {});
     node.links = {};
-    trace(n, "starts");
+    tell(n, "starts");
     attach(n);
     if (!node.up) return;  // it died again
     command(n, CommandKind::connect);
@@ -541,7 +554,7 @@ void World::attach(int n) {
     }
     const Status ready = node.core->prepare_attach(sb.value());
     if (!ready) {
-        trace(n, "attach refused: %s", ready.error().message.c_str());
+        tell(n, "attach refused: %s", ready.error().message.c_str());
         return;
     }
     for (std::uint64_t page = 0; page < node.core->bitmap_pages(); ++page) {
@@ -571,7 +584,7 @@ void World::forget_promotion(Node& node) {
 void World::crash(int n, bool power, std::optional<SimDisk::LossMode> mode) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     if (!node.up) return;
-    trace(n, power ? "loses power" : "is killed");
+    tell(n, power ? "loses power" : "is killed");
     ++stats_.crashes;
     ++stats_.of(power ? Fault::power_cut : Fault::kill);
     if (node.core && node.core->disk() <= DiskState::attaching)

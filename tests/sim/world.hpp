@@ -3,6 +3,7 @@
 // application and operator, all drawn from one seed. The second shell over engine/core.
 #pragma once
 
+#include <cstdarg>
 #include <cstring>
 #include <deque>
 #include <functional>
@@ -29,12 +30,18 @@ enum class ShellMutant : std::uint8_t {
     room_not_zeroed,     // a volume grows into what happens to be there
 };
 
+// Who decides that something happens. A decision draws from a stream of its own, so that it stays
+// what it is when others are left out (shrink.hpp).
+enum class Actor : std::uint8_t { feature, application, operators, faults, accident, count_ };
+
 struct Options {
     std::uint64_t seed = 1;
     Mutant mutant = Mutant::none;
     ShellMutant shell_mutant = ShellMutant::none;
     bool trace = false;
     bool calm = false;  // a seed without faults
+    bool tell = false;  // what happens to the cluster, and not what it does about it
+    const std::vector<std::uint64_t>* only = nullptr;  // decisions, sorted; none: all
 };
 
 // What a run met, by kind: a fault that never happens tests nothing.
@@ -119,6 +126,8 @@ class World {
     void run();
     std::uint64_t hash() const { return hash_; }
     const Stats& stats() const { return stats_; }
+    // What was decided in this run, in that order.
+    const std::vector<std::uint64_t>& decisions() const { return decisions_; }
 
   private:
     friend class Scenario;  // drives the parts by hand (scenario.hpp)
@@ -128,6 +137,7 @@ class World {
         bool process_crash = false, power_cut = false, all_power = false, partition = false;
         bool half_open = false, slow_disk = false, disk_errors = false, pause = false;
         bool operators = false, force = false, detach = false;
+        bool late = false;  // the delays of the network have a long tail
         bool segments = false, bit_flips = false, resets = false, stalls = false, one_way = false;
         bool latent = false, options = false, restarts = false;
         bool strangers = false, copy_errors = false, old_disks = false;
@@ -228,6 +238,23 @@ class World {
         ResourceOptions options;
         CoreLimits limits;
     };
+    // While it lives everything is drawn from its own stream.
+    class Decision {
+      public:
+        Decision(World& world, Actor actor);
+        ~Decision() { world_.random_ = outside_; }
+        Decision(const Decision&) = delete;
+        Decision& operator=(const Decision&) = delete;
+        bool on() const { return on_; }
+
+      private:
+        World& world_;
+        Prng outside_;
+        bool on_ = true;
+    };
+    bool decide(std::uint64_t key);
+    bool accident(std::uint32_t per_million);
+    void leave_out_features();
     using Task = std::function<void()>;
     struct Scheduled {
         std::uint64_t at;
@@ -243,6 +270,8 @@ class World {
     bool step();
     [[noreturn]] void fail(const std::string& what);
     void trace(int node, const char* format, ...) __attribute__((format(printf, 3, 4)));
+    void tell(int node, const char* format, ...) __attribute__((format(printf, 3, 4)));
+    void print_line(int node, const char* format, std::va_list args);
     void mix(std::uint64_t value) { hash_ = (hash_ ^ value) * 0x100000001b3U; }
 
     void draw_swarm();
@@ -359,6 +388,8 @@ class World {
     Options options_;
     Prng random_;
     Swarm swarm_;
+    std::array<std::uint32_t, static_cast<std::size_t>(Actor::count_)> decided_{};
+    std::vector<std::uint64_t> decisions_;
     CoreConfig base_;
     std::uint64_t now_ = ns_per_s;
     std::uint64_t seq_ = 0;
