@@ -150,7 +150,8 @@ void World::find_other_disk(int n) {
     if (node.old_label) {
         const auto& now = node.disk->newest();
         const auto then = decode_superblock(*node.old_label);
-        if (!now || !then) fail("a superblock can not be read");
+        if (!now) fail("a superblock can not be read");
+        if (!then) return;  // it was torn at that moment
         const std::uint64_t behind =
             now.value().extension.write_seq - then.value().extension.write_seq;
         const auto copy = decode_superblock(node.disk->copy());

@@ -368,6 +368,7 @@ class World {
     const char* untrue_error(int n, const AppRequest& r, int error) const;
     bool has_good_peer(int n) const;
     void note_refusal(int n, const Message& m, std::span<const std::byte> payload);
+    bool kept_since(int n, std::uint64_t then) const;
     void replied(int n, std::uint32_t token, Errc code);
     void operators();
     void faults();
