@@ -10,6 +10,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "tests/sim/scenario.hpp"
@@ -55,6 +56,8 @@ struct Settings {
     bool coverage = false;
     bool calm = false;
     bool shrink = false;
+    bool of_commit = false;
+    std::string commit;  // its hash
     NamedMutant mutant;
     bool mutated = false;
     bool regressions = false;
@@ -148,6 +151,7 @@ void worker(const Settings& s, std::atomic<std::uint64_t>& next, std::atomic<boo
                  "replica_sim: %s\n"
                  "usage: replica_sim [--seed N] [--seeds FIRST COUNT] [--random COUNT] "
                  "[--seconds S]\n"
+                 "                   [--commit-seeds COUNT --commit HASH]\n"
                  "                   [--threads N] [--mutant NAME] [--until-caught] "
                  "[--keep-going]\n"
                  "                   [--twice] [--trace] [--coverage] [--calm] [--list-mutants]\n"
@@ -156,6 +160,31 @@ void worker(const Settings& s, std::atomic<std::uint64_t>& next, std::atomic<boo
                  "--list-regressions\n",
                  wrong);
     std::exit(2);
+}
+
+bool set_switch(Settings& s, const std::string& arg) {
+    constexpr std::pair<const char*, bool Settings::*> switches[] = {
+        {"--until-caught", &Settings::until_caught},
+        {"--keep-going", &Settings::keep_going},
+        {"--coverage", &Settings::coverage},
+        {"--calm", &Settings::calm},
+        {"--shrink", &Settings::shrink},
+        {"--twice", &Settings::twice},
+        {"--trace", &Settings::trace},
+        {"--regressions", &Settings::regressions},
+    };
+    for (const auto& [name, field] : switches) {
+        if (arg == name) return s.*field = true;
+    }
+    return false;
+}
+
+// Twelve digits, like those of --random; other commits, other seeds.
+std::uint64_t first_seed_of(const std::string& commit) {
+    std::uint64_t hash = 0xcbf29ce484222325U;
+    for (const char c : commit)
+        hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3U;
+    return replica::Prng(hash).next() % 1'000'000'000'000U;
 }
 
 Settings parse(int argc, char** argv) {
@@ -167,6 +196,7 @@ Settings parse(int argc, char** argv) {
     };
     for (int i = 1; i < argc; ++i) {
         const std::string arg = argv[i];
+        if (set_switch(s, arg)) continue;
         if (arg == "--seed") {
             s.first = number(i);
             s.count = 1;
@@ -178,6 +208,12 @@ Settings parse(int argc, char** argv) {
                           std::chrono::system_clock::now().time_since_epoch().count()) %
                       1'000'000'000'000U;
             s.count = number(i);
+        } else if (arg == "--commit-seeds") {
+            s.count = number(i);
+            s.of_commit = true;
+        } else if (arg == "--commit") {
+            if (i + 1 >= argc) usage("a commit's hash is missing");
+            s.commit = argv[++i];
         } else if (arg == "--seconds") {
             s.seconds = static_cast<double>(number(i));
         } else if (arg == "--threads") {
@@ -193,22 +229,6 @@ Settings parse(int argc, char** argv) {
             }
             if (!found) usage("no such mutant; --list-mutants names them");
             s.mutated = s.mutant.mutant != Mutant::none || s.mutant.shell != ShellMutant::none;
-        } else if (arg == "--until-caught") {
-            s.until_caught = true;
-        } else if (arg == "--keep-going") {
-            s.keep_going = true;
-        } else if (arg == "--shrink") {
-            s.shrink = true;
-        } else if (arg == "--calm") {
-            s.calm = true;
-        } else if (arg == "--coverage") {
-            s.coverage = true;
-        } else if (arg == "--twice") {
-            s.twice = true;
-        } else if (arg == "--trace") {
-            s.trace = true;
-        } else if (arg == "--regressions") {
-            s.regressions = true;
         } else if (arg == "--regression") {
             if (i + 1 >= argc) usage("a regression's name is missing");
             s.regressions = true;
@@ -223,6 +243,10 @@ Settings parse(int argc, char** argv) {
         } else {
             usage(("unknown option " + arg).c_str());
         }
+    }
+    if (s.of_commit) {
+        if (s.commit.empty()) usage("--commit-seeds needs --commit HASH");
+        s.first = first_seed_of(s.commit);
     }
     return s;
 }
