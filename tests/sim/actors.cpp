@@ -298,7 +298,7 @@ void World::submit_pieces(int n, IoKind kind, std::uint64_t sector, std::uint64_
         if (!node.up || !node.core->serves()) return;
         if (submit(n, kind, sector, static_cast<std::uint32_t>(piece), fua) == 0) return;
         sector += piece;
-        if (sector < end) ++stats_.of(Fault::across_extents);
+        if (sector < end) met(Fault::across_extents, n);
     }
 }
 
@@ -578,7 +578,7 @@ void World::replied(int n, std::uint32_t token, Errc code) {
 // At any time, also while they matter.
 void World::change_options(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
-    ++stats_.of(Fault::options);
+    met(Fault::options, n);
     draw_node(node);
     tell(n, "new options");
     node.core->on_options(Instant{now_}, node.options);
@@ -591,7 +591,7 @@ void World::one_command() {
     if (!node.up || node.paused_until > now_) return;
     const int peer = random_.below(2) == 0 ? -1 : static_cast<int>(random_.below(nodes_.size()));
     const int other = peer == n ? -1 : peer;
-    ++stats_.of(Fault::command);
+    met(Fault::command, n);
     operated_ = true;
     if (swarm_.options && random_.below(4) == 0) return change_options(n);
     switch (random_.below(13)) {
@@ -664,7 +664,7 @@ void World::operators() {
 void World::path_found(int n, int peer) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     if (!node.up || node.paused_until > now_ || n == peer) return;
-    ++stats_.of(Fault::path_found);
+    met(Fault::path_found, n);
     tell(n, "hears of a way to n%d", peer);
     node.core->on_path_found(Instant{now_}, static_cast<NodeId>(peer));
     perform(n);
@@ -678,7 +678,7 @@ void World::network_fault(int n) {
     if (kind < 2) {
         if (!swarm_.partition || m == n) return;
         const bool one_way = swarm_.one_way && random_.below(2) == 0;
-        ++stats_.of(one_way ? Fault::one_way : Fault::partition);
+        met(one_way ? Fault::one_way : Fault::partition, n);
         set_cut(n, m, true, one_way);
         tell(n, one_way ? "does not reach n%d" : "cut from n%d", m);
         return at(random_.below(swarm_.half_open ? 6 * ns_per_s : 400 * ns_per_ms), [this, n, m] {
@@ -694,11 +694,11 @@ void World::network_fault(int n) {
     const std::size_t side = random_.below(2);
     if (kind == 2 && swarm_.resets && it->second.open[side] &&
         nodes_[static_cast<std::size_t>(it->second.node[side])].up) {
-        ++stats_.of(Fault::reset);
+        met(Fault::reset, n);
         tell(it->second.node[side], "a connection is reset");
         broken(it->first, static_cast<int>(side));
     } else if (kind == 3 && swarm_.stalls) {  // one stream, one direction; the others go on
-        ++stats_.of(Fault::stall_stream);
+        met(Fault::stall_stream, n);
         it->second.last_arrival[side] =
             std::max(it->second.last_arrival[side], now_) + random_.below(2 * ns_per_s);
     }
@@ -709,7 +709,7 @@ void World::disk_fault(int n) {
     if (swarm_.old_disks) remember_label(n);
     if (swarm_.copy_errors && random_.below(3) == 0) return copy_fault(n);
     if (swarm_.latent && random_.below(2) == 0) {
-        ++stats_.of(Fault::latent_error);
+        met(Fault::latent_error, n);
         for (int i = 0; i < 3; ++i) {
             const std::uint64_t block = hot_blocks_[random_.below(hot_blocks_.size())];
             node.disk->spoil(std::min(
@@ -718,14 +718,14 @@ void World::disk_fault(int n) {
         return;
     }
     if (!swarm_.disk_errors || random_.below(3) != 0) return;
-    ++stats_.of(Fault::broken_disk);
+    met(Fault::broken_disk, n);
     node.disk_broken = true;
     tell(n, "disk breaks");
     if (random_.below(2) == 0) {
         at(random_.below(5 * ns_per_ms), [this, n, incarnation = node.incarnation] {
             Node& pulled = nodes_[static_cast<std::size_t>(n)];
             if (!pulled.up || pulled.incarnation != incarnation || !pulled.disk_broken) return;
-            ++stats_.of(Fault::disk_removed);
+            met(Fault::disk_removed, n);
             pulled.failed_at = now_;
             pulled.core->on_disk_removed(Instant{now_});
             perform(n);
@@ -776,7 +776,7 @@ void World::one_fault() {
             return back_after(n);
         case 2:
             if (!swarm_.all_power || random_.below(3) != 0) return;
-            ++stats_.of(Fault::all_power);
+            met(Fault::all_power, n);
             for (int m = 0; m < static_cast<int>(nodes_.size()); ++m) {
                 crash(m, true);
                 back_after(m);
@@ -789,7 +789,7 @@ void World::one_fault() {
             return network_fault(n);
         case 7:
             if (!swarm_.pause || !nodes_[static_cast<std::size_t>(n)].up) return;
-            ++stats_.of(Fault::pause);
+            met(Fault::pause, n);
             nodes_[static_cast<std::size_t>(n)].paused_until = now_ + random_.below(5 * ns_per_s);
             return tell(n, "stands still");
         default:

@@ -30,7 +30,7 @@ void World::fill_room(int n) {
 }
 
 void World::grow_something(int n) {
-    ++stats_.of(Fault::resize);
+    met(Fault::resize, n);
     const std::uint64_t dice = random_.below(6);
     if (dice == 0) return make_room(n);
     if (dice <= 2) {
@@ -66,7 +66,7 @@ void World::make_room(int n) {
 }
 
 void World::metadata_held(int n) {
-    schedule(n, disk_delay(true), [this, n] {
+    schedule(n, disk_delay(n, true), [this, n] {
         Node& node = nodes_[static_cast<std::size_t>(n)];
         if (random_.below(4) == 0) return command(n, CommandKind::release_metadata);
         const Superblock placed = node.core->superblock();
@@ -89,11 +89,11 @@ void World::zero_room(int n) {
                                     : from + random_.below(blocks + 1) * block_bytes / sector_bytes;
     if (until <= from) return;
     node.hold_token = ~0U;  // one at a time, as the shell's lock has it
-    schedule(n, disk_delay(), [this, n, from, until] {
+    schedule(n, disk_delay(n), [this, n, from, until] {
         Node& at = nodes_[static_cast<std::size_t>(n)];
         if (options_.shell_mutant != ShellMutant::room_not_zeroed)
             at.disk->write(from, std::vector<Stamp>(until - from, 0), false);
-        schedule(n, disk_delay(), [this, n, until, flushed = at.disk->begin_flush()] {
+        schedule(n, disk_delay(n), [this, n, until, flushed = at.disk->begin_flush()] {
             Node& later = nodes_[static_cast<std::size_t>(n)];
             later.hold_token = 0;
             later.disk->finish_flush(flushed);

@@ -110,8 +110,11 @@ void add(Stats& to, const Stats& from) {
     to.calm += from.calm;
     to.wait_ns_max = std::max(to.wait_ns_max, from.wait_ns_max);
     to.simulated_ns += from.simulated_ns;
-    for (std::size_t i = 0; i < fault_kinds; ++i)
+    for (std::size_t i = 0; i < fault_kinds; ++i) {
         to.met[i] += from.met[i];
+        for (std::size_t state = 0; state < protocol_states; ++state)
+            to.met_in[i][state] += from.met_in[i][state];
+    }
 }
 
 void worker(const Settings& s, std::atomic<std::uint64_t>& next, std::atomic<bool>& stop,
@@ -294,9 +297,7 @@ int main(int argc, char** argv) {
                 n(t.promotions), n(t.split_brains), n(t.audits));
     std::printf("  %llu seeds without a fault, the longest wait in them: %llu ms\n", n(t.calm),
                 n(t.wait_ns_max / replica::ns_per_ms));
-    for (std::size_t i = 0; s.coverage && i < fault_kinds; ++i) {
-        std::printf("  %-24s %llu\n", name_of(static_cast<Fault>(i)), n(t.met[i]));
-    }
+    if (s.coverage) print_coverage(t);
     if (s.until_caught) {
         std::printf("mutant %s: %s\n", s.mutant.name,
                     totals.failures > 0 ? "caught" : "NOT caught");

@@ -144,7 +144,7 @@ void World::put_on_wire(std::uint64_t id, int side, const std::vector<std::byte>
         piece.weight = weight * n / bytes.size();
         piece.order = c.sent[s]++;
         at += n;
-        if (n < rest) ++stats_.of(Fault::cut_message);
+        if (n < rest) met(Fault::cut_message, c.node[1 - s]);
         c.queued[s] += piece.weight;
         if (cut(c.node[s], c.node[1 - s]) || c.held[s]) {
             c.stalled[s].push_back(std::move(piece));
@@ -166,7 +166,7 @@ void World::deliver(std::uint64_t id, int to_side, Piece piece, std::uint64_t la
         const std::size_t bit = random_.below(piece.bytes.size() * 8);
         piece.bytes[bit / 8] ^= std::byte{1} << bit % 8;
         c.damaged = true;
-        ++stats_.of(Fault::bit_flip);
+        met(Fault::bit_flip, c.node[static_cast<std::size_t>(to_side)]);
     }
     const int to = c.node[static_cast<std::size_t>(to_side)];
     auto shared = std::make_shared<Piece>(std::move(piece));
@@ -215,7 +215,7 @@ bool World::parse(std::uint64_t id, int side) {
     const bool trusting = options_.shell_mutant == ShellMutant::accept_damage;
     if (!m) {
         if (!c.damaged) fail("a header that its own decoder refuses: " + m.error().message);
-        ++stats_.of(Fault::damage_found);
+        met(Fault::damage_found, c.node[s]);
         broken(id, side);
         return false;
     }
@@ -229,7 +229,7 @@ bool World::parse(std::uint64_t id, int side) {
             header_payload_crc(ConstHeaderBytes{frame.data(), wire_header_bytes}) &&
         !trusting) {
         if (!c.damaged) fail("a payload whose own checksum does not fit");
-        ++stats_.of(Fault::damage_found);
+        met(Fault::damage_found, c.node[s]);
         broken(id, side);
         return false;
     }

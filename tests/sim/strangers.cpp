@@ -82,7 +82,7 @@ std::vector<std::byte> World::strange_hello(int from, int to) {
 // Somebody at a node's address: another program, another cluster, or packets that come again.
 void World::stranger(int to) {
     if (!nodes_[static_cast<std::size_t>(to)].up || nodes_.size() < 2) return;
-    ++stats_.of(Fault::stranger);
+    met(Fault::stranger, to);
     std::vector<std::vector<std::byte>> frames;
     int from = static_cast<int>(random_.below(nodes_.size()));
     bool noise = false;
@@ -124,7 +124,7 @@ void World::stranger(int to) {
 // Only the state directory fails, or is lost while the node is down: the disk speaks for itself.
 void World::copy_fault(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
-    ++stats_.of(Fault::broken_copy);
+    met(Fault::broken_copy, n);
     node.copy_broken = true;
     tell(n, "the state directory breaks");
     at(random_.below(4 * ns_per_s), [this, n] {
@@ -142,7 +142,7 @@ void World::find_other_disk(int n) {
     const SimDisk::Block nothing{};
     if (swarm_.copy_errors && random_.below(4) == 0 &&
         choose_superblock(node.disk->superblock(), nothing)) {
-        ++stats_.of(Fault::lost_copy);
+        met(Fault::lost_copy, n);
         tell(n, "the superblock's copy is lost");
         node.disk->edit_copy() = node.disk->superblock();
     }
@@ -160,10 +160,10 @@ void World::find_other_disk(int n) {
         if (!newest || behind <= copy_lead_max) return;  // nothing could tell
         if (choose_superblock(*node.old_label, node.disk->copy()))
             fail("I-M3 a disk that went back in time is taken for the disk");
-        ++stats_.of(Fault::old_disk);
+        met(Fault::old_disk, n);
         tell(n, "the disk went back in time: a new one comes");
     }
-    ++stats_.of(Fault::new_disk);
+    met(Fault::new_disk, n);
     new_disk(n);
     node.old_label.reset();
     node.lost_power_at = now_;

@@ -146,12 +146,12 @@ bool World::step() {
 // --- Disks
 // ----------------------------------------------------------------------------------------------
 
-std::uint64_t World::disk_delay(bool metadata) {
+std::uint64_t World::disk_delay(int n, bool metadata) {
     std::uint64_t d = 1 + random_.below(swarm_.disk_delay_ns);
     const bool slow = metadata ? swarm_.slow_metadata : swarm_.slow_data;
     if (slow && faulty_ && accident(3'000)) {
         d += random_.below(3 * ns_per_s);
-        ++stats_.of(Fault::stall_disk);
+        met(Fault::stall_disk, n);
     }
     return d;
 }
@@ -160,7 +160,7 @@ std::uint64_t World::disk_delay(bool metadata) {
 std::uint64_t World::slowness(int n, int kind, int slow_kind) {
     if (kind != slow_kind || !faulty_ || (swarm_.slow_nodes >> n & 1U) == 0) return 0;
     if (random_.below(3) == 0) return 0;
-    ++stats_.of(Fault::slow_kind);
+    met(Fault::slow_kind, n);
     return random_.below(swarm_.slow_ns);
 }
 
@@ -203,7 +203,7 @@ void World::finish_io(int n, IoOrigin origin, Task task) {
         return;
     }
     const std::uint64_t slow = slowness(n, static_cast<int>(origin), swarm_.slow_origin);
-    schedule(n, disk_delay(origin >= IoOrigin::superblock) + slow, std::move(task));
+    schedule(n, disk_delay(n, origin >= IoOrigin::superblock) + slow, std::move(task));
 }
 
 // Whether this I/O fails: single errors, sectors that can not be read until they are written again,
@@ -217,9 +217,10 @@ int World::disk_error(int n, const Effect& e) {
     const bool injected = swarm_.disk_errors && faulty_ && accident(400);
     const bool scripted = fail_io_ && fail_io_(n, e.tag.origin);
     if (!node.disk_broken && !injected && !latent && !scripted) return 0;
-    ++stats_.of(write                              ? Fault::write_error
-                : e.kind == EffectKind::disk_flush ? Fault::flush_error
-                                                   : Fault::read_error);
+    met(write                              ? Fault::write_error
+        : e.kind == EffectKind::disk_flush ? Fault::flush_error
+                                           : Fault::read_error,
+        n);
     tell(n, "an I/O fails, origin %d", static_cast<int>(e.tag.origin));
     if (latent) return ENODATA;
     if (scripted || !write) return EIO;
@@ -295,7 +296,7 @@ void World::disk_io(int n, const Effect& e) {
             lose_cache(n);  // nobody knows what is on the disk now
         } else if (done.write && random_.below(2) == 0) {
             at.disk->tear(done.sector, done.data, random_);
-            ++stats_.of(Fault::torn_write);
+            met(Fault::torn_write, n);
         }
         if (error != 0) at.failed_at = now_;
         if (done.tag.origin == IoOrigin::request && error != 0) {
@@ -311,7 +312,7 @@ void World::lose_cache(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     node.disk->power_cut(SimDisk::LossMode::subset, random_);
     node.lost_power_at = now_;
-    ++stats_.of(Fault::lost_cache);
+    met(Fault::lost_cache, n);
 }
 
 void World::metadata_io(int n, const Effect& e) {
@@ -337,7 +338,7 @@ void World::finish_op(int n, std::uint64_t id) {
     const bool copy = op.tag.origin == IoOrigin::superblock && op.stage == 0;
     const bool broken = copy ? node.copy_broken : node.disk_broken;
     const bool failed = broken || (swarm_.disk_errors && faulty_ && accident(200));
-    if (failed) ++stats_.of(Fault::metadata_error);
+    if (failed) met(Fault::metadata_error, n);
     if (failed) tell(n, "a metadata write fails, origin %d", static_cast<int>(op.tag.origin));
     if (!failed) {
         switch (op.tag.origin) {
@@ -347,7 +348,7 @@ void World::finish_op(int n, std::uint64_t id) {
                     op.stage = 1;
                     const std::uint64_t slow =
                         slowness(n, static_cast<int>(op.tag.origin), swarm_.slow_origin);
-                    return schedule(n, disk_delay(true) + slow,
+                    return schedule(n, disk_delay(n, true) + slow,
                                     [this, n, id] { finish_op(n, id); });
                 }
                 node.disk->edit_superblock() = op.bytes;
@@ -529,7 +530,7 @@ bool World::settle_superblock(int n) {
     if (chosen == node.disk->superblock()) return true;
     if (faulty_ && swarm_.power_cut && random_.below(2) == 0) {
         SimDisk::tear_bytes(node.disk->edit_superblock(), chosen, random_);
-        ++stats_.of(Fault::crash_while_labelling);
+        met(Fault::crash_while_labelling, n);
         crash(n, true);
         start_later(n, ns_per_ms + random_.below(ns_per_s));
         return false;
@@ -585,10 +586,10 @@ void World::crash(int n, bool power, std::optional<SimDisk::LossMode> mode) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     if (!node.up) return;
     tell(n, power ? "loses power" : "is killed");
+    dying_in_ = state_of(n);
     ++stats_.crashes;
-    ++stats_.of(power ? Fault::power_cut : Fault::kill);
-    if (node.core && node.core->disk() <= DiskState::attaching)
-        ++stats_.of(Fault::crash_while_starting);
+    met(power ? Fault::power_cut : Fault::kill, n);
+    if (node.core && node.core->disk() <= DiskState::attaching) met(Fault::crash_while_starting, n);
     node.log_known = false;
     node.up = false;
     ++node.incarnation;
@@ -597,7 +598,7 @@ void World::crash(int n, bool power, std::optional<SimDisk::LossMode> mode) {
         if (op.write) {
             if (power) {
                 node.disk->tear(op.sector, op.data, random_);
-                ++stats_.of(Fault::torn_write);
+                met(Fault::torn_write, n);
             } else {
                 node.disk->write(op.sector, op.data, false);
             }
@@ -640,8 +641,9 @@ void World::crash(int n, bool power, std::optional<SimDisk::LossMode> mode) {
         node.lost_power_at = now_;
         const auto drawn = static_cast<SimDisk::LossMode>(random_.below(3));
         node.disk->power_cut(mode.value_or(drawn), random_);
-        ++stats_.of(Fault::lost_cache);
+        met(Fault::lost_cache, n);
     }
+    dying_in_.reset();
     forget_promotion(node);
     node.core.reset();
     drop_connections(n, power);

@@ -86,7 +86,28 @@ enum class Fault : std::uint8_t {
 inline constexpr std::size_t fault_kinds = static_cast<std::size_t>(Fault::count_);
 const char* name_of(Fault fault);
 
+// What a node is at when a fault hits it (coverage.cpp).
+enum class ProtocolState : std::uint8_t {
+    down,
+    attaching,
+    promoting,  // asked for, agreed upon, being recorded
+    recording,  // a primary whose generation is not on record everywhere yet
+    diskless_primary,
+    diskless,
+    handshake,
+    bitmaps,  // are being exchanged
+    target,
+    source,
+    held,   // no metadata is written while it is moved
+    alone,  // no peer is connected
+    primary,
+    secondary,
+    count_,
+};
+inline constexpr auto protocol_states = static_cast<std::size_t>(ProtocolState::count_);
+
 struct Stats {
+    std::array<std::array<std::uint64_t, protocol_states>, fault_kinds> met_in{};
     std::array<std::uint64_t, fault_kinds> met{};
     std::uint64_t& of(Fault fault) { return met[static_cast<std::size_t>(fault)]; }
     std::uint64_t events = 0, writes = 0, reads = 0, flushes = 0, faults = 0, crashes = 0;
@@ -114,6 +135,9 @@ struct Setup {
 struct Violation {
     std::string what;
 };
+
+// A table of faults by states, and the pairs that never came together.
+void print_coverage(const Stats& stats);
 
 // Where nothing fails no request waits longer.
 inline constexpr std::uint64_t answer_bound_ns = 2 * ns_per_s;
@@ -297,6 +321,10 @@ class World {
     void grown(int n, const std::string& notice);
     void audit_sizes();
     void audit_told_size(int n, std::span<const std::byte> state);
+    // coverage.cpp
+    ProtocolState state_of(int n) const;
+    void met(Fault fault, int n);
+    std::optional<ProtocolState> dying_in_;  // of the node that is being killed
     // strangers.cpp
     void remember_frame(const Connection& c, std::uint64_t id, std::size_t side,
                         const std::vector<std::byte>& frame);
@@ -348,7 +376,7 @@ class World {
     void finish_op(int n, std::uint64_t op);
     std::vector<Stamp>& buffer(int n, BufferRef ref);
     std::uint64_t net_delay();
-    std::uint64_t disk_delay(bool metadata = false);
+    std::uint64_t disk_delay(int n, bool metadata = false);
     std::uint64_t slowness(int n, int kind, int slow_kind);
     int disk_error(int n, const Effect& e);
     // What a sends does not reach b.
