@@ -39,6 +39,7 @@ void World::draw_swarm() {
         swarm_.resets = half();
         swarm_.stalls = half();
         swarm_.one_way = half();
+        swarm_.ambushes = half();
         swarm_.strangers = random_.below(4) == 0;
         swarm_.copy_errors = random_.below(6) == 0;
         swarm_.old_disks = random_.below(8) == 0;
@@ -511,9 +512,11 @@ void World::command(int n, CommandKind kind, int peer, bool force, bool discard)
     if (kind == CommandKind::promote && node.core->role() == Role::secondary &&
         node.promote_token == 0) {
         node.promote_token = c.token;
+        ambush("promote");
         node.forced = force && node.core->disk() != DiskState::up_to_date;
         node.parent = node.core->superblock().current_uuid;
     }
+    if (kind == CommandKind::hold_metadata) ambush("hold");
     node.core->on_command(Instant{now_}, c);
     // Whose data the operator gives up is no holder of it any more.
     if (kind == CommandKind::invalidate && node.core->disk() == DiskState::inconsistent)
@@ -795,6 +798,22 @@ void World::one_fault() {
         default:
             return disk_fault(n);
     }
+}
+
+// Handshakes, exchanged bitmaps, promotions and new generations are over in no time: what strikes
+// at any moment strikes there too seldom.
+void World::ambush(std::string_view happened) {
+    if (!swarm_.ambushes || !faulty_) return;
+    const bool short_lived = happened == "connected" || happened == "a new data generation" ||
+                             happened == "promote" || happened == "hold" ||
+                             happened.starts_with("resync started");
+    if (!short_lived || random_.below(12) != 0) return;
+    at(random_.below(swarm_.disk_delay_ns + 2 * swarm_.net_delay_ns), [this] {
+        if (!faulty_) return;
+        const Decision decision(*this, Actor::faults);
+        for (int i = 0; decision.on() && i < 3; ++i)
+            one_fault();
+    });
 }
 
 void World::faults() {

@@ -467,6 +467,7 @@ void World::perform_one(int n, const Effect& e) {
                 if (e.text == std::string(beyond))
                     fail(std::string("I-S3 a peer has another size: ") + beyond);
             }
+            ambush(e.text);
             return grown(n, e.text);
     }
 }

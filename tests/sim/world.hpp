@@ -13,6 +13,7 @@
 #include <queue>
 #include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/core/core.hpp"
@@ -164,6 +165,7 @@ class World {
         bool late = false;  // the delays of the network have a long tail
         bool segments = false, bit_flips = false, resets = false, stalls = false, one_way = false;
         bool latent = false, options = false, restarts = false;
+        bool ambushes = false;  // faults where the protocol is at something short
         bool strangers = false, copy_errors = false, old_disks = false;
         bool slow_data = false, slow_metadata = false, resize = false;
         std::uint64_t ns_per_kib = 0;  // of a link
@@ -401,6 +403,7 @@ class World {
     void operators();
     void faults();
     void one_fault();
+    void ambush(std::string_view happened);
     void one_command();
     void command(int n, CommandKind kind, int peer = -1, bool force = false, bool discard = false);
     void heal();
