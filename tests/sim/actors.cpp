@@ -530,10 +530,11 @@ void World::command(int n, CommandKind kind, int peer, bool force, bool discard)
     perform(n);
 }
 
-// What a disk had then it has still, and its label says so: one that failed is behind by name.
+// What a disk had then it has still, and its label says so: one that failed or was detached is
+// behind by name.
 bool World::kept_since(int n, std::uint64_t then) const {
     const Node& node = nodes_[static_cast<std::size_t>(n)];
-    return node.lost_power_at <= then && node.failed_at <= then;
+    return std::max({node.lost_power_at, node.failed_at, node.detached_at}) <= then;
 }
 
 void World::replied(int n, std::uint32_t token, Errc code) {

@@ -20,6 +20,7 @@ void Checker::generation(Uuid uuid, Uuid parent) {
     const auto from = models_.find(uuid_identity(parent));
     if (from != models_.end()) model = from->second;
     model.parent = uuid_identity(parent);
+    model.answered = false;
     models_[id] = model;
 }
 
@@ -38,6 +39,18 @@ bool Checker::descends(Uuid generation, Uuid ancestor) const {
         at = found->second.parent;
     }
     return false;
+}
+
+// Also what was written in a generation that was opened, never got on record and acknowledged
+// nothing: the disk has the write, and the name of the generation before.
+bool Checker::may_hold(Uuid generation, Uuid written_in) const {
+    Uuid at = uuid_identity(written_in);
+    while (!descends(generation, at)) {
+        const auto found = models_.find(at);
+        if (found == models_.end() || found->second.answered) return false;
+        at = found->second.parent;
+    }
+    return true;
 }
 
 void Checker::adopted(Uuid generation, const SimDisk& disk, std::uint64_t sectors) {
@@ -75,14 +88,14 @@ bool Checker::fits(Stamp value, std::uint64_t sector, std::uint64_t bound, Uuid 
         const auto zeroes = zeroes_.find(sector);
         if (zeroes == zeroes_.end()) return false;
         return std::any_of(zeroes->second.begin(), zeroes->second.end(), [&](std::uint64_t id) {
-            return id >= bound && descends(generation, writes_[id].generation);
+            return id >= bound && may_hold(generation, writes_[id].generation);
         });
     }
     const Write* const found = write_of(value);
     if (found == nullptr || value < bound) return false;
     const Write& w = *found;
     return sector >= w.sector && sector < w.sector + w.sectors && !w.zero &&
-           descends(generation, w.generation);
+           may_hold(generation, w.generation);
 }
 
 void Checker::submitted(std::uint64_t id, Uuid generation, std::uint64_t sector,
@@ -98,6 +111,7 @@ Checker::Complain Checker::acknowledged(std::uint64_t id, Uuid generation, bool 
                                         bool fua, const std::vector<const SimDisk*>& holders) {
     const Write& w = writes_[id];
     Model& m = models_.at(uuid_identity(generation));
+    m.answered = true;
     for (std::uint64_t s = w.sector; s < w.sector + w.sectors; ++s) {
         for (const SimDisk* disk : holders) {
             if (protocol_c && !fits(disk->visible(s), s, id, generation)) {

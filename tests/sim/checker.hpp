@@ -75,6 +75,7 @@ class Checker {
     };
     struct Model {
         Uuid parent = 0;
+        bool answered = false;                           // something was acknowledged in it
         std::map<std::uint64_t, std::uint64_t> acked;    // sector -> newest acknowledged write
         std::map<std::uint64_t, Stamp> base;             // what a forced promotion found
         std::map<std::uint64_t, std::uint64_t> flushed;  // sector -> newest write known stable
@@ -87,6 +88,7 @@ class Checker {
 
     std::map<Uuid, Model> models_;
     mutable Uuid descendant_ = 0, ancestor_ = 0;  // the last answer of descends() that was yes
+    bool may_hold(Uuid generation, Uuid written_in) const;
     const Write* write_of(Stamp id) const {
         return id == 0 || id >= writes_.size() || writes_[id].sectors == 0 ? nullptr : &writes_[id];
     }

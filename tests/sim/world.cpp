@@ -467,6 +467,7 @@ void World::perform_one(int n, const Effect& e) {
                 if (e.text == std::string(beyond))
                     fail(std::string("I-S3 a peer has another size: ") + beyond);
             }
+            if (std::string_view(e.text) == "disk detached") node.detached_at = now_;
             ambush(e.text);
             return grown(n, e.text);
     }

@@ -259,7 +259,8 @@ class World {
         Uuid parent = 0;                // its generation when it was told to be primary
         NodeMask members_seen;          // as primary, and the name of its data (links.cpp)
         Uuid generation_seen = 0;
-        std::uint64_t failed_at = 0;   // when it last had one, or was gone
+        std::uint64_t detached_at = 0;  // by hand
+        std::uint64_t failed_at = 0;    // when it last had one, or was gone
         std::uint64_t refused_at = 0;  // when a peer last said that its disk is not good (any more)
         ResourceOptions options;
         CoreLimits limits;
