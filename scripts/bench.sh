@@ -3,7 +3,7 @@
 # Builds and runs the benchmarks, prints their tables and leaves build/bench/NAME.json.
 #   scripts/bench.sh [--quick] [--no-setup] [NAME...]
 # Every program measures its yardstick (bench/limit) in the same run: numbers of two runs, or of two
-# machines, are never compared.
+# machines, are never compared. Only `core` counts instructions, and those of two commits may be.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/build.sh
@@ -24,7 +24,7 @@ done
 [ ${#names[@]} -gt 0 ] || names=(limit mirror)
 
 [ "$setup" = 0 ] || scripts/setup.sh build
-build_preset release "${names[@]}"
+build_preset release "${names[@]/#core/bench_core}"
 
 out=build/bench
 mkdir -p "$out"
@@ -33,5 +33,9 @@ printf '%s, %s cores, Linux %s, %s\n' \
     "$(git describe --always --dirty 2>/dev/null || echo 'no git')"
 for name in "${names[@]}"; do
     printf '\n== %s\n' "$name"
-    timeout 600 "build/release/bench/$name" "${arguments[@]}" --json "$out/$name.json"
+    if [ "$name" = core ]; then
+        bench/core_instructions.sh "${arguments[@]}" --json "$out/core.json" build/release
+    else
+        timeout 600 "build/release/bench/$name" "${arguments[@]}" --json "$out/$name.json"
+    fi
 done
