@@ -7,7 +7,8 @@
 namespace replica::explore {
 
 bool RegisterWorld::is_fault(Act act) {
-    return act == Act::cut || act == Act::crash || act == Act::promote || act == Act::write;
+    return act == Act::cut || act == Act::crash || act == Act::promote || act == Act::write ||
+           act == Act::demote;
 }
 
 // --- what may happen next ---
@@ -53,6 +54,8 @@ std::vector<RegisterEvent> RegisterWorld::events(const RegisterScope&) const {
         if (!node.up) all.push_back({Act::restart, n, 0});
         if (node.up && crashes_ > 0) all.push_back({Act::crash, n, 0});
         if (node.primary && node.pending == 0 && writes_ > 0) all.push_back({Act::write, n, 0});
+        if (node.primary && node.pending == 0 && node.reg.in_force() && demotions_ > 0)
+            all.push_back({Act::demote, n, 0});
         if (may_promote(n)) all.push_back({Act::promote, n, 0});
         for (std::uint8_t peer = 0; peer < nodes_; ++peer) {
             if (peer == n) continue;
@@ -82,7 +85,7 @@ void RegisterWorld::acknowledge(unsigned n) {
         const InSyncSet& there = node_[m].disk.set;
         const bool same = there.generation == value.generation;
         // A target that is being told claims nothing until its label has the value.
-        if (node.link[m].told && (node_[m].disk.inconsistent || !same)) continue;
+        if (!await_target_ && node.link[m].told && (node_[m].disk.inconsistent || !same)) continue;
         const bool has = same ? there.number > value.number ||
                                     (there.number == value.number && there.members == value.members)
                               : in_line(value.generation, there.generation);
@@ -175,7 +178,8 @@ struct Hasher {
 
 std::uint64_t RegisterWorld::hash() const {
     Hasher h;
-    h.add(losses_ | crashes_ << 4 | promotions_ << 8 | admissions_ << 12 | writes_ << 16);
+    h.add(losses_ | crashes_ << 4 | promotions_ << 8 | admissions_ << 12 | writes_ << 16 |
+          demotions_ << 20);
     for (const std::uint32_t line : line_)
         h.add(line);
     for (const Acknowledged& ack : acks_)

@@ -113,8 +113,9 @@ class Search {
     }
 
     void report(const std::string& violation, std::uint32_t last) {
-        static const char* const names[] = {"deliver", "record", "cut",   "notice",  "crash",
-                                            "restart", "write",  "admit", "promote", "connect"};
+        static const char* const names[] = {"deliver", "record",  "cut",   "notice",
+                                            "crash",   "restart", "write", "admit",
+                                            "promote", "connect", "demote"};
         out_.violation = violation;
         std::vector<RegisterEvent> path;
         for (std::uint32_t at = last; at != 0; at = records_[at].parent)
@@ -140,9 +141,10 @@ class Search {
 };
 
 void print(const RegisterScope& s, const char* misuse, const Outcome& o) {
-    std::printf("%-24s %u %u %u %u %u  %8zu %9zu %3zu %6zu %6zu  %s%s\n", s.name, s.losses,
-                s.crashes, s.promotions, s.admissions, s.writes, o.states, o.transitions, o.depth,
-                o.settled, o.split, misuse, o.complete ? "" : " (bound met)");
+    std::printf("%-24s %u %u %u %u %u %u  %8zu %9zu %3zu %6zu %6zu  %s%s\n", s.name, s.losses,
+                s.crashes, s.promotions, s.demotions, s.admissions, s.writes, o.states,
+                o.transitions, o.depth, o.settled, o.split, misuse,
+                o.complete ? "" : " (bound met)");
     if (o.violation.empty()) return;
     for (const std::string& line : o.trace)
         std::printf("    %s\n", line.c_str());
@@ -150,8 +152,8 @@ void print(const RegisterScope& s, const char* misuse, const Outcome& o) {
 }
 
 void print_head() {
-    std::printf("%-24s L C P A W    states    trans. dep. settled split\n", "scope");
-    std::printf("(losses, crashes, promotions, admissions, writes at most)\n");
+    std::printf("%-24s L C P D A W    states    trans. dep settld  split\n", "scope");
+    std::printf("(losses, crashes, promotions, demotions, admissions, writes at most)\n");
 }
 
 using Begin = RegisterScope::Begin;
@@ -182,6 +184,16 @@ RegisterScope alone_crash() { return scope_of("alone, crash", Begin::one_alone, 
 RegisterScope no_primary() {
     RegisterScope s = scope_of("no primary", Begin::all, 1, 0, 2, 0, 2);
     s.with_primary = false;
+    return s;
+}
+RegisterScope role_moves() {
+    RegisterScope s = scope_of("role moves", Begin::all, 1, 0, 1, 0, 2);
+    s.demotions = 1;
+    return s;
+}
+RegisterScope target_awaited() {
+    RegisterScope s = scope_of("target is awaited", Begin::one_behind, 1, 0, 0, 1, 2);
+    s.await_target = true;
     return s;
 }
 // Four nodes. Two of them were the members, could not see each other, and each admitted another.
@@ -230,6 +242,8 @@ TEST_CASE("no order of events breaks a rule of the register") {
     check_clean(no_primary());
     check_clean(two_numbers());
     check_clean(behind_and_split());
+    check_clean(role_moves());
+    check_clean(target_awaited());
     // With quorum off two lineages do come to be: not one of them is hidden.
     CHECK(check_clean(split_brain()).split > 0);
 }
@@ -245,6 +259,8 @@ TEST_CASE("every misuse of the register is found") {
     check_caught(alone_crash(), Misuse::tell_target_early, "tell-target-early", "(b)");
     check_caught(split_brain(), Misuse::promote_without_generation, "promote-without-generation",
                  "(d)");
+    check_caught(two_numbers(), Misuse::keep_other_number, "keep-other-number", "(f)");
+    check_caught(two_numbers(), Misuse::keep_and_obey, "keep-and-obey", "(a)");
     check_caught(loss_and_crash(), Misuse::lose_without_generation, "lose-without-generation",
                  "(d)");
 }

@@ -21,7 +21,9 @@ RegisterWorld::RegisterWorld(const RegisterScope& scope, Misuse misuse)
       promotions_(scope.promotions),
       admissions_(scope.admissions),
       writes_(scope.writes),
-      pairs_(scope.pairs) {
+      pairs_(scope.pairs),
+      demotions_(scope.demotions),
+      await_target_(scope.await_target) {
     begin(scope);
 }
 
@@ -288,7 +290,7 @@ void RegisterWorld::admit(unsigned source, unsigned target) {
 void RegisterWorld::on_sync_done(unsigned n, unsigned peer, const Message& message) {
     Node& node = node_[n];
     Link& link = node.link[peer];
-    if (!link.source) return drop(n, peer);
+    if (!link.source) return refuse(n, peer);
     node.data = message.data;
     node.inconsistent = false;
     take(n, message.set);
@@ -302,7 +304,7 @@ void RegisterWorld::on_propose(unsigned n, unsigned peer, const Message& message
     Node& node = node_[n];
     if (node.sees != static_cast<int>(peer) ||
         !node.reg.follows(message.set, static_cast<NodeId>(n)))
-        return drop(n, peer);
+        return refuse(n, peer);
     take(n, message.set);
     node.link[peer].owes_value = true;
     node.link[peer].owed = message.set.number;
@@ -343,6 +345,20 @@ void RegisterWorld::give_up(unsigned n) {
             send(n, peer, Message{.say = Say::cancel, .id = node.ballot});
 }
 
+void RegisterWorld::demote(unsigned n) {
+    --demotions_;
+    node_[n].primary = false;
+    for (unsigned peer = 0; peer < nodes_; ++peer)
+        if (node_[n].link[peer].phase == Phase::established)
+            send(n, peer, Message{.say = Say::cancel, .id = node_[n].ballot});
+}
+
+// A message that is not what the protocol lets come here. Nothing is guessed.
+void RegisterWorld::refuse(unsigned n, unsigned peer) {
+    fail("(f) a node refuses what another one said in good faith");
+    drop(n, peer);
+}
+
 void RegisterWorld::on_promote(unsigned n, unsigned peer, const Message& message) {
     Node& node = node_[n];
     const bool other = node.sees >= 0 && node.sees != static_cast<int>(peer);
@@ -377,7 +393,9 @@ void RegisterWorld::decide(unsigned n) {
     const NodeMask here = node.agreed | NodeMask::of(static_cast<NodeId>(n));
     const NodeMask absent = node.best.members.without(here);
     const bool keep = absent.empty() || misuse_ == Misuse::promote_without_generation;
-    if (keep && !node.other_number) {
+    const bool other = node.other_number && misuse_ != Misuse::keep_other_number &&
+                       misuse_ != Misuse::keep_and_obey;
+    if (keep && !other) {
         node.reg.note_primary(static_cast<std::int32_t>(n));
     } else if (keep) {
         InSyncSet next = changed(node.best, node.best.members);
@@ -411,7 +429,8 @@ void RegisterWorld::on_write(unsigned n, unsigned peer, const Message& message) 
     Node& node = node_[n];
     const bool same = message.set.number == node.reg.number() &&
                       message.set.generation == node.reg.value().generation;
-    if (node.sees != static_cast<int>(peer) || !same) return drop(n, peer);
+    if (node.sees != static_cast<int>(peer) || (!same && misuse_ != Misuse::keep_and_obey))
+        return refuse(n, peer);
     node.data |= message.id;
     send(n, peer, Message{.say = Say::written, .id = message.id});
 }
@@ -436,6 +455,7 @@ void RegisterWorld::settle(unsigned n) {
         Message message{.say = Say::sync_done, .data = node.data};
         message.set = node.reg.value();
         send(n, target, message);
+        if (await_target_) node.reg.await(static_cast<NodeId>(target));
     }
     for (unsigned peer = 0; peer < nodes_; ++peer) {
         Link& link = node.link[peer];
@@ -486,7 +506,7 @@ void RegisterWorld::deliver(unsigned from, unsigned to) {
             break;
     }
     Node& node = node_[to];
-    if (node.sees != static_cast<int>(from) || node.link[from].ballot != message.id) return;
+    if (node.sees != static_cast<int>(from)) return;
     node.sees = -1;
     node.link[from].owes_promise = false;
     drop_idle(to);
@@ -517,6 +537,9 @@ void RegisterWorld::apply(RegisterEvent event) {
         case Act::crash:
             --crashes_;
             crash(event.node);
+            break;
+        case Act::demote:
+            demote(event.node);
             break;
         case Act::restart:
             restart(event.node);

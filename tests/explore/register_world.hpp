@@ -25,6 +25,8 @@ enum class Misuse : std::uint8_t {
     tell_target_early,    // before the value that counts it in is in force
     promote_without_generation,
     lose_without_generation,
+    keep_other_number,  // a promotion, though a member answered under another number
+    keep_and_obey,      // the same, and writes under another number are carried out
 };
 
 struct RegisterScope {
@@ -32,6 +34,8 @@ struct RegisterScope {
     unsigned nodes = 3;
     unsigned losses = 0, crashes = 0, promotions = 0, admissions = 0, writes = 0;
     enum class Begin { all, one_behind, one_alone, two_fill, forked } begin = Begin::all;
+    unsigned demotions = 0;
+    bool await_target = false;  // acknowledge nothing until the target has the value
     bool with_primary = true;   // node 0, at the beginning
     std::uint32_t pairs = ~0U;  // bit 4 * b + a, a < b: these two can be connected
     std::size_t states_max = 3'000'000;
@@ -48,6 +52,7 @@ enum class Act : std::uint8_t {
     admit,
     promote,
     connect,
+    demote,
 };
 struct RegisterEvent {
     Act act = Act::deliver;
@@ -152,6 +157,8 @@ class RegisterWorld {
     void write(unsigned n);
     void ask(unsigned n);
     void give_up(unsigned n);
+    void demote(unsigned n);
+    void refuse(unsigned n, unsigned peer);
     void decide(unsigned n);
     void settle(unsigned n);
     void settle_all();
@@ -178,6 +185,8 @@ class RegisterWorld {
     bool forked_ = false;  // the scope begins with two values of one number
     unsigned losses_ = 0, crashes_ = 0, promotions_ = 0, admissions_ = 0, writes_ = 0;
     std::uint32_t pairs_;
+    unsigned demotions_;
+    bool await_target_;
     std::uint8_t promoted_ = 0, ballots_ = 0;
     std::array<Node, nodes_most> node_;
     std::array<std::array<std::vector<Message>, nodes_most>, nodes_most> queue_;
