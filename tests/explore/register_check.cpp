@@ -128,9 +128,13 @@ void RegisterWorld::check() {
     }
     if (forked_) return;
     for (const InSyncSet& a : values)
-        for (const InSyncSet& b : values)
-            if (a.generation == b.generation && a.number == b.number && !(a.members == b.members))
+        for (const InSyncSet& b : values) {
+            if (a.generation != b.generation) continue;
+            if (a.number == b.number && !(a.members == b.members))
                 fail("(b) one number stands for two sets");
+            if (a.number < b.number && !a.members.without(b.members).empty())
+                fail("(b) a generation has lost a member");
+        }
 }
 
 bool RegisterWorld::settled() const {
