@@ -187,7 +187,7 @@ std::uint64_t RegisterWorld::hash() const {
     for (const std::uint32_t line : line_)
         h.add(line);
     for (const Acknowledged& ack : acks_)
-        h.add(ack.write | ack.promotion << 8 | ack.generation << 16);
+        h.add(ack.write | std::uint64_t{ack.promotion} << 8 | ack.generation << 16);
     const auto add_message = [&h](const Message& m) {
         h.add(static_cast<std::uint64_t>(m.say) | std::uint64_t{m.id} << 8 |
               std::uint64_t{m.data} << 16 | static_cast<std::uint64_t>(m.sees + 1) << 24 |
