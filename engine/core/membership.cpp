@@ -361,7 +361,7 @@ void Core::abandon_promotion(Errc code, const char* why) {
     m.id = promote_attempt_;
     m.flags = 1;
     for_peers([&](const Peer& peer, NodeId id) {
-        if (peer.phase == LinkPhase::up) send(id, Stream::bulk, m);
+        if (knows_state(peer)) send(id, Stream::bulk, m);
     });
     announce_state();
     for_peers([&](Peer&, NodeId id) {
@@ -425,8 +425,8 @@ void Core::become_primary() {
 
 void Core::on_promote(NodeId id, const Message& m) {
     Peer& peer = peers_[id];
-    if (!under_told_set(id, m)) return;
     if (m.flags != 0) return on_promotion_given_up(id, m.id);
+    if (!under_told_set(id, m)) return;
     // Two that ask at once: the lower id goes first.
     bool refuse =
         role_ == Role::primary || (promotion_ != Promotion::none &&

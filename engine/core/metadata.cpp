@@ -78,11 +78,11 @@ void Core::sync_flags() {
     if (disk_ >= DiskState::consistent) flags |= md_flag::was_up_to_date;
     if (crashed_) flags |= md_flag::crashed_primary;
     const bool target = active_source() >= 0;
-    const bool lands =
-        std::any_of(peer_queue_.begin(), peer_queue_.end(),
-                    [&](std::uint32_t index) { return landing(peer_requests_[index]); });
+    const bool queued = std::any_of(
+        peer_queue_.begin(), peer_queue_.end(),
+        [&](std::uint32_t index) { return peer_requests_[index].kind != PeerIo::flush; });
     const bool in_use = role_ == Role::primary || promotion_ != Promotion::none || sees_primary() ||
-                        target || lands || !journal_.empty();
+                        target || queued || !journal_.empty();
     // Set at once; cleared only when what the log covers is in the bitmap on the disk, and what the
     // drive's cache held is stable: else a power cut would lose it, and nothing would say so.
     const bool was_set = (sb_.flags & md_flag::primary_ind) != 0;
@@ -98,12 +98,16 @@ void Core::sync_flags() {
 }
 
 // Data may be written to this disk: whatever it loses of that in a crash, its label says so. It
-// says that writes may be in flight; and it does not promise good data where there is none.
+// says that writes may be in flight; and it does not promise good data where there is none. That
+// holds for the label on the disk, for one that is on its way there, and for the next.
 bool Core::label_covers_data() const {
-    const bool marked = (label_.flags & md_flag::primary_ind) != 0;
-    const bool promises = (label_.flags & md_flag::consistent) != 0;
-    return (marked || is(Mutant::write_before_mark)) &&
-           (!promises || disk_ != DiskState::inconsistent || is(Mutant::write_before_label));
+    const auto covers = [this](const Superblock& label) {
+        const bool marked = (label.flags & md_flag::primary_ind) != 0;
+        const bool promises = (label.flags & md_flag::consistent) != 0;
+        return (marked || is(Mutant::write_before_mark)) &&
+               (!promises || disk_ != DiskState::inconsistent || is(Mutant::write_before_label));
+    };
+    return covers(label_) && covers(sb_) && (!sb_in_flight_ || covers(flying_label_));
 }
 
 // The one way of data to this disk. Its label and its activity log cover what is written.

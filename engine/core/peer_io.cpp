@@ -42,6 +42,7 @@ void Core::free_peer_request(std::uint32_t index) {
     if (p.buffer.kind == BufferKind::receive) emit(EffectKind::release).index = p.buffer.index;
     p.phase = Phase::free;
     std::erase(peer_queue_, index);
+    if (peer_queue_.empty() && journal_.empty()) sync_flags();  // nothing is in flight any more
     retry_peers_ = true;
     if (!held_.empty()) retry_held_ = true;
     if (!al_waiting_.empty()) retry_al_ = true;

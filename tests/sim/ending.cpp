@@ -181,24 +181,25 @@ void World::read_on() {
 // Every acknowledged write that nothing excuses is there. Whoever is promoted now is judged as at
 // any promotion; a primary that is there already owes everything.
 void World::audit_model() {
-    int primary = -1;
-    for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
-        if (nodes_[static_cast<std::size_t>(n)].core->serves()) primary = n;
-    }
-    if (primary < 0) {
-        primary = static_cast<int>(random_.below(nodes_.size()));
-        const Core& core = *nodes_[static_cast<std::size_t>(primary)].core;
-        const std::uint64_t patience = now_ + 30 * ns_per_s;
-        std::uint64_t again = now_;
-        while (!core.serves()) {
-            if (now_ > patience) fail("I-L1 after all has healed nobody can be promoted");
-            if (now_ >= again && nodes_[static_cast<std::size_t>(primary)].promote_token == 0) {
-                again = now_ + 2 * ns_per_s;
-                command(primary, CommandKind::promote);
-            }
-            if (!step()) now_ = again;
+    // A promotion that an operator asked for before may end meanwhile.
+    const auto serving = [&] {
+        for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
+            if (nodes_[static_cast<std::size_t>(n)].core->serves()) return n;
         }
+        return -1;
+    };
+    const int chosen = static_cast<int>(random_.below(nodes_.size()));
+    const std::uint64_t patience = now_ + 30 * ns_per_s;
+    std::uint64_t again = now_;
+    while (serving() < 0) {
+        if (now_ > patience) fail("I-L1 after all has healed nobody can be promoted");
+        if (now_ >= again && nodes_[static_cast<std::size_t>(chosen)].promote_token == 0) {
+            again = now_ + 2 * ns_per_s;
+            command(chosen, CommandKind::promote);
+        }
+        if (!step()) now_ = again;
     }
+    const int primary = serving();
     const Uuid generation =
         nodes_[static_cast<std::size_t>(primary)].core->superblock().current_uuid;
     if (!checker_.knows(generation)) fail("a primary without a known generation");
