@@ -286,6 +286,7 @@ class Core {
         LinkPhase phase = LinkPhase::down;
         std::uint32_t link = 0;  // +1 for each new connection
         std::uint64_t session = 0;
+        std::array<std::uint64_t, 8> used_sessions{};  // that were accepted, the last one first
         Instant retry_at;
         bool retries = false;  // the last attempt failed: the next one waits twice as long
         bool knocks = true;    // who only listens says once, at retry_at, that it is there

@@ -206,6 +206,12 @@ void Core::on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello
     }
     const NodeId id = hello.from;
     Peer& peer = peers_[id];
+    // A hello that was sent once and comes again, from whomever, is no new connection.
+    if (std::find(peer.used_sessions.begin(), peer.used_sessions.end(), hello.session) !=
+        peer.used_sessions.end()) {
+        refuse(handle, "the same connection twice");
+        return end_step();
+    }
     if (peer.phase == LinkPhase::up && hello.incarnation != peer.incarnation) {
         refuse(handle, ask_who_is_there(id));
         return end_step();
@@ -227,6 +233,9 @@ void Core::on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello
     peer.phase = LinkPhase::greeting;
     peer.phase_since = now_;
     peer.session = hello.session;
+    std::rotate(peer.used_sessions.begin(), peer.used_sessions.end() - 1,
+                peer.used_sessions.end());
+    peer.used_sessions[0] = hello.session;
     peer.incarnation = hello.incarnation;
     peer.journal_max = hello.journal_entries;
     Effect& e = emit(EffectKind::adopt);
