@@ -358,7 +358,6 @@ class Core {
     struct OnDurable {
         enum class What : std::uint8_t {
             generation_ack,
-            sync_done,
             sync_done_ack,
             promote_reply,
             promoted,
@@ -585,6 +584,7 @@ class Core {
     void maybe_commit_generation();
     GenerationPayload make_generation() const;
     void admit_to_in_sync(NodeId peer);
+    void pass_number(SetNumber theirs);
     void change_members(NodeMask members, NodeMask later);
     void peer_lost_data(NodeId peer);
     void try_promote();
@@ -733,6 +733,7 @@ class Core {
     std::vector<PeerRequest> peer_requests_;
     std::vector<std::uint32_t> peer_queue_;  // used slots, in order of arrival
     std::vector<PeerRead> peer_reads_;
+    std::uint32_t peer_reads_waiting_ = 0;  // of these, not issued yet
     std::vector<Chunk> chunks_;
     Instant resync_next_at_;
     Instant app_request_at_;  // the last request of the application, here or at a peer

@@ -196,12 +196,7 @@ bool Core::learn_members(NodeId id) {
         return true;
     }
     // The peer's set has been changed more often, by nodes that this one did not hear.
-    if (set.number > register_.number()) {
-        InSyncSet next = register_.value();
-        next.number.change = set.number.change;
-        propose_set(changed(next, in_sync()));
-        announce_set({});
-    }
+    pass_number(set.number);
     return false;
 }
 

@@ -233,8 +233,7 @@ void Core::on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello
     peer.phase = LinkPhase::greeting;
     peer.phase_since = now_;
     peer.session = hello.session;
-    std::rotate(peer.used_sessions.begin(), peer.used_sessions.end() - 1,
-                peer.used_sessions.end());
+    std::rotate(peer.used_sessions.begin(), peer.used_sessions.end() - 1, peer.used_sessions.end());
     peer.used_sessions[0] = hello.session;
     peer.incarnation = hello.incarnation;
     peer.journal_max = hello.journal_entries;

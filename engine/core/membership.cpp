@@ -291,6 +291,15 @@ void Core::admit_to_in_sync(NodeId id) {
     change_members(in_sync() | NodeMask::of(id) | own, NodeMask::of(id));
 }
 
+// Somebody has a set of this generation with a later number. The next one here comes after it.
+void Core::pass_number(SetNumber theirs) {
+    InSyncSet next = register_.value();
+    if (theirs.generation != next.number.generation || theirs <= next.number) return;
+    next.number = theirs;
+    propose_set(changed(next, in_sync()));
+    announce_set({});
+}
+
 // Another set of the same generation. `later`: those among its members that record it later.
 void Core::change_members(NodeMask members, NodeMask later) {
     propose_set(changed(register_.value(), members));

@@ -164,9 +164,6 @@ void Core::run_on_durable() {
                 m.set_change = low_number(next.number)[1];
                 if (linked) send(next.peer, Stream::control, m);
                 break;
-            case OnDurable::What::sync_done:
-                if (linked) send_sync_done(next.peer);
-                break;
             case OnDurable::What::sync_done_ack:
                 m.type = MessageType::sync_done_ack;
                 if (linked) send(next.peer, Stream::control, m);
@@ -220,6 +217,7 @@ void Core::pump_activity_log() {
         al_->begin_transaction(evicted_);
         al_preparing_ = true;
         al_pages_.clear();
+        if (is(Mutant::log_before_bitmap)) evicted_.clear();
         for (const std::uint32_t extent : evicted_) {
             const std::uint64_t first = std::uint64_t{extent} * blocks_per_extent;
             const std::uint64_t last = std::min(first + blocks_per_extent, bitmap_->bits()) - 1;
@@ -242,7 +240,7 @@ void Core::pump_activity_log() {
         }
         clean = clean && page_in_flight_[page] == 0 && !bitmap_->page_dirty(page);
     }
-    if (!clean && !is(Mutant::log_before_bitmap)) return;
+    if (!clean) return;
     al_preparing_ = false;
     al_writing_ = true;
     ++counters_.al_writes;

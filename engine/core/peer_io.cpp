@@ -327,12 +327,14 @@ void Core::on_peer_read(NodeId id, const Message& m) {
         return send(id, Stream::bulk, reply);
     }
     *free = {true, false, id, peers_[id].link, m.id, m.length, m.offset, ++order_};
+    ++peer_reads_waiting_;
     issue_peer_reads();
 }
 
 // With protocols A and B a write is answered before it is on the disk: a read that came after it
 // waits for it.
 void Core::issue_peer_reads() {
+    if (peer_reads_waiting_ == 0) return;
     for (std::size_t index = 0; index < peer_reads_.size(); ++index) {
         PeerRead& read = peer_reads_[index];
         if (!read.used || read.issued) continue;
@@ -343,6 +345,7 @@ void Core::issue_peer_reads() {
         });
         if (held && !is(Mutant::peer_read_overtakes)) continue;
         read.issued = true;
+        --peer_reads_waiting_;
         if (disk_ != DiskState::up_to_date) {
             answer_peer_read(read, {});
             continue;

@@ -153,7 +153,8 @@ void Core::look_at_paused_sources() {
 // writes.
 bool Core::may_send_bitmap(const Peer& peer) const {
     const bool turn = peer.repl == ReplicationState::bitmap_target || peer.bitmap_received;
-    return is_exchanging_bitmaps(peer.repl) && turn && !peer.bitmap_sent && settled();
+    return is_exchanging_bitmaps(peer.repl) && turn && !peer.bitmap_sent &&
+           (settled() || is(Mutant::write_before_label));
 }
 
 void Core::pump_bitmap_exchange(NodeId id) {
@@ -258,6 +259,7 @@ void Core::pump_resync(NodeId id) {
     while (disk_usable() && now_ >= resync_next_at_ && start_chunk(id)) {
     }
     maybe_finish_source(id);
+    send_sync_done(id);
 }
 
 // What the application asks for shares disk and line with the resync: while there is some, few
@@ -406,19 +408,15 @@ void Core::maybe_finish_source(NodeId id) {
         sb_.peers[id].admitting_uuid = uuid_identity(sb_.current_uuid);
         admit_to_in_sync(id);
     }
-    if (is(Mutant::done_before_record)) {
-        send_sync_done(id);
-    } else {
-        on_durable(OnDurable::What::sync_done, id, 0);
-    }
     touch();
 }
 
-// That the target counts is on this disk: a node that forgot it would go on in this generation
-// without the target, which carries it from here on.
+// That the target counts is on this disk, and on those of the other members: a node that forgot it
+// would go on in this generation without the target, which carries it from here on.
 void Core::send_sync_done(NodeId id) {
     Peer& peer = peers_[id];
     if (!peer.finishing || peer.done_sent) return;
+    if (!settled() && !is(Mutant::done_before_record)) return;
     peer.done_order = expect_answer(id, 1);
     peer.done_sent = true;
     Message m;

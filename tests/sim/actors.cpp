@@ -427,6 +427,19 @@ bool World::has_good_peer(int n) const {
     return false;
 }
 
+// A value that a read returns is acknowledged before: else it could vanish at a failover although
+// somebody has seen it.
+void World::read_after_writes(const Node& node, const AppRequest& read) {
+    for (const AppRequest& w : node.requests) {
+        if (!w.used || w.kind != IoKind::write) continue;
+        for (std::uint64_t s = std::max(read.sector, w.sector);
+             s < std::min(read.sector + read.sectors, w.sector + w.sectors); ++s) {
+            if (read.buffer[s - read.sector] == w.id)
+                fail("I-C11 a read returns a write that is still under way");
+        }
+    }
+}
+
 void World::completed(int n, const Effect& e) {
     const std::uint32_t slot = e.index;
     const int error = e.error;
@@ -459,6 +472,7 @@ void World::completed(int n, const Effect& e) {
             if (writer == writers_.end() || value < node.first_write) continue;
             if (writer->second != n) fail("I-Q8 a primary reads what another wrote in its time");
         }
+        read_after_writes(node, r);
     } else if (r.kind == IoKind::flush) {
         wrong = checker_.flushed(r.promise, generation, disks);
     } else {

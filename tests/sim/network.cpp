@@ -81,6 +81,17 @@ void World::knock(int n, const Effect& e) {
     });
 }
 
+// A target that is told that it is a member is one on the label of the node that says so.
+void World::audit_admission(int n, int peer, std::span<const std::byte> payload) {
+    const auto told = decode_generation(payload);
+    const Result<Superblock>& label = nodes_[static_cast<std::size_t>(n)].disk->newest();
+    if (!told || !label) fail("a label or an admission that cannot be read");
+    if (!uuid_equal(label.value().current_uuid, told.value().current_uuid) ||
+        !label.value().extension.in_sync.has(static_cast<NodeId>(peer))) {
+        fail("I-Q9 a target is told that it is a member, and the source's label does not say so");
+    }
+}
+
 void World::send(int n, const Effect& e) {
     const std::uint64_t id = nodes_[static_cast<std::size_t>(n)]
                                  .links[static_cast<std::size_t>(e.peer)]
@@ -95,6 +106,7 @@ void World::send(int n, const Effect& e) {
         nodes_[static_cast<std::size_t>(n)].core->encode_payload(e, payload);
     }
     if (e.message.type == MessageType::state) audit_told_size(n, payload);
+    if (e.message.type == MessageType::sync_done) audit_admission(n, e.peer, payload);
     if (found == connections_.end()) return;
     const int side = found->second.node[0] == n ? 0 : 1;
     if (hold_message_ && hold_message_(n, e.peer, e.message.type)) {

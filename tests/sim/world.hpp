@@ -356,6 +356,7 @@ class World {
     void perform(int n);
     void perform_one(int n, const Effect& e);
     void arm_timer(int n);
+    void audit_admission(int n, int peer, std::span<const std::byte> payload);
     void send(int n, const Effect& e);
     void dial(int n, NodeId peer);
     void knock(int n, const Effect& e);
@@ -395,6 +396,7 @@ class World {
     void finish_io(int n, IoOrigin origin, Task task);
     std::vector<const SimDisk*> holders(NodeMask members, std::uint64_t since);
     bool moved_on(int member, int primary, Uuid ours);
+    void read_after_writes(const Node& node, const AppRequest& read);
     void completed(int n, const Effect& e);
     const char* untrue_error(int n, const AppRequest& r, int error) const;
     bool has_good_peer(int n) const;
