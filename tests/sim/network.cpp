@@ -90,6 +90,22 @@ void World::audit_admission(int n, int peer, std::span<const std::byte> payload)
         !label.value().extension.in_sync.has(static_cast<NodeId>(peer))) {
         fail("I-Q9 a target is told that it is a member, and the source's label does not say so");
     }
+    // The target does not know the Primary's writes from before it got the bits, and could not mark
+    // them: they have to be stable everywhere, so that the journal has let go of them.
+    const Node& node = nodes_[static_cast<std::size_t>(n)];
+    const Journal& journal = node.core->journal();
+    const std::uint64_t first = node.first_to[static_cast<std::size_t>(peer)];
+    if (node.core->role() == Role::primary &&
+        journal.head() < (first == 0 ? journal.tail() : first))
+        fail("I-Q10 a resync ends while writes from before it are not stable");
+}
+
+// The first write that each peer got after the exchange of bitmaps.
+void World::note_first_write(Node& node, int peer, const Message& m) {
+    std::uint64_t& first = node.first_to[static_cast<std::size_t>(peer)];
+    const bool write = m.type == MessageType::write || m.type == MessageType::write_zeroes;
+    if (m.type == MessageType::bitmap_done) first = 0;
+    if (write && first == 0) first = m.seq;
 }
 
 void World::send(int n, const Effect& e) {
@@ -106,6 +122,7 @@ void World::send(int n, const Effect& e) {
         nodes_[static_cast<std::size_t>(n)].core->encode_payload(e, payload);
     }
     if (e.message.type == MessageType::state) audit_told_size(n, payload);
+    note_first_write(nodes_[static_cast<std::size_t>(n)], e.peer, e.message);
     if (e.message.type == MessageType::sync_done) audit_admission(n, e.peer, payload);
     if (found == connections_.end()) return;
     const int side = found->second.node[0] == n ? 0 : 1;

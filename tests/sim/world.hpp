@@ -242,6 +242,7 @@ class World {
         std::optional<SimDisk::Block> old_label;
         bool disk_broken = false;  // every I/O fails until it is replaced... by itself
         std::array<Link, nodes_max> links;
+        std::array<std::uint64_t, nodes_max> first_to{};  // note_first_write()
         std::vector<AppRequest> requests;
         std::vector<std::vector<Stamp>> receive, resync, serve;
         std::vector<std::uint32_t> receive_free;
@@ -356,6 +357,7 @@ class World {
     void perform(int n);
     void perform_one(int n, const Effect& e);
     void arm_timer(int n);
+    static void note_first_write(Node& node, int peer, const Message& m);
     void audit_admission(int n, int peer, std::span<const std::byte> payload);
     void send(int n, const Effect& e);
     void dial(int n, NodeId peer);
