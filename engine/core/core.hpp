@@ -507,6 +507,7 @@ class Core {
     HelloPayload hello_for(NodeId peer, Stream stream) const;
     void start_dial(NodeId peer);
     void knock(NodeId peer);
+    void accept_pair(NodeId peer, const HelloPayload& hello);
     void on_knock(NodeId peer);
     Instant next_attempt(const Peer& peer) const;
     const char* ask_who_is_there(NodeId peer);

@@ -229,6 +229,13 @@ void Core::on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello
     place = handle;
     if (peer.pending_handle[0] == 0 || peer.pending_handle[1] == 0) return end_step();
 
+    accept_pair(id, hello);
+    end_step();
+}
+
+// Both connections are there: they replace what was.
+void Core::accept_pair(NodeId id, const HelloPayload& hello) {
+    Peer& peer = peers_[id];
     if (peer.phase != LinkPhase::down) lose_link(id, "the peer connected anew");
     peer.phase = LinkPhase::greeting;
     peer.phase_since = now_;
@@ -249,7 +256,6 @@ void Core::on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello
     send(id, Stream::bulk, answer);
     send(id, Stream::control, answer);
     peer.accepting = true;
-    end_step();
 }
 
 void Core::on_knock(NodeId id) {

@@ -22,7 +22,7 @@ bool meaningful(Uuid uuid) {
 
 // Nothing that was decided is still on its way to a disk.
 bool Core::settled() const {
-    return register_.awaited().empty() && (sb_durable_ >= barrier_version_ || !metadata_usable());
+    return register_.in_force() && (sb_durable_ >= barrier_version_ || !metadata_usable());
 }
 
 void Core::evict(NodeMask lost) {

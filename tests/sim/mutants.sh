@@ -20,8 +20,11 @@ found=0
 missed=()
 printf '| mutant | seeds until it is caught | seconds |\n| --- | --- | --- |\n'
 for name in "${names[@]}"; do
-    out=$("$sim" --mutant "$name" --random 1000000 --until-caught --seconds "$seconds" 2>&1) && caught=1 || caught=0
-    read -r seeds took < <(sed -n 's/^seeds from [0-9]*: \([0-9]*\) in \([0-9.]*\) s.*/\1 \2/p' <<<"$out") || true
+    caught=0
+    search=(--mutant "$name" --random 1000000 --until-caught --seconds "$seconds")
+    out=$("$sim" "${search[@]}" 2>&1) && caught=1
+    counts='s/^seeds from [0-9]*: \([0-9]*\) in \([0-9.]*\) s.*/\1 \2/p'
+    read -r seeds took < <(sed -n "$counts" <<<"$out") || true
     if [ "$caught" = 1 ]; then
         found=$((found + 1))
         printf '| %s | %s | %s |\n' "$name" "$seeds" "$took"
