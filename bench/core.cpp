@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The core alone: a Primary and a Secondary in memory, without disks, sockets or clocks. Under
-// callgrind it tells how many instructions a replicated write costs each of the two cores;
-// bench/core_instructions.sh runs it so. It measures no time, and its shell is not counted.
-// All events wait in one queue: with N requests under way their I/O and messages overlap as they do
-// in a daemon, and each run takes the same course. Time stands still under load, so flushes come
-// from a journal or an activity log that has no room, and not from idleness.
+// callgrind it shows how many instructions a replicated write costs each of the two cores;
+// bench/core_instructions.sh does that. It measures no time, and its shell is not counted. All
+// events wait in one queue: with N requests under way their I/O and messages overlap as they do in
+// a daemon, and each run takes the same course. Time stands still under load, so flushes come only
+// from a journal or an activity log without room, and never from idleness.
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -35,9 +35,9 @@ constexpr NodeId secondary = 1;
 
 struct Load {
     std::uint32_t writes = 8192;
-    std::uint32_t warm_up = 8192;  // as many before those that count
+    std::uint32_t warm_up = 8192;  // writes before the counted ones
     std::uint32_t depth = 16;
-    std::uint32_t extents = 64;  // so many extents of the volume are written to, at equal distances
+    std::uint32_t extents = 64;  // extents that are written to, at equal distances
 };
 
 // Something that a core is told, or asked to encode.
@@ -67,9 +67,9 @@ void feed(Core& core, Instant now, const Event& event) {
     }
 }
 
-// callgrind counts from the entry to the return of these two, and knows them by their names. They
-// return something, so that nothing in them is a jump out of them, and differ, so that the compiler
-// does not make one of both.
+// callgrind counts from the entry to the return of these two functions, and finds them by name.
+// They return a value, so the last call in them is no tail call. Their bodies differ, so the
+// compiler does not merge them.
 [[gnu::noinline]] std::size_t counted_primary(Core& core, Instant now, const Event& event) {
     if (event.kind == Event::Kind::request) {
         core.on_request(now, event.slot, IoKind::write, event.offset, write_bytes, false);

@@ -4,7 +4,7 @@
 # Secondary's, counted by callgrind over bench/core.cpp.
 #   bench/core_instructions.sh [--quick] [--check] [--json FILE] [--profiles DIR] BIN_DIR
 # --quick     fewer writes
-# --check     fails where a figure is above 1.5 times that of bench/core_instructions.txt
+# --check     fails if a figure is above 1.5 times the one in bench/core_instructions.txt
 # --profiles  keeps what callgrind wrote, for callgrind_annotate --inclusive=yes
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -49,7 +49,7 @@ fi
 dir=$(mktemp -d "${TMPDIR:-/var/tmp}/replica-core.XXXXXX")
 trap 'rm -rf "$dir"' EXIT
 if [ -n "$profiles" ]; then mkdir -p "$profiles"; fi
-# The symbols are enough, and valgrind 3.19 cannot read what clang 14 writes for debuggers.
+# Symbols are enough, and valgrind 3.19 cannot read clang 14's debug information.
 strip --strip-debug -o "$dir/bench_core" "$build/bench/bench_core"
 
 count() {  # count NAME DEPTH EXTENTS: a line of figures, each a write's

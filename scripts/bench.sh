@@ -3,7 +3,7 @@
 # Builds and runs the benchmarks, prints their tables and leaves build/bench/NAME.json.
 #   scripts/bench.sh [--quick] [--no-setup] [NAME...]
 # Every program measures its yardstick (bench/limit) in the same run: numbers of two runs, or of two
-# machines, are never compared. Only `core` counts instructions, and those of two commits may be.
+# machines, are never compared. Only `core` counts instructions: these are the same in each run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=scripts/build.sh

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Sourced, with pipefail set, by what builds: test.sh, demo.sh and bench.sh here, and
-# tests/abi/installed.sh. A build that fails shows its first errors, which are the cause of those
-# after them, and names the file that has all of its output.
+# Sourced, with pipefail set, by the scripts that build: test.sh, demo.sh and bench.sh here, and
+# tests/abi/installed.sh. If a build fails, they show its first errors, which cause those after
+# them, and name the file that has all of the output.
 
 # build_preset PRESET [TARGET...]: configures a preset of CMakePresets.json here, then builds it.
-# build/PRESET/build.log has the output of the step that was the last. Prints the build's last line,
-# or why it failed.
+# build/PRESET/build.log has the output of the last step that ran. Prints the build's last line, or
+# why it failed.
 build_preset() {
     local preset=$1 log=build/$1/build.log
     shift
@@ -32,7 +32,7 @@ build_logged() {
     return "$code"
 }
 
-# As build_logged, with ninja's progress: one line that is written again and again.
+# As build_logged, and shows ninja's progress on one line.
 build_on_terminal() {
     local log=$1 code=0 line width
     shift
@@ -45,8 +45,8 @@ build_on_terminal() {
     return "$code"
 }
 
-# first_errors LOG COMMAND...: what the compiler, the linker, ninja or cmake complained about first.
-# A command line is cut off, and of thousands of errors a screenful is enough.
+# first_errors LOG COMMAND...: prints the first errors of the compiler, the linker, ninja or cmake.
+# It cuts long lines, and prints at most a screenful.
 first_errors() {
     local log=$1 pattern shown
     shift

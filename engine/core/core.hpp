@@ -43,7 +43,7 @@
 
 namespace replica {
 
-// The request's slot in the id of a read: the rest tells one read of a slot from the next.
+// The low 16 bits of the id of a read are its slot; the rest tells two reads of one slot apart.
 constexpr std::uint32_t read_slot(std::uint32_t id) { return id & 0xffff; }
 
 struct CoreLimits {
@@ -273,7 +273,7 @@ class Core {
         std::uint32_t length = 0;
         std::uint64_t sent_order = 0;
     };
-    // By kind, what has arrived at a peer and is not answered since.
+    // For each kind of request, the oldest that has reached a peer and is not answered.
     static constexpr std::size_t unanswered_kinds = 4;
     struct Watch {
         std::uint64_t order = 0;
@@ -289,7 +289,7 @@ class Core {
         std::array<std::uint64_t, 8> used_sessions{};  // that were accepted, the last one first
         Instant retry_at;
         bool retries = false;  // the last attempt failed: the next one waits twice as long
-        bool knocks = true;    // who only listens says once, at retry_at, that it is there
+        bool knocks = true;    // a side that only listens says once, at retry_at, that it is there
         Instant phase_since;
         std::array<std::uint64_t, 2> pending_handle{};  // accepted, waiting for the other stream
         std::uint64_t pending_session = 0;
@@ -302,7 +302,7 @@ class Core {
         Instant ping_at;
         Instant progress_at;        // last time that an answer came, or the first was asked for
         std::uint32_t pending = 0;  // requests of all kinds without their answer
-        // Of what is answered: the latest that was sent. What was sent before it has arrived.
+        // The place of the latest request that it answered. What was sent before that has arrived.
         std::uint64_t answered_order = 0;
         std::uint32_t reads_given_up = 0;  // by this link, and their answers may still come
         std::uint64_t state_order = 0, done_order = 0, generation_order = 0, promote_order = 0;
@@ -314,7 +314,7 @@ class Core {
         bool want_state = false;  // a handshake round is wanted
         bool state_sent = false, state_received = false;
         StatePayload sent, received;
-        // The number of its in-sync set, as it told it last on this link: generation, change.
+        // The number of its in-sync set that it told last on this link: generation, change.
         std::array<std::uint32_t, 2> told_set{};
         // The generation that it has recorded, by its answer on this link.
         Uuid recorded = uuid_none;
@@ -326,7 +326,7 @@ class Core {
         bool aligned = false;  // both slots of the pair were seen to be empty
 
         Role role = Role::unknown;
-        bool agreed = false;          // Primary by the promotion that this node agreed to, so far
+        bool agreed = false;          // Primary only by a promotion that this node agreed to
         std::uint32_t agreed_to = 0;  // which attempt that is
         // Its word about the in-sync set is the truth.
         bool leads() const { return role == Role::primary && !agreed; }
@@ -685,8 +685,8 @@ class Core {
     std::uint64_t growing_to_ = 0;      // what the peers are asked to record first, 0: nothing
     std::uint64_t data_bytes_max_ = 0;
     bool all_zero_ = false;
-    // The name of what this disk holds at rest; 0: none. Every write takes it away, and so does
-    // every attach. Nodes of one name hold the same.
+    // The name of what this disk holds at rest; 0: none. Every write and every attach clears it.
+    // Nodes with the same name hold the same bytes.
     std::uint64_t content_ = 0;
     bool disk_failed_ = false;         // the last disk did, and is not attached since
     Uuid lost_disk_uuid_ = uuid_none;  // what its label says
@@ -746,7 +746,7 @@ class Core {
     bool completions_waiting_ = false;
     std::uint64_t marked_seq_ = 0;  // what the generation message names
     NodeMask left_;                 // who is behind since that generation
-    // What the messages of a step say of generations; a step loses each peer once at most.
+    // The generations that the messages of a step carry; a step loses each peer at most once.
     std::array<GenerationPayload, nodes_max + 1> told_;
     std::uint32_t told_last_ = 0;
 

@@ -149,7 +149,7 @@ const char* Core::not_to_be_met(NodeId id) const {
 
 // The generation that this node carries is on the peer's disk, by its own word.
 bool Core::holds_generation(const Peer& peer) const {
-    // A state that it sent before it got the generation may come after its answer.
+    // A state that it sent before it got the generation may arrive after its generation_ack.
     return uuid_equal(peer.received.current_uuid, sb_.current_uuid) ||
            uuid_equal(peer.recorded, sb_.current_uuid);
 }
@@ -176,8 +176,8 @@ bool Core::meet_without_disk(NodeId id) {
     return true;
 }
 
-// Whoever carries a generation is a member of its set, no matter who counted it in: what is written
-// without it needs another generation. True: a primary has opened that one.
+// A node that carries a generation is a member of its set, no matter who counted it in: what is
+// written without it needs another generation. Returns whether a primary has opened one.
 bool Core::learn_members(NodeId id) {
     const StatePayload& theirs = peers_[id].received;
     if (!uuid_equal(theirs.current_uuid, sb_.current_uuid) || theirs.size_bytes == 0) return false;
@@ -195,7 +195,7 @@ bool Core::learn_members(NodeId id) {
         open_generation(in_sync() | grown, grown);
         return true;
     }
-    // The peer's set has been changed more often, by nodes that this one did not hear.
+    // The peer's set has a later number: nodes that this one could not hear have changed it.
     pass_number(set.number);
     return false;
 }
@@ -295,8 +295,8 @@ void Core::apply_no_sync(NodeId id) {
     tell_in_sync();
 }
 
-// The one place where marks toward a peer are taken back as a whole. Nobody's word does it while
-// this node and the peer are in a resync of their own: that one ends by its last block.
+// The only place where all marks toward a peer are cleared at once. While this node and the peer
+// are in a resync, no third node's message clears them: only the last block of that resync does.
 bool Core::clear_marks(NodeId id, Proof proof) {
     const Peer& peer = peers_[id];
     const bool own = proof == Proof::delivered || proof == Proof::received;
@@ -304,7 +304,7 @@ bool Core::clear_marks(NodeId id, Proof proof) {
     bitmap_->clear_all(static_cast<unsigned>(peer.slot));
     PeerMetadata& md = sb_.peers[id];
     md.bitmap_uuid = uuid_none;
-    // While a generation is being recorded the peer may still carry the one before.
+    // While a generation is being recorded, the peer may still carry the one before.
     if (proof != Proof::delivered || !commit_pending_) md.admitting_uuid = uuid_none;
     md.flags &= ~md_peer_flag::full_sync;
     flush_bitmap_ = true;
@@ -322,19 +322,19 @@ bool Core::rests() const {
            active_source() < 0 && !written;
 }
 
-// An equal node names what both hold. Whoever has the same name, by its own word and on its own
-// link, is equal too: with those this node looks again.
+// An equal node names what both hold. Another node that states the same name, on its own link, is
+// equal too: this node begins another handshake with each that may have it.
 void Core::take_content(std::uint64_t content, NodeMask others) {
     if (content == 0 || !rests()) return;
     const bool news = content_ == 0 || content < content_;
     if (news) content_ = content;
-    // Again with those that have not heard it: a round in which both say the same as before would
-    // end as before.
+    // Only with peers that this node has not told the name: a round in which both say the same as
+    // before would end as before.
     for_peers([&](const Peer& peer, NodeId id) {
         const bool open = others.has(id) && equal_and_usable(peer) && !peer.in_round();
         if (open && !peer.aligned && peer.sent.content != content_) want_handshake(id);
     });
-    if (news) tell_in_sync();  // others may wait for this node's word
+    if (news) tell_in_sync();  // others may wait to hear the name from this node
 }
 
 // A node that this one is aligned with may be able to say that the two are equal; what it said

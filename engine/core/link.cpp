@@ -29,8 +29,8 @@ void Core::send(NodeId id, Stream stream, Message message, BufferRef buffer) {
     e.message.set_change = number[1];
 }
 
-// What depends on the in-sync set carries its number. It must be the one that the peer told last:
-// each change is told before what is sent under it.
+// A message that depends on the in-sync set carries the set's number. It must be the number that
+// the peer told last: the peer tells each change before it sends anything under it.
 bool Core::under_told_set(NodeId id, const Message& m) {
     const auto& told = peers_[id].told_set;
     if (told[0] == m.set_generation && told[1] == m.set_change) return true;
@@ -38,7 +38,7 @@ bool Core::under_told_set(NodeId id, const Message& m) {
     return false;
 }
 
-// With this node's generation as it is now: another one may be opened before the step is over.
+// The payload is this generation as it is now: the same step may open another one afterwards.
 void Core::send_generation(NodeId id, Message m) {
     const GenerationPayload now = make_generation();
     if (told_[told_last_] != now) {
@@ -206,7 +206,7 @@ void Core::on_hello(Instant now, std::uint64_t handle, const HelloPayload& hello
     }
     const NodeId id = hello.from;
     Peer& peer = peers_[id];
-    // A hello that was sent once and comes again, from whomever, is no new connection.
+    // A copy of an earlier hello is no new connection, whoever sends it.
     if (std::find(peer.used_sessions.begin(), peer.used_sessions.end(), hello.session) !=
         peer.used_sessions.end()) {
         refuse(handle, "the same connection twice");
@@ -392,8 +392,8 @@ bool Core::awaits_answer(const Peer& peer, NodeId id) const {
     return peer.pending > 0 || peer.state_sent || promote_waiting_.has(id) || records;
 }
 
-// Something is sent that the peer has to answer; `pending` of it are counted. Returns its place in
-// the order of all that is sent.
+// Something is sent that the peer has to answer; it adds `pending` to the peer's count. Returns its
+// place in the order of all that is sent.
 std::uint64_t Core::expect_answer(NodeId id, std::uint32_t pending) {
     Peer& peer = peers_[id];
     if (!awaits_answer(peer, id)) peer.progress_at = now_;
@@ -409,7 +409,7 @@ void Core::answered(NodeId id, std::uint64_t order, std::uint32_t pending) {
     peer.answered_order = std::max(peer.answered_order, order);
 }
 
-// Of each kind, the place of the oldest that the peer owes an answer to; 0: none.
+// For each kind, the place of the oldest request that the peer has not answered; 0: none.
 std::array<std::uint64_t, Core::unanswered_kinds> Core::oldest_unanswered(NodeId id) const {
     const Peer& peer = peers_[id];
     std::array<std::uint64_t, unanswered_kinds> oldest{};
@@ -436,8 +436,8 @@ std::array<std::uint64_t, Core::unanswered_kinds> Core::oldest_unanswered(NodeId
     return oldest;
 }
 
-// One request hangs, though others are answered: the peer has it, since what was sent later is
-// answered, and it has been the oldest of its kind for a whole request time-out.
+// Whether one request hangs while others are answered. The peer has it, because it answered
+// something that was sent later; and it has been the oldest of its kind for a request timeout.
 bool Core::hangs(NodeId id) {
     Peer& peer = peers_[id];
     const std::uint64_t timeout_ns = config_.options.request_timeout_ms * ns_per_ms;

@@ -20,7 +20,7 @@ bool meaningful(Uuid uuid) {
 
 }  // namespace
 
-// Nothing that was decided is still on its way to a disk.
+// All that this node decided is on its own label, and on those of the nodes that must record it.
 bool Core::settled() const {
     return register_.in_force() && (sb_durable_ >= barrier_version_ || !metadata_usable());
 }
@@ -52,8 +52,8 @@ void Core::mirror_set() {
     ext.primary_node = set.primary;
 }
 
-// The next in-sync set of this lineage, by this node. It is in force when it is on this label and
-// on those of all that the caller awaits.
+// The next in-sync set of this lineage, proposed by this node. It is in force when it is on this
+// label and on the labels of all nodes that the caller awaits.
 void Core::propose_set(const InSyncSet& next) {
     persist();
     register_.propose(next, {}, sb_version_);
@@ -63,19 +63,19 @@ void Core::propose_set(const InSyncSet& next) {
     touch();
 }
 
-// A set that another node proposed, or that two found when they compared theirs.
+// A set that another node proposed, or that two nodes found when they compared theirs.
 void Core::take_set(const InSyncSet& set) {
     if (set == register_.value()) return;
     persist();
     register_.load(set, sb_version_);
     if (!metadata_usable()) register_.recorded_here(sb_version_);
-    barrier_version_ = sb_version_;  // its name is not given out before it is on the disk
+    barrier_version_ = sb_version_;  // no other node hears of it before it is on the disk
     mirror_set();
     touch();
 }
 
-// Every change of the set is told on every link, in its place among the writes: what is sent later
-// carries the new number.
+// Tells every change of the set on every link, in its place among the writes: what is sent later
+// carries the new number, and the receiver compares it (under_told_set()).
 void Core::announce_set(NodeMask except) {
     Message m;
     m.type = MessageType::in_sync;
@@ -86,7 +86,7 @@ void Core::announce_set(NodeMask except) {
     });
 }
 
-// Members that can record a set now. The target of a resync that is being counted in does so later.
+// Members that can record a set now. A target that is being counted in records it later.
 NodeMask Core::recorders(NodeMask but) const {
     NodeMask able;
     for_peers([&](const Peer& peer, NodeId id) {
@@ -113,7 +113,7 @@ InSyncSet Core::set_of(const GenerationPayload& g) const {
             g.primary_node};
 }
 
-// The members of `lost` are behind from here on; `members` are those of the set before.
+// From here on the nodes in `lost` are behind; `members` are those of the set before.
 void Core::open_generation(NodeMask members, NodeMask lost) {
     const Uuid old = sb_.current_uuid;
     std::uint64_t stable = ~std::uint64_t{0};
@@ -193,7 +193,7 @@ void Core::on_generation(NodeId id, const Message& m, const GenerationPayload& g
     announce_set(NodeMask::of(id));
 }
 
-// Once it is on the label, the proposer hears that this node has recorded its set.
+// Tells the proposer that this node has recorded its set, once the label has it.
 void Core::tell_recorded(NodeId id) {
     on_durable(OnDurable::What::generation_ack, id, sb_.current_uuid);
     on_durable_.back().number = register_.number();
@@ -235,9 +235,9 @@ void Core::on_generation_committed(NodeId, const Message& m) {
     persist();
 }
 
-// A Primary speaks of its in-sync set, and the stream puts that behind every write that somebody
-// did not get: marks toward those that it counts are for nothing then. A Secondary names what it
-// and others hold; that alone clears nothing (take_content()).
+// From a Primary: its in-sync set. The stream puts the message behind every write that some node
+// did not get, so the marks toward the nodes that it lists can go. From a Secondary: its set, or a
+// name for what it and others hold; a name alone clears no marks (take_content()).
 void Core::on_in_sync(NodeId id, const Message& m) {
     const Peer& sender = peers_[id];
     const NodeMask members{m.nodes};
@@ -254,15 +254,15 @@ void Core::on_in_sync(NodeId id, const Message& m) {
         take_content(m.offset, members);
 }
 
-// The next set of this generation, or the same again. What is neither of them is refused: this node
-// and the Primary have to compare their states.
+// The next set of this generation, or the same again. Any other set is refused: then this node and
+// the Primary have to compare their states.
 void Core::take_primarys_set(NodeId id, const Message& m) {
     const Peer& sender = peers_[id];
     const InSyncSet& own = register_.value();
     if (sender.role != Role::primary || !in_sync().has(config_.node_id) ||
         disk_ < DiskState::outdated || sender.repl == ReplicationState::off ||
         !uuid_equal(sender.received.current_uuid, own.generation)) {
-        return;  // no member: what it is told counts from the next handshake on
+        return;  // no member: the next handshake compares the sets
     }
     InSyncSet next = own;
     next.members = NodeMask{m.nodes};
@@ -281,8 +281,8 @@ void Core::take_primarys_set(NodeId id, const Message& m) {
     announce_set(NodeMask::of(id));
 }
 
-// The peer has all that this node has. Members record that; a Primary acknowledges nothing and
-// tells the new member nothing before they have.
+// The peer has all that this node has. Members record that, and a Primary acknowledges nothing
+// and tells the new member nothing before they have (send_sync_done()).
 void Core::admit_to_in_sync(NodeId id) {
     Peer& peer = peers_[id];
     peer.stable_seq = std::max(peer.stable_seq, journal_.head() - 1);
@@ -291,7 +291,8 @@ void Core::admit_to_in_sync(NodeId id) {
     change_members(in_sync() | NodeMask::of(id) | own, NodeMask::of(id));
 }
 
-// Somebody has a set of this generation with a later number. The next one here comes after it.
+// A peer has a set of this generation with a later number. The next set here gets a number after
+// it.
 void Core::pass_number(SetNumber theirs) {
     InSyncSet next = register_.value();
     if (theirs.generation != next.number.generation || theirs <= next.number) return;
@@ -300,7 +301,7 @@ void Core::pass_number(SetNumber theirs) {
     announce_set({});
 }
 
-// Another set of the same generation. `later`: those among its members that record it later.
+// Another set of the same generation. The members in `later` record it later.
 void Core::change_members(NodeMask members, NodeMask later) {
     propose_set(changed(register_.value(), members));
     if (role_ == Role::primary) {
@@ -467,8 +468,8 @@ void Core::on_promote(NodeId id, const Message& m) {
     on_durable(OnDurable::What::promote_reply, id, m.id);
 }
 
-// Only this ends an agreement, or the loss of the link: whatever else the peer says of itself in
-// the meantime says nothing of what it asked for.
+// An agreement ends by this, by the loss of the link, or by a new handshake. A state_update does
+// not end it: an asker is still Secondary, and says so.
 void Core::on_promotion_given_up(NodeId id, std::uint32_t attempt) {
     Peer& peer = peers_[id];
     if (!peer.agreed || peer.agreed_to != attempt) return;
@@ -484,7 +485,7 @@ void Core::on_promote_reply(NodeId id, const Message& m) {
     if (m.flags != 0) {
         return abandon_promotion(Errc::state, "a peer is primary already, or is becoming it");
     }
-    // Of one generation both count the members of both.
+    // Two nodes of one generation each count the members of both.
     if (uuid_equal(m.offset, sb_.current_uuid) && !NodeMask{m.nodes}.without(in_sync()).empty()) {
         change_members(in_sync() | NodeMask{m.nodes}, {});
     }

@@ -97,9 +97,9 @@ void Core::sync_flags() {
     persist();
 }
 
-// Data may be written to this disk: whatever it loses of that in a crash, its label says so. It
-// says that writes may be in flight; and it does not promise good data where there is none. That
-// holds for the label on the disk, for one that is on its way there, and for the next.
+// Whether data may be written to this disk. After a crash the label must tell what may be lost: it
+// says that writes may be in flight, and it does not promise good data if there is none. That must
+// hold for the label on the disk, for one that is on its way there, and for the next.
 bool Core::label_covers_data() const {
     const auto covers = [this](const Superblock& label) {
         const bool marked = (label.flags & md_flag::primary_ind) != 0;
@@ -110,7 +110,7 @@ bool Core::label_covers_data() const {
     return covers(label_) && covers(sb_) && (!sb_in_flight_ || covers(flying_label_));
 }
 
-// The one way of data to this disk. Its label and its activity log cover what is written.
+// All data goes to this disk through here. Its label and its activity log cover what is written.
 Effect& Core::write_data(IoTag tag, BufferRef buffer, std::uint64_t offset, std::uint32_t length) {
     ASSERT(disk_usable() && label_covers_data());
     ASSERT(al_->is_active(extent_of(offset)) || is(Mutant::skip_activity_log));
@@ -708,8 +708,8 @@ void Core::mark_journal(std::uint64_t after_seq, NodeMask nodes) {
     }
 }
 
-// What the peer got and did not flush is marked toward it; so from here on nothing before counts
-// as under way. Besides a flush that it answered this is the only way to a later stable_seq.
+// Marks toward the peer what it got and did not flush, so no earlier write needs a flush there any
+// more. Only this and an answered flush move stable_seq forward.
 void Core::mark_unstable(NodeId id) {
     Peer& peer = peers_[id];
     if (journal_owner_ == config_.node_id && !is(Mutant::false_stability))

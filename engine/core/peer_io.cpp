@@ -157,7 +157,7 @@ bool Core::peer_conflicts(const PeerRequest& p) const {
         const PeerRequest& other = peer_requests_[index];
         if (other.order >= p.order) break;
         if (p.kind == PeerIo::flush) {
-            // Only for writes that it covers: what else is queued may wait for this flush.
+            // It waits only for writes that it covers: the others may wait for this flush.
             const bool write = other.kind == PeerIo::write || other.kind == PeerIo::zero;
             if (write && other.peer == p.peer && other.link == p.link && other.seq <= p.seq)
                 return true;
@@ -214,8 +214,8 @@ void Core::admit_peer_request(std::uint32_t index) {
         return free_peer_request(index);
     }
     if (p.kind != PeerIo::flush && !label_covers_data()) return;
-    // In order of arrival, also by those that have to wait for others: so what holds an extent came
-    // before what waits for one, and does not depend on it.
+    // Requests take their extents in order of arrival, even if they have to wait for others. So a
+    // request that holds an extent came before each that waits for one, and does not depend on it.
     const bool logs = p.kind != PeerIo::flush && !is(Mutant::skip_activity_log);
     if (logs && !p.al_held && !peer_al_starving_) {
         p.al_held = al_->hold(extent_of(p.offset)) != AlCache::Hold::starved;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The in-sync set S as a register: one value, a total order of all values of a lineage, and one way
-// to a new one. propose() names it; the label has it (recorded_here()); those that must record it
-// say that they have (recorded_by()); then it is in force, and only then is anything acknowledged
-// under it. What another node says is learnt by rules that look at the order, never by its role
-// alone. Pure: no I/O, no clock. docs/membership.md has the protocol and the reasons.
+// The in-sync set S as a register: one value, and a total order of all values of a lineage.
+// propose() names the next value. recorded_here() says that this node's label has it, recorded_by()
+// that another node that must record it has done so. When all have, the value is in force, and only
+// then is anything acknowledged under it. A value of another node is accepted by its place in the
+// order, never by the sender's role alone. Pure: no I/O, no clock. docs/membership.md has the
+// protocol and the reasons.
 #pragma once
 
 #include <array>
@@ -15,15 +16,15 @@
 
 namespace replica {
 
-// The place of a set in the order of those of its lineage. A generation without some members has
-// the next `generation` and begins with change 0; each change within a generation is one more.
+// The place of a set in the order of its lineage. A new generation has the next `generation` and
+// begins with change 0; each change within a generation adds 1 to `change`.
 struct SetNumber {
     std::uint64_t generation = 0;
     std::uint64_t change = 0;
     friend auto operator<=>(const SetNumber&, const SetNumber&) = default;
 };
 
-// As messages carry it.
+// The low halves, as messages carry them.
 constexpr std::array<std::uint32_t, 2> low_number(const SetNumber& n) {
     return {static_cast<std::uint32_t>(n.generation), static_cast<std::uint32_t>(n.change)};
 }
@@ -33,7 +34,7 @@ struct InSyncSet {
     Uuid parent = uuid_none;  // the generation that it was opened from
     SetNumber number;
     NodeMask members;
-    std::int32_t primary = -1;  // of the generation, the last one; -1: nobody
+    std::int32_t primary = -1;  // the last one in this generation; -1: nobody
     friend bool operator==(const InSyncSet&, const InSyncSet&) = default;
 };
 
@@ -41,8 +42,8 @@ struct InSyncSet {
 InSyncSet changed(const InSyncSet& set, NodeMask members);
 // A new generation without `lost`.
 InSyncSet without(const InSyncSet& set, NodeMask lost, Uuid generation, std::int32_t primary);
-// Of two sets of one generation, what both sides take who compare them: all members of both. Where
-// that is neither of the two it gets a number behind both.
+// All members of two sets of one generation: what both nodes take when they compare their sets. If
+// neither set has all of these members, the result gets a number later than both.
 InSyncSet joined(const InSyncSet& a, const InSyncSet& b);
 
 class InSyncRegister {
@@ -52,34 +53,34 @@ class InSyncRegister {
     SetNumber number() const { return value_.number; }
     NodeMask members() const { return value_.members; }
 
-    // Takes a value as it is: from a label, or of another lineage whose data this node holds now.
-    // `version`: of the label that has it; 0: it is on the disk.
+    // Takes a value as it is: from a label, or from another node. `version` is that of the label
+    // that will have the value; 0: it is on the disk already.
     void load(const InSyncSet& value, std::uint64_t version);
-    // The next value of this lineage. `others` must record it, besides this node. Replaces a
-    // proposal that is under way: those who were awaited for that are not any more.
+    // The next value of this lineage. `others` must record it, besides this node. It replaces a
+    // proposal that is under way, and the nodes that were awaited for that one.
     void propose(const InSyncSet& next, NodeMask others, std::uint64_t version);
-    // A word about it that is no change: who is primary.
+    // Notes which node is primary. That is no new value: the number stays.
     void note_primary(std::int32_t node) { value_.primary = node; }
 
     // The label of this version, or one after it, is on the disk.
     void recorded_here(std::uint64_t version);
-    // `node` has recorded the value with this number. False: it was not awaited for that one.
+    // `node` has recorded the value with this number. False if it was not awaited for this number.
     bool recorded_by(NodeId node, SetNumber number);
-    // One more has to record the value that is there: a member that never got it.
+    // One more node has to record the current value: a member that has not got it yet.
     void await(NodeId node);
-    // `node` is lost. It is awaited no more; a value without it is proposed by who lost it.
+    // `node` is lost and no longer awaited. The caller proposes a value without it.
     void excuse(NodeId node);
     void excuse_all() { awaited_ = NodeMask{}; }
 
     NodeMask awaited() const { return awaited_; }
     bool is_recorded_here() const { return recorded_; }
     std::uint64_t version() const { return version_; }
-    // Acknowledgements may be given under it. Here a majority of voters can stand one day where now
-    // all that are awaited have to answer.
+    // Acknowledgements may be given under the value. Today all that are awaited have to answer;
+    // with quorum a majority of voters will be enough.
     bool in_force() const { return recorded_ && awaited_.empty(); }
 
-    // Whether a value that a primary proposes, on its link and in the order of its stream, is the
-    // next one here: it names this node, is later in the order, and follows what is here.
+    // Whether this node may take a value that a primary proposes on its link: the value names this
+    // node, has a later number, and is of this generation or of a child of it.
     bool follows(const InSyncSet& next, NodeId self) const;
 
   private:

@@ -292,10 +292,10 @@ std::uint64_t Core::answered_bound(NodeId id) const {
     return seq - 1;
 }
 
-// The last write that a flush covers on this peer. The core's own flush covers what is answered and
-// waits for nothing: a write that is under way may wait for room in the peer's activity log, and
-// that room for this very flush. One of the application's covers what is complete, with protocols A
-// and B also what the peer has not answered yet.
+// The last write that a flush covers on this peer. The core's own flush covers only what the peer
+// has answered, so it never waits there: a write under way may wait for room in the peer's activity
+// log, and only this flush makes that room. A flush of the application covers all that is complete;
+// with protocols A and B that includes writes that the peer has not answered yet.
 std::uint64_t Core::flush_bound(NodeId id, std::uint32_t slot) const {
     if (is(Mutant::flush_waits_for_all)) return journal_.tail() - 1;
     std::uint64_t bound = answered_bound(id);
@@ -307,14 +307,14 @@ std::uint64_t Core::flush_bound(NodeId id, std::uint32_t slot) const {
     return bound;
 }
 
-// Somebody waits for what only a flush sets free: room in the journal, or in an activity log.
+// Something waits for room in the journal or in an activity log, which only a flush frees.
 bool Core::starving() const {
     bool found = al_starving_ || journal_full();
     for_peers([&](const Peer& peer, NodeId) { found = found || peer.wants_trim; });
     return found;
 }
 
-// There are writes that the last flush was too early for.
+// Another flush would cover writes that the last one came too early for.
 bool Core::flush_helps() const {
     bool helps = disk_usable() && local_done_seq() > local_stable_seq_;
     for_peers([&](const Peer& peer, NodeId id) {
@@ -585,7 +585,7 @@ void Core::advance_trim() {
     if (!moved) return;
     if (!al_waiting_.empty()) retry_al_ = true;
     if (!held_.empty()) retry_held_ = true;
-    // The next write tells it, unless none can come before a peer has heard of it.
+    // The next write carries it. But if a peer waits for it, that write may never come.
     const bool soon = !journal_.empty() && journal_.size() * 4 > journal_.capacity();
     for_peers([&](Peer& peer, NodeId id) {
         if (!replicates_to(peer, id) || peer.trim_told >= journal_.head() - 1) return;
@@ -600,7 +600,7 @@ void Core::advance_trim() {
 
 // The peer answers nothing any more; what it may lack was marked by the caller.
 void Core::peer_gone_from_requests(NodeId id, int error) {
-    // What a resync sent is answered all the same.
+    // Chunks of a resync are still answered.
     peers_[id].pending = static_cast<std::uint32_t>(std::count_if(
         chunks_.begin(), chunks_.end(),
         [&](const Chunk& chunk) { return chunk.peer == id && chunk.state == Chunk::State::sent; }));

@@ -12,8 +12,8 @@ namespace replica {
 namespace {
 
 constexpr int chunks_beside_app = 4;
-// The application counts as busy for so long after a request: between two of one that waits for
-// each answer there is nothing under way.
+// The application counts as busy for this long after a request. One that waits for each answer has
+// nothing under way between two requests, and is busy all the same.
 constexpr std::uint64_t app_recent_ns = 100 * ns_per_ms;
 
 // The name of what the target of a full resync holds meanwhile.
@@ -108,8 +108,8 @@ void Core::abort_resync(NodeId id) {
     peer.bitmap_sent = peer.bitmap_received = false;
     retry_held_ = retry_peers_ = retry_al_ = true;
     touch();
-    // It was counted in, and has not said that it knows: it may carry this generation, or the label
-    // of a target. Nothing is acknowledged with its help.
+    // The target was counted in and has not answered: it carries this generation, or still the
+    // label of a target. It must not count for acknowledgements.
     if (!counted) return;
     mark_journal(peer.stable_seq, NodeMask::of(id));
     evict(NodeMask::of(id));
@@ -149,8 +149,8 @@ void Core::look_at_paused_sources() {
 // --- Bitmap exchange
 // ------------------------------------------------------------------------------------
 
-// The target first: its bits come when its label says Inconsistent. After the source's it gets
-// writes.
+// The target sends first, when its label says Inconsistent. It gets writes after the source has
+// sent its bits.
 bool Core::may_send_bitmap(const Peer& peer) const {
     const bool turn = peer.repl == ReplicationState::bitmap_target || peer.bitmap_received;
     return is_exchanging_bitmaps(peer.repl) && turn && !peer.bitmap_sent &&
@@ -262,8 +262,8 @@ void Core::pump_resync(NodeId id) {
     send_sync_done(id);
 }
 
-// What the application asks for shares disk and line with the resync: while there is some, few
-// chunks at a time are under way.
+// The application's requests share the disk and the line with the resync. While there are any, only
+// a few chunks are under way at a time.
 bool Core::leaves_room() const {
     if (now_.ns > app_request_at_.ns + app_recent_ns) return false;
     const auto busy = std::count_if(chunks_.begin(), chunks_.end(), [](const Chunk& chunk) {

@@ -35,19 +35,17 @@ enum class MessageType : std::uint16_t {
 
     // bulk: state of the sender, opens or answers a handshake round. Payload: StatePayload.
     state = 16,
-    // bulk: role, disk state and flags changed outside a handshake. id: role | disk << 8,
-    // flags: state_flag.
+    // bulk: role or disk state changed outside a handshake. id: role | disk << 8, flags: 0.
     state_update = 17,
-    // bulk: a primary opened a generation. seq: mark toward `nodes` every journalled write above
-    // it,
-    // nodes: the lost ones. Payload: GenerationPayload. Answered by generation_ack (control).
+    // bulk: a primary opened a generation. seq: mark every journalled write above it toward
+    // `nodes`, the lost ones. Payload: GenerationPayload. Answered by generation_ack (control).
     generation = 18,
-    generation_ack = 19,        // control. offset: the generation's id
+    generation_ack = 19,        // control. offset: the generation's id, set: what is recorded
     generation_committed = 20,  // bulk. offset: the generation's id
-    // bulk. flags 1: a Primary's set of this generation is `nodes`, recorded and answered by
-    // generation_ack; length: those toward which nobody needs marks. flags 0: offset 0: tells the
-    // number of a Secondary's set, nodes; else `nodes` hold what the sender holds, offset: its
-    // name.
+    // bulk. flags 1, from a Primary: its set of this generation is `nodes`; members record it and
+    // answer with generation_ack; length: the nodes toward which nobody needs marks. flags 0, from
+    // a Secondary: `nodes` hold what the sender holds, and offset is its name; with offset 0
+    // `nodes` is the sender's set.
     in_sync = 21,
     promote = 22,        // bulk. id: attempt, answered by promote_reply; flags 1: given up
     promote_reply = 23,  // bulk. id: attempt, flags: 0 agreed, 1 refused; agreed, offset:
@@ -115,7 +113,7 @@ struct HelloPayload {
     Stream stream = Stream::bulk;
     NodeId from = 0;
     NodeId to = 0;
-    std::uint64_t features = 0;         // none defined yet; both sides use the intersection
+    std::uint64_t features = 0;         // none defined: sent as 0, not looked at
     std::uint64_t session = 0;          // names the pair of connections, drawn by the dialling side
     std::uint64_t incarnation = 0;      // drawn by the sender at its start
     std::uint32_t journal_entries = 0;  // how many unconfirmed writes the sender can remember
@@ -157,7 +155,7 @@ struct StatePayload {
     std::uint32_t cache_losses = 0;          // as in the superblock's extension
     std::array<std::uint8_t, 16> volume_id{};
     std::array<Uuid, history_uuids_max> history{};
-    // Names the content of the disk at rest; two that say the same hold the same. 0: nothing said.
+    // The name of what the disk holds at rest; two with one name hold the same bytes. 0: no name.
     std::uint64_t content = 0;
     std::uint64_t set_change = 0;  // with generation_seq the number of in_sync
 };
