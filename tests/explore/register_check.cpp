@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What may happen next in a world of registers, what has to hold in each state, and its hash.
+// What may happen next in a world of registers, what must hold in each state, and the state's hash.
 #include <algorithm>
 
 #include "tests/explore/register_world.hpp"
@@ -98,7 +98,7 @@ void RegisterWorld::acknowledge(unsigned n) {
     node.pending = 0;
 }
 
-// Data that is claimed gives way to a peer's, and nobody is told of a split brain.
+// A node gives up data that it claimed for a peer's data, and reports no split brain.
 void RegisterWorld::check_given_up(unsigned n, std::uint8_t data) {
     for (const Acknowledged& ack : acks_)
         if (in_line(ack.generation, node_[n].reg.value().generation) &&

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every order of events in a few nodes that agree by the register of the in-sync set, breadth
-// first, within the bounds that a scope states (docs/membership.md). From each state there has to
-// be a way to one in which all is settled, by events alone that need no fault and no operator.
+// Tries every order of events in a few nodes that agree on the in-sync set by the register, breadth
+// first, within the bounds of a scope (docs/membership.md). From each state a settled one must be
+// reachable by events that are no faults and need no operator.
 #include <cstdio>
 #include <unordered_map>
 
@@ -244,7 +244,7 @@ TEST_CASE("no order of events breaks a rule of the register") {
     check_clean(behind_and_split());
     check_clean(role_moves());
     check_clean(target_awaited());
-    // With quorum off two lineages do come to be: not one of them is hidden.
+    // With quorum off there can be two lineages: a split brain that is detected, never hidden.
     CHECK(check_clean(split_brain()).split > 0);
 }
 

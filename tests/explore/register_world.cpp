@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The protocol of docs/membership.md over InSyncRegister. What is checked is register_check.cpp.
+// The protocol of docs/membership.md over InSyncRegister. register_check.cpp has the checks.
 #include "tests/explore/register_world.hpp"
 
 #include <algorithm>
@@ -155,7 +155,7 @@ void RegisterWorld::lost(unsigned n, unsigned peer) {
     }
 }
 
-// What the secondaries have left to the primary they now have to compare themselves.
+// The secondaries left the comparison to the primary. Now they have to do it themselves.
 void RegisterWorld::lost_primary(unsigned n) {
     node_[n].sees = -1;
     for (unsigned peer = 0; peer < nodes_; ++peer)
@@ -212,7 +212,7 @@ void RegisterWorld::on_state(unsigned n, unsigned peer, const Message& theirs) {
     Node& node = node_[n];
     Link& link = node.link[peer];
     const Message mine = link.stated;
-    // What was said counts only while it is true.
+    // The state that this node sent counts only while it is still true.
     const bool true_still = mine.set == node.reg.value() && mine.data == node.data &&
                             mine.sees == node.sees && mine.primary == node.primary &&
                             mine.inconsistent == node.inconsistent && !node.asking;
@@ -253,8 +253,8 @@ void RegisterWorld::compare_same(unsigned n, unsigned peer, const Message& mine,
     node_[n].data = theirs.data;
 }
 
-// A primary hears of members that it did not count: a secondary that could not see it did. What it
-// learnt it proposes like any other value, under a number of its own.
+// A primary hears of members that it did not count: a secondary that could not see it counted them.
+// It proposes what it learnt like any other value, under a number of its own.
 void RegisterWorld::learn(unsigned n, const InSyncSet& both) {
     const NodeMask equal = equal_members(n, both.members);
     const NodeMask absent = both.members.without(equal | NodeMask::of(static_cast<NodeId>(n)));
@@ -353,7 +353,7 @@ void RegisterWorld::demote(unsigned n) {
             send(n, peer, Message{.say = Say::cancel, .id = node_[n].ballot});
 }
 
-// A message that is not what the protocol lets come here. Nothing is guessed.
+// A message that the protocol does not allow here. The node does not guess what was meant.
 void RegisterWorld::refuse(unsigned n, unsigned peer) {
     fail("(f) a node refuses what another one said in good faith");
     drop(n, peer);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Nodes that agree on the in-sync set by the register of the core, as a value: everything that
-// docs/membership.md says, and nothing else. There are no blocks. A write is one bit, a resync is
-// one step, a label is what InSyncSet has. The explorer copies this world and tries each event.
+// A world, as a value, of nodes that agree on the in-sync set by the core's register: the protocol
+// of docs/membership.md, and nothing else. There are no blocks. A write is one bit, a resync is one
+// step, a label is an InSyncSet. The explorer copies this world and tries each event.
 #pragma once
 
 #include <array>
@@ -19,7 +19,7 @@ enum class Misuse : std::uint8_t {
     none,
     acknowledge_before_in_force,
     answer_before_recorded,
-    take_older_value,     // of the two in a handshake the one of the peer
+    take_older_value,     // in a handshake: the peer's value, also if it is the older one
     join_without_number,  // all members of both, under the later number of the two
     count_stale_answer,   // to a proposal that was replaced
     tell_target_early,    // before the value that counts it in is in force
@@ -67,7 +67,7 @@ class RegisterWorld {
     std::vector<RegisterEvent> events(const RegisterScope& scope) const;
     void apply(RegisterEvent event);
     void check();  // of every state
-    // All is healed: nobody waits for anything, and who may be connected is.
+    // All is healed: no node waits for anything, and all pairs that may connect are connected.
     bool settled() const;
     std::uint64_t hash() const;
     const std::string& violation() const { return violation_; }
@@ -75,7 +75,7 @@ class RegisterWorld {
     // Two primaries wrote in generations of which neither is in the other's line.
     bool split() const;
     std::string describe() const;
-    static bool is_fault(Act act);  // or of the application: what need not happen
+    static bool is_fault(Act act);  // or a request, which need not come either
 
   private:
     enum class Say : std::uint8_t {

@@ -313,7 +313,7 @@ void World::replay_log(Disk& disk) {
     for (const SharedBlock& block : disk.log)
         ring.insert(ring.end(), block->begin(), block->end());
     const auto replay = replay_activity_log(ring, 1, static_cast<std::uint32_t>(disk.log.size()));
-    if (!replay) return fail("the activity log can not be read");
+    if (!replay) return fail("the activity log cannot be read");
     disk.logged = replay.value().extents;
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Nodes whose activity logs are full do not wait for each other in a circle: writes that change the
+# Nodes with full activity logs must not wait for each other in a circle: writes that change the
 # extents all the time cost no peer, no generation and no error.
 #   al_deadlock.sh BIN_DIR KIND
 # KIND  diskless   a Primary without its disk, whose own log slows nothing down, on 20 GiB
@@ -23,7 +23,7 @@ begin() {  # begin DISK_SIZE
     cluster_test_begin "$bin"
     cluster_start alpha
     cluster_start beta
-    # A machine that stands still is no lost link. The rest is as it is by default.
+    # A machine that stands still is no lost link. All other options have their defaults.
     cluster_create $resource "$1" --ping-timeout-ms 30000
 }
 load() {  # load SIZE SECONDS [OPTION of fio...]
@@ -46,9 +46,9 @@ unequal() {
     cluster_primary alpha $resource
     load 1000M 8
 }
-# The log of the target has to have room for what comes by the resync as well. What waits for it
-# there may be earlier than the flush that makes room: most surely where the writes fill the log
-# just so, and nobody has to ask for a flush; so the first load comes in pieces of 67 extents.
+# The target's log needs room for the resync too. A request that waits there for room may have come
+# before the flush that makes the room. This is most likely if the writes just fill the log and no
+# node has to ask for a flush. So the first load comes in pieces of 67 extents.
 resync() {
     begin 8G
     al_extents 67 67

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # shellcheck shell=bash
-# Random writes that change the extents of the activity log all the time, and what is judged of
-# them: no I/O error, no lost link, no new generation, equal replicas. On top of scripts/cluster.sh
-# and cluster_test.sh; whoever sources this sets $here, $bin and $resource.
+# Random writes that change the extents of the activity log all the time, and the checks that go
+# with them: no I/O error, no lost link, no new generation, equal replicas. It needs
+# scripts/cluster.sh and cluster_test.sh; a script that sources this sets $here, $bin and $resource.
 #
 #   load_begin SIZE SECONDS [OPTION of fio...]   4 KiB blocks at depth 64 through alpha's door
-#   load_goes_on              looks whether it has ended with an error
+#   load_goes_on              fails if the load has ended with an error
 #   load_end                  waits for its end, which may be long after SECONDS
-#   watch_begin, watch_judge  between the two nobody may lose a peer or open a generation
+#   watch_begin, watch_judge  between the two no node may lose a peer or open a generation
 #   load_equal                the data areas are equal; both nodes are down afterwards
 : "${here:?}" "${bin:?}" "${resource:?}"
 load=
@@ -35,7 +35,7 @@ load_goes_on() {
 load_end() {
     local code=0
     wait "$load" || code=$?
-    # What the log says of a lost link is nearer to the cause than the errors that follow.
+    # A lost link in the log is closer to the cause than the errors that follow from it.
     [ $code = 0 ] || watch_judge_logs
     [ $code = 0 ] || cluster_fail "fio ended with $code: $(grep -m 1 error "$CLUSTER_DIR/fio")"
     say "fio: $(sed -n 's/^ *write: //p' "$CLUSTER_DIR/fio")"

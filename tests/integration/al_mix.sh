@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Random writes at depth 64 with an activity log of 6433 extents on the Primary and of 67 on the
-# other node: for a third of the time as it is, for a third beside a resync, and for a third without
-# the Primary's disk, which then comes back under the writes. No error, no lost link, and equal
-# replicas.
+# other node. A third of the time they run alone, a third beside a resync, and a third without the
+# Primary's disk, which then comes back under the writes. There must be no error and no lost link,
+# and the replicas must be equal.
 #   al_mix.sh BIN_DIR [--full]
-# --full is ten minutes on 20 GiB; the default is a quarter of a minute.
+# --full takes ten minutes on 20 GiB; the default takes a quarter of a minute.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 bin=${1:?usage: al_mix.sh BIN_DIR [--full]}
@@ -25,7 +25,7 @@ case ${2:-} in
     *) echo "al_mix.sh: unknown option '$2'" >&2; exit 2 ;;
 esac
 
-# synced: `wait`, in parts that are shorter than the limit of ctl.
+# synced: waits, in parts that are shorter than the limit of ctl.
 synced() {
     local end=$((SECONDS + patience_s))
     until ctl alpha wait $resource --until synced --timeout 50 2>/dev/null; do
@@ -33,7 +33,7 @@ synced() {
         [ "$SECONDS" -lt "$end" ] || cluster_fail "no end of the resync in $patience_s s"
     done
 }
-# begun WHAT [SECONDS]: as soon as the writes are under way.
+# begun WHAT [SECONDS]: starts the load and returns when the first writes are done.
 begun() {
     local written end=$((SECONDS + 60))
     say "$1"

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# The last copy of a Primary without a disk is found again by it, acknowledges a write, and its
-# machine loses power, so that the write is gone. What the Primary reads then is what was
-# acknowledged, or an error, and never what was there before.
+# A Primary without a disk finds its last copy again. The copy acknowledges a write, and its machine
+# loses power, so the write is gone. After that the Primary must read what was acknowledged, or get
+# an error. It must never read what was there before.
 #   last_copy_power.sh BIN_DIR [ROUNDS]
 # beta's machine is a namespace. Its disk, and the file that holds the copy of its superblock, are
-# those of tests/vm/volatile_disks, mounted by nbdfuse: what was not flushed is lost with the
-# process. (The disk is a loop device above that, as Linux forgets the DSYNC of an asynchronous
-# direct write to FUSE.) It boots with another boot id. The drive below the copy stands still while
-# the two find each other: what beta has to record then takes as long as it may take.
+# served by tests/vm/volatile_disks and mounted by nbdfuse: what was not flushed is lost with the
+# process. (The disk is a loop device above that, because Linux forgets the DSYNC of an asynchronous
+# direct write to FUSE.) Each boot has a new boot id. The drive below the copy stands still while
+# the two nodes find each other, so that beta's record takes as long as possible.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 # shellcheck source=scripts/cluster.sh
@@ -62,8 +62,8 @@ plug() {
     loop=$(losetup --find --show "$at") || skip "no loop device can be made"
     ln -sfn "$loop" "$(disk_of beta)"
 }
-# All that runs on beta's machine ends at once. Its daemon first: it is to tell nobody of a disk
-# that fails.
+# Ends all that runs on beta's machine at once. The daemon goes first, so that it cannot report a
+# disk that fails.
 power_cut() {
     local drive at pids=("${PID[beta]:-}" "${DRIVE[@]}" "${MOUNT[@]}")
     # shellcheck disable=SC2068,SC2086  # without the empty word, if beta does not run
@@ -85,10 +85,10 @@ test_end() {
     power_cut
     set +e
     (exit "$code")
-    cluster_test_end  # it looks at the status as well
+    cluster_test_end  # it uses the exit status too
 }
 
-# As cluster_start, but what beta's machine calls its boot is new each time.
+# As cluster_start, but with a new boot id each time.
 boot_beta() {
     local end=$((SECONDS + 120))
     cat /proc/sys/kernel/random/uuid >"$CLUSTER_DIR/boot_id"
@@ -131,7 +131,7 @@ begin() {
     plug copy
     boot_beta
     ctl alpha wait $resource --until connected --timeout 110
-    # That a drive is blank cannot be seen through nbdfuse: it is filled.
+    # A blank drive does not look blank through nbdfuse, so alpha fills it.
     ctl alpha promote $resource --force
     ctl alpha wait $resource --until synced --timeout 110
     ctl alpha export $resource --nbd "unix:$(door_of alpha)"
@@ -158,7 +158,7 @@ await_not() {  # await_not WHAT COMMAND...
     done
 }
 
-# put PATTERN: without the flush that qemu-io sends at its end, whatever it is told.
+# put PATTERN: writes without a flush. (qemu-io always sends one at its end.)
 put() {
     head -c 4096 /dev/zero | tr '\0' "\\00$1" >"$CLUSTER_DIR/block"
     timeout 110 nbdcopy "$CLUSTER_DIR/block" "$(uri_of alpha $resource)"
@@ -166,7 +166,7 @@ put() {
 reads_pattern() {
     timeout 110 qemu-io -f raw -r -c "read -P $1 0 4k" "$(uri_of alpha $resource)" 2>&1
 }
-# A read that succeeds has to return the new value. A peer that is not there yet is an error.
+# A read that succeeds must return the new value. While the peer is not there yet, an error is fine.
 judge() {
     local said code=0
     said=$(reads_pattern 2) || code=$?
@@ -187,14 +187,14 @@ round() {
     qemu-io -f raw -c flush "$(uri_of alpha $resource)"
     cluster_link down
     cluster_loss_seen alpha $resource
-    # In order: its label then says that nobody uses it.
+    # It stops in order, so that its label says that nobody uses it.
     cluster_stop beta
     boot_beta
     await_not "beta has its disk" attaching
     ! in_use || cluster_fail "beta's label says that it is in use, so that this proves nothing"
 
     kill -STOP "${DRIVE[copy]}"
-    # Whoever waits for the record gets it in the end.
+    # If a node waits for the record, the record comes in the end.
     (sleep 4 && kill -CONT "${DRIVE[copy]}") >/dev/null 2>&1 &
     patience=$!
     cluster_link up

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Compares the first bytes of two sparse files and reads only what is no hole in one of them.
+"""Compares the first bytes of two sparse files. It skips what is a hole in both.
 
     sparse_compare.py FILE FILE BYTES     ends with 1 and says where if they differ
     sparse_compare.py --self-test

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# What a third node says of a peer ends no resync of that peer. Three nodes, and nobody is Primary.
-# gamma does not notice that beta has died, and believes that it is whole; beta comes back with a
-# new disk and is filled by alpha; then gamma tells alpha what it believes. At the moment at which
-# alpha or beta calls beta's disk good it has to hold what alpha's does.
+# What a third node says of a peer must not end a resync of that peer. There are three nodes and no
+# Primary. gamma does not notice that beta has died, and believes that beta's data is good. beta
+# comes back with a new disk, and alpha fills it. Then gamma tells alpha what it believes. As soon
+# as alpha or beta calls beta's disk good, it must hold what alpha's disk holds.
 #   third_node_word.sh BIN_DIR
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -30,7 +30,7 @@ add_gamma() {
     join alpha gamma
     join beta gamma
 }
-# join NODE NODE: one cable more.
+# join NODE NODE: adds a cable between two nodes.
 join() {
     local a=${NETNS[$1]} b=${NETNS[$2]} here=${ADDRESS[$1]%:*} there=${ADDRESS[$2]%:*}
     ip link add "$2" netns "$a" type veth peer name "$1" netns "$b"
@@ -40,8 +40,8 @@ join() {
     ip -n "$a" route add "$there/32" dev "$2" src "$here"
     ip -n "$b" route add "$here/32" dev "$1" src "$there"
 }
-# Between beta and gamma what is sent gets lost, and neither kernel has anything to say about it:
-# it goes to a hardware address that nobody has.
+# Everything that beta and gamma send each other gets lost, and neither kernel notices: it goes to a
+# hardware address that no machine has.
 silence() {
     ip -n "${NETNS[beta]}" neighbour replace "${ADDRESS[gamma]%:*}" dev gamma \
         lladdr 02:00:00:00:00:01 nud permanent
@@ -59,7 +59,7 @@ create() {  # create NODE: on a new disk
         [ "$peer" = "$1" ] || peers+=(--peer "$(peer_argument "$peer")")
     done
     truncate -s 72M "$(disk_of "$1")"
-    # Nobody is to find out by himself that he talks to a dead node.
+    # No ping may reveal that a peer is dead.
     ctl "$1" create $resource --node-id "${NODE_ID[$1]}" --disk "$(disk_of "$1")" "${peers[@]}" \
         --size 64M --max-peers 2 --ping-interval-ms 120000 --ping-timeout-ms 30000
     ctl "$1" up $resource
@@ -78,7 +78,7 @@ of() {
 same_data() {
     cmp --bytes=$data_bytes "$(disk_of alpha)" "$(disk_of "$1")"
 }
-# Who calls beta good; nobody if that is empty.
+# Says which nodes call beta's disk good; empty: none.
 praise() {
     [ "$(of alpha beta peer-disk-state)" != UpToDate ] || echo "alpha says that beta is UpToDate"
     [ "$(status_field beta $resource '.devices[0]."disk-state"')" != UpToDate ] ||
@@ -89,7 +89,7 @@ judge() {
     said=$(praise)
     [ -z "$said" ] || same_data beta || cluster_fail "${said//$'\n'/, and }, and it is not"
 }
-# until_true WHAT COMMAND...: judges all the time.
+# until_true WHAT COMMAND...: waits, and judges all the time.
 until_true() {
     local what=$1 end=$((SECONDS + 110))
     shift
@@ -141,8 +141,8 @@ cluster_start beta
 create beta
 until_true "alpha fills beta's new disk" filling
 [ "$(of gamma beta peer-disk-state)" = UpToDate ] ||
-    cluster_fail "gamma has noticed that beta was dead, so that this proves nothing"
-! same_data beta >/dev/null || cluster_fail "beta is full already, so that this proves nothing"
+    cluster_fail "gamma has noticed that beta was dead, so this proves nothing"
+! same_data beta >/dev/null || cluster_fail "beta is full already, so this proves nothing"
 
 ctl alpha disconnect $resource gamma
 ctl alpha connect $resource gamma

@@ -65,7 +65,7 @@ void World::draw_swarm() {
     leave_out_features();
 }
 
-// One or two kinds that are slow as a rule: what happens in between is seen again and again.
+// One or two kinds that are always slow: so seeds often hit what can happen meanwhile.
 void World::draw_slowness() {
     if (random_.below(3) == 0) {
         constexpr int origins = static_cast<int>(IoOrigin::bitmap_page) + 1;
@@ -100,8 +100,8 @@ void World::draw_slowness() {
     if (random_.below(8) == 0) swarm_.slow_pair = {0, 1};
 }
 
-// Mostly a few extents. Some volumes have bitmaps of more than one page on the wire, and few have
-// more extents than one block of the activity log can name.
+// Most volumes have a few extents. Some have bitmaps of more than one page on the wire, and a few
+// have more extents than one block of the activity log can name.
 void World::draw_volume() {
     std::uint64_t extents = 2 + random_.below(5);
     const std::uint64_t kind = random_.below(150);
@@ -286,8 +286,8 @@ void World::submit(int n) {
     submit_pieces(n, kind, sector, std::min(wanted, end - sector), fua);
 }
 
-// A request that goes over the end of an extent is several for the core, as the doors' splitter has
-// it; one behind the other, as far as there is room.
+// The doors split a request that crosses the end of an extent, and so does this: the core gets the
+// parts one after the other, as many as there is room for.
 void World::submit_pieces(int n, IoKind kind, std::uint64_t sector, std::uint64_t sectors,
                           bool fua) {
     if (kind == IoKind::flush) return void(submit(n, kind, 0, 0, false));
@@ -353,7 +353,7 @@ bool World::moved_on(int member, int primary, Uuid ours) {
     const Node& node = nodes_[static_cast<std::size_t>(member)];
     if (member == primary) return false;
     const auto& sb = node.disk->newest();
-    if (!sb) fail("a member's superblock can not be read");
+    if (!sb) fail("a member's superblock cannot be read");
     const bool linked = node.up && node.core->view(static_cast<NodeId>(primary)).connection ==
                                        ConnectionState::connected;
     // It keeps the old name while it takes the blocks of another.
@@ -484,7 +484,7 @@ void World::completed(int n, const Effect& e) {
     for (std::size_t m = 0; m < nodes_.size(); ++m) {
         if (!members.has(static_cast<NodeId>(m))) continue;
         const auto& sb = nodes_[m].disk->newest();
-        if (!sb) fail("a member's superblock can not be read");
+        if (!sb) fail("a member's superblock cannot be read");
         if (is_write(r.kind) && sb.value().effective_size_sectors < r.sector + r.sectors)
             fail("I-S2 acknowledged beyond the recorded size of n" + std::to_string(m));
         const bool same = uuid_equal(sb.value().current_uuid, generation);
@@ -499,7 +499,8 @@ void World::completed(int n, const Effect& e) {
                  " has the generation on its disk");
         }
     }
-    // Who is counted in, and does not know it yet, is no copy if the source loses its cache now.
+    // A target that does not know yet that it is counted in is no copy if the source loses its
+    // cache.
     for (std::size_t m = 0; m < nodes_.size(); ++m) {
         const auto& sb = nodes_[m].disk->newest();
         if (sb && (sb.value().flags & md_flag::consistent) == 0)
@@ -544,8 +545,8 @@ void World::command(int n, CommandKind kind, int peer, bool force, bool discard)
     perform(n);
 }
 
-// What a disk had then it has still, and its label says so: one that failed or was detached is
-// behind by name.
+// Whether a disk still has what it had then. A disk that failed or was detached is behind, and its
+// label names an older generation.
 bool World::kept_since(int n, std::uint64_t then) const {
     const Node& node = nodes_[static_cast<std::size_t>(n)];
     return std::max({node.lost_power_at, node.failed_at, node.detached_at}) <= then;
@@ -815,8 +816,8 @@ void World::one_fault() {
     }
 }
 
-// Handshakes, exchanged bitmaps, promotions and new generations are over in no time: what strikes
-// at any moment strikes there too seldom.
+// Handshakes, exchanges of bitmaps, promotions and new generations are short: faults at random
+// moments hit them too seldom.
 void World::ambush(std::string_view happened) {
     if (!swarm_.ambushes || !faulty_) return;
     const bool short_lived = happened == "connected" || happened == "a new data generation" ||

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What must hold of the whole cluster at any moment, all nodes frozen: where the records of two
-// nodes say that the bits cover what differs, they do.
+// What must hold for the whole cluster at any moment, all nodes frozen: if the records of two nodes
+// say that the bits cover what differs, the bits do.
 #include <algorithm>
 
 #include "tests/sim/world.hpp"
@@ -12,13 +12,13 @@ constexpr std::uint64_t sectors_per_block = block_bytes / sector_bytes;
 
 }  // namespace
 
-// Blocks that node n's records say may differ on `peer`.
+// The blocks that may differ on `peer`, by node n's records.
 std::vector<bool> World::covered(int n, int peer) {
     const std::uint64_t all = (max_sectors_ + sectors_per_block - 1) / sectors_per_block;
     std::vector<bool> blocks(all);
     Node& node = nodes_[static_cast<std::size_t>(n)];
     const auto& sb = node.disk->newest();
-    if (!sb) fail("a superblock can not be read");
+    if (!sb) fail("a superblock cannot be read");
     const auto add_range = [&](std::uint64_t offset, std::uint64_t length) {
         const std::uint64_t end = std::min(all, (offset + length + block_bytes - 1) / block_bytes);
         for (std::uint64_t b = offset / block_bytes; b < end; ++b)
@@ -71,7 +71,7 @@ std::vector<bool> World::covered(int n, int peer) {
     return blocks;
 }
 
-// I-R3 and I-R7: where the records of a pair say that a bitmap covers the difference, it does.
+// I-R3 and I-R7: if the records of a pair say that a bitmap covers the difference, it does.
 void World::audit_pair(int a, int b) {
     Node& x = nodes_[static_cast<std::size_t>(a)];
     Node& y = nodes_[static_cast<std::size_t>(b)];

@@ -41,8 +41,8 @@ bool Checker::descends(Uuid generation, Uuid ancestor) const {
     return false;
 }
 
-// Also what was written in a generation that was opened, never got on record and acknowledged
-// nothing: the disk has the write, and the name of the generation before.
+// This includes writes in a generation that was opened, was never recorded and acknowledged
+// nothing: the disk has the write, and its label still names the generation before.
 bool Checker::may_hold(Uuid generation, Uuid written_in) const {
     Uuid at = uuid_identity(written_in);
     while (!descends(generation, at)) {

@@ -41,7 +41,7 @@ class Checker {
     // protocol_c: every one has it. fua: durably.
     Complain acknowledged(std::uint64_t id, Uuid generation, bool protocol_c, bool fua,
                           const std::vector<const SimDisk*>& holders);
-    // What becomes stable by a flush that is submitted now: the rest is so already.
+    // What becomes stable by a flush that is submitted now; the rest is stable already.
     std::map<std::uint64_t, std::uint64_t> flush_submitted(Uuid generation) const;
     Complain flushed(const std::map<std::uint64_t, std::uint64_t>& promise, Uuid generation,
                      const std::vector<const SimDisk*>& holders);
@@ -80,7 +80,7 @@ class Checker {
         std::map<std::uint64_t, Stamp> base;             // what a forced promotion found
         std::map<std::uint64_t, std::uint64_t> flushed;  // sector -> newest write known stable
         std::map<std::uint64_t, std::uint64_t> pending;  // acknowledged, and not known stable
-        // What is known to be stable is looked at again on other disks, and now and then.
+        // What is known to be stable is checked again on other disks, and now and then on this one.
         std::vector<const SimDisk*> looked_at;
         std::uint64_t flushes = 0;
     };

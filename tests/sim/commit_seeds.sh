@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Runs seeds that follow from the commit: fresh with each commit, and the same for everybody who
-# runs it, so that a find is seen and can be replayed before the commit is handed in.
+# Runs seeds that follow from the commit's hash: new seeds for each commit, and the same for
+# everybody who tests it. So a failure shows, and can be replayed, before the commit is handed in.
 #   tests/sim/commit_seeds.sh REPLICA_SIM COUNT
 set -eu
 source=$(dirname "$0")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a fault met: the state of the protocol on the node that it hit. A pair that never comes
-// together is tested by nothing, and --coverage names it.
+// The state of the protocol in which a fault hit a node. A pair of fault and state that never meets
+// is not tested, and --coverage names it.
 #include <algorithm>
 #include <cstdio>
 #include <iterator>
@@ -19,7 +19,7 @@ static_assert(std::size(state_names) == protocol_states);
 
 }  // namespace
 
-// The first that fits: a node may be in several.
+// The first state that fits: a node may be in several.
 ProtocolState World::state_of(int n) const {
     const Node& node = nodes_[static_cast<std::size_t>(n)];
     if (!node.up || !node.core) return ProtocolState::down;

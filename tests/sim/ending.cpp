@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The end of each run: heal, resolve what only people can, demand convergence; then every replica
-// has the same bytes, and what was acknowledged is among them.
+// The end of each run: heal, resolve what only people can resolve, and demand convergence. Then
+// every replica must have the same bytes, and what was acknowledged must be among them.
 #include <algorithm>
 
 #include "tests/sim/world.hpp"
@@ -12,7 +12,7 @@ constexpr std::uint64_t sectors_per_block = block_bytes / sector_bytes;
 
 }  // namespace
 
-// Two nodes that were made volumes of their own, each by force: one of them is created anew.
+// Two nodes were each made a volume of its own, by force: one of them is created anew.
 void World::give_up_other_volumes(int keep) {
     const auto volume_of = [&](int n) {
         return nodes_[static_cast<std::size_t>(n)].core->superblock().extension.volume_id;
@@ -163,7 +163,7 @@ void World::heal() {
     audit_model();
 }
 
-// The application reads on while the cluster heals: what it is told is checked like any read.
+// The application goes on reading while the cluster heals. These reads are checked like any other.
 void World::read_on() {
     for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
         const Node& node = nodes_[static_cast<std::size_t>(n)];
@@ -178,8 +178,8 @@ void World::read_on() {
     at(5 * ns_per_ms + random_.below(100 * ns_per_ms), [this] { read_on(); });
 }
 
-// Every acknowledged write that nothing excuses is there. Whoever is promoted now is judged as at
-// any promotion; a primary that is there already owes everything.
+// Every acknowledged write that nothing excuses must be there. A node that is promoted now is
+// judged as at any promotion; a node that is primary already must have them all.
 void World::audit_model() {
     // A promotion that an operator asked for before may end meanwhile.
     const auto serving = [&] {

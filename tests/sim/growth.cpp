@@ -125,7 +125,7 @@ void World::audit_told_size(int n, std::span<const std::byte> state) {
     const Node& node = nodes_[static_cast<std::size_t>(n)];
     const auto told = decode_state(state);
     const auto& label = node.disk->newest();
-    if (!told || !label) fail("a state or a superblock can not be read");
+    if (!told || !label) fail("a state or a superblock cannot be read");
     const bool promised = (told.value().flags & state_flag::growing) == 0 &&
                           uuid_identity(told.value().current_uuid) != uuid_just_created;
     if (promised && told.value().size_bytes > label.value().effective_size_sectors * sector_bytes)

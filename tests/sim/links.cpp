@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Why links are lost, and what a seed without faults may never show. Two rules: honest nodes never
-// tell each other nonsense, whatever fails around them; and where nothing fails nothing is lost,
-// nothing times out, nobody is expelled, nothing errs, and each request is answered soon.
+// The reasons for which links are lost, and what must never happen in a seed without faults. First
+// rule: honest nodes never cause a protocol error, whatever fails around them. Second rule: if
+// nothing fails, no link is lost, nothing times out, no member is expelled, there is no error, and
+// each request is answered soon.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -12,8 +13,8 @@
 namespace replica::sim {
 namespace {
 
-// A link that is not up yet may end so without a fault of anybody. Every other reason is a protocol
-// error: what is new has to be added here, or is one.
+// The reasons for which a link may end although no node broke the protocol. Every other reason is a
+// protocol error: add a new reason here, unless it is one.
 constexpr std::array<std::string_view, 14> innocent = {
     "the connection broke",
     "the peer connected anew",
@@ -45,8 +46,8 @@ bool is_one_of(std::string_view text, const std::array<std::string_view, N>& tex
 
 }  // namespace
 
-// The core's protocol_error() closes a link that is up, not gracefully, and says why with the
-// severity of an error. Before a link is up only the view says it.
+// The core's protocol_error() closes a link that is up, not gracefully, and logs the reason as an
+// error. Before a link is up, only the view shows the reason.
 void World::judge_lost_link(int n, std::span<const Effect> effects, std::size_t at) {
     const Effect& close = effects[at];
     const auto peer = static_cast<NodeId>(close.peer);
@@ -86,7 +87,7 @@ void World::judge_effects(int n, std::span<const Effect> effects) {
     }
 }
 
-// Nobody leaves the set, and no generation is opened but by the promotion that made the volume.
+// No member leaves the set, and only the promotion that made the volume opens a generation.
 void World::judge_members(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     const Core& core = *node.core;
@@ -102,7 +103,7 @@ void World::judge_members(int n) {
     node.generation_seen = uuid_identity(generation);
 }
 
-// Where nothing fails a request takes moments: some round trips, some flushes, a chunk of a resync.
+// If nothing fails a request takes moments: some round trips, some flushes, a chunk of a resync.
 void World::judge_waiting() {
     if (!calm() || operated_) return;
     for (std::size_t n = 0; n < nodes_.size(); ++n) {

@@ -141,7 +141,7 @@ void worker(const Settings& s, std::atomic<std::uint64_t>& next, std::atomic<boo
             run_seed(s, seed, again, second);
             if (second != hash) what = "I-L5 the same seed took another course the second time";
         }
-        // What fails without the mistake, too, says nothing of it.
+        // A seed that fails without the mistake too says nothing about the mistake.
         if (s.until_caught && !what.empty() && fails_without_mutant(s, seed, what)) continue;
         const std::lock_guard lock(totals.mutex);
         if (!what.empty()) stats.wait_ns_max = 0;
@@ -192,7 +192,7 @@ bool set_switch(Settings& s, const std::string& arg) {
     return false;
 }
 
-// Twelve digits, like those of --random; other commits, other seeds.
+// Twelve digits, like those of --random. Each commit has other seeds.
 std::uint64_t first_seed_of(const std::string& commit) {
     std::uint64_t hash = 0xcbf29ce484222325U;
     for (const char c : commit)

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Regressions (regressions.cpp) of what a node believed of another without knowing it from this
-// link at this moment, and of what waited for something that waited for it.
+// Regressions (regressions.cpp) of two kinds: a node believed something about another that it had
+// not learnt on the current link, or two things waited for each other.
 #include "tests/sim/regressions.hpp"
 
 namespace replica::sim {
 namespace {
 
-// No Primary. c cannot hear b any more and believes in the b of before; b comes back with a new
-// disk, and a fills it. What c says of b when it meets a again must not end that resync.
+// No Primary. c no longer hears b, and believes that b is as before. b comes back with a new disk,
+// and a fills it. When c meets a again, what c says of b must not end that resync.
 void word_about_a_replaced_disk(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -101,8 +101,8 @@ void resync_beside_a_full_log(const Options& options) {
     s.finish();
 }
 
-// b cannot record that it is Inconsistent yet, as when a snapshot is taken first: the application
-// goes on, and nothing reaches b's disk.
+// b cannot record yet that it is Inconsistent, for example because a snapshot is taken first. The
+// application goes on, and nothing reaches b's disk.
 void target_before_its_label(const Options& options) {
     Scenario s(options, {});
     s.kill(1);
@@ -125,8 +125,8 @@ void target_before_its_label(const Options& options) {
     s.finish();
 }
 
-// The last copy of a Primary without a disk comes back. It must have on record that writes may be
-// in flight before it takes one: a power cut right after would not be counted otherwise.
+// The last copy of a Primary without a disk comes back. Before it takes a write, its label must say
+// that writes may be in flight: otherwise a power cut right after would not be counted.
 void last_copy_without_its_mark(const Options& options) {
     Setup setup;
     setup.idle_flush_ns = 60 * ns_per_s;
@@ -190,7 +190,7 @@ void unflushed_at_the_bitmap_exchange(const Options& options) {
     s.finish();
 }
 
-// b's superblock write hangs while c is lost: b never answers the generation without c, and is
+// b's superblock write hangs while c is lost. So b never answers the generation without c, and is
 // given up as well.
 void member_that_never_answers(const Options& options) {
     Setup setup;
@@ -224,7 +224,7 @@ void one_write_hangs(const Options& options) {
 }
 
 // b asks to be Primary, and tells its state while it waits for the last answer. The peers that have
-// agreed go on counting on it.
+// agreed must not take that for the end of the attempt.
 void state_told_while_asking(const Options& options) {
     Setup setup;
     setup.nodes = 4;
@@ -274,8 +274,8 @@ void late_answer_to_a_read(const Options& options) {
     s.finish();
 }
 
-// a leaves b and c at one stroke, so two generations are opened at once. c is told of each as it
-// was.
+// a disconnects from b and c in one step, so two generations are opened at once. c is told each as
+// it was opened.
 void two_generations_at_once(const Options& options) {
     Setup setup;
     setup.nodes = 3;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// See shrink.hpp. Decisions have keys that do not depend on each other: the third tick of an
-// operator does the same whether or not the second one did anything. So parts of the list can be
-// tried by themselves (delta debugging); a run takes some milliseconds.
+// See shrink.hpp. Decisions do not depend on each other: the third tick of an operator does the
+// same whether or not the second one did anything. So any part of the list can be left out and the
+// rest run (delta debugging); a run takes some milliseconds.
 #include "tests/sim/shrink.hpp"
 
 #include <algorithm>
@@ -129,14 +129,14 @@ World::Decision::Decision(World& world, Actor actor) : world_(world), outside_(w
     world.random_ = Prng(Prng(world.options_.seed ^ key * 0x9e3779b97f4a7c15U).next());
 }
 
-// Something that happens by itself, now and then.
+// An accident: something that happens by itself, now and then.
 bool World::accident(std::uint32_t per_million) {
     if (!random_.chance(per_million)) return false;
     const auto a = static_cast<std::size_t>(Actor::accident);
     return decide(std::uint64_t{a} << 32 | decided_[a]++);
 }
 
-// What the world is like: some failures need it, most do not.
+// A feature of the world: some failures need it, most do not.
 void World::leave_out_features() {
     const auto keeps = [&](bool drawn) {
         return drawn && decide(decided_[static_cast<std::size_t>(Actor::feature)]++);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A seed that fails, made short: of what was decided in it (requests, commands, faults, accidents,
-// features of the world) as much is left out as can be while the same invariant is still violated.
+// Makes a failing seed short: leaves out as many of its decisions (requests, commands, faults,
+// accidents, features of the world) as it can while the same invariant is still violated.
 #pragma once
 
 #include "tests/sim/world.hpp"

@@ -2,8 +2,8 @@
 // A disk with a volatile cache, as the fault model has it (docs/testing.md): a completed write sits
 // in the cache until a flush that was submitted later completes; at a power cut every sector that
 // was not flushed, or was in flight, is kept or lost on its own. Data sectors hold the id of the
-// write that made them (0: zeroes); metadata is real bytes. Memory is for what was ever written, so
-// that a volume may have gigabytes.
+// write that made them (0: zeroes); metadata is real bytes. Only what was ever written takes
+// memory, so a volume may have gigabytes.
 #pragma once
 
 #include <array>
@@ -81,7 +81,7 @@ class SimDisk {
     static constexpr std::uint64_t chunk_sectors = 512;
     struct Chunk {
         std::array<Stamp, chunk_sectors> visible{}, durable{};
-        // Of what is visible, and of what is stable.
+        // The stamps of what is visible, and of what is stable.
         std::array<std::uint64_t, chunk_sectors> version{}, durable_version{};
     };
     const Chunk* chunk_of(std::uint64_t sector) const {
@@ -97,7 +97,7 @@ class SimDisk {
     std::set<std::uint64_t> unreadable_;
     std::vector<std::unique_ptr<Chunk>> chunks_;  // none: zeroes, and stable
     std::uint64_t version_ = 0;
-    // Visible and not durable, in the order in which they were written; some are so no more.
+    // Visible and not durable, in the order in which they were written; some are durable by now.
     Snapshot unflushed_;
 };
 

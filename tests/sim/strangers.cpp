@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What does not belong here: connections of nodes that are no peers, old frames that come again,
-// disks that went back in time or are other ones, and a state directory that fails by itself.
+// What does not belong to the cluster: connections of nodes that are no peers, old frames that come
+// again, disks that went back in time or were replaced, and a state directory that fails alone.
 #include <algorithm>
 #include <array>
 #include <cstring>
@@ -21,7 +21,7 @@ std::vector<std::byte> frame_of(const Message& m, std::span<const std::byte> pay
 
 }  // namespace
 
-// Old frames are those that a connection began with: its hello, and what followed.
+// Old frames are the first ones of a connection: its hello, and what followed.
 void World::remember_frame(const Connection& c, std::uint64_t id, std::size_t side,
                            const std::vector<std::byte>& frame) {
     if (!swarm_.strangers || c.stranger || side != 0) return;
@@ -40,7 +40,7 @@ void World::remember_frame(const Connection& c, std::uint64_t id, std::size_t si
     if (old_frames_.back().frames.size() < frames) old_frames_.back().frames.push_back(frame);
 }
 
-// A hello that is not for this node, or not of a peer of it.
+// A hello that is for another node, or comes from a node that is no peer.
 std::vector<std::byte> World::strange_hello(int from, int to) {
     HelloPayload hello;
     hello.stream = random_.below(2) == 0 ? Stream::bulk : Stream::control;
@@ -79,7 +79,8 @@ std::vector<std::byte> World::strange_hello(int from, int to) {
     return frame_of(m, payload);
 }
 
-// Somebody at a node's address: another program, another cluster, or packets that come again.
+// A connection to a node's address from another program, from another cluster, or from packets that
+// come again.
 void World::stranger(int to) {
     if (!nodes_[static_cast<std::size_t>(to)].up || nodes_.size() < 2) return;
     met(Fault::stranger, to);
@@ -121,7 +122,7 @@ void World::stranger(int to) {
     at(random_.below(2 * ns_per_s), [this, id] { close_side(id, 0, random_.below(2) == 0); });
 }
 
-// Only the state directory fails, or is lost while the node is down: the disk speaks for itself.
+// Only the state directory fails, or is lost while the node is down. The disk's label is enough.
 void World::copy_fault(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     met(Fault::broken_copy, n);
@@ -134,8 +135,8 @@ void World::copy_fault(int n) {
     });
 }
 
-// What a node that starts may find. A label of ours that is two updates behind its copy is that of
-// a disk that went back in time: it is refused, and the operator brings an empty one.
+// What a node may find when it starts. If a label of ours is two updates behind its copy, the disk
+// went back in time: it is refused, and the operator brings an empty one.
 void World::find_other_disk(int n) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
     if (!faulty_) return;
@@ -150,7 +151,7 @@ void World::find_other_disk(int n) {
     if (node.old_label) {
         const auto& now = node.disk->newest();
         const auto then = decode_superblock(*node.old_label);
-        if (!now) fail("a superblock can not be read");
+        if (!now) fail("a superblock cannot be read");
         if (!then) return;  // it was torn at that moment
         const std::uint64_t behind =
             now.value().extension.write_seq - then.value().extension.write_seq;

@@ -156,7 +156,7 @@ std::uint64_t World::disk_delay(int n, bool metadata) {
     return d;
 }
 
-// What this seed has slow as a rule: a label that stays dirty long, an answer that comes late.
+// What is always slow in this seed: a label that stays dirty long, an answer that comes late.
 std::uint64_t World::slowness(int n, int kind, int slow_kind) {
     if (kind != slow_kind || !faulty_ || (swarm_.slow_nodes >> n & 1U) == 0) return 0;
     if (random_.below(3) == 0) return 0;
@@ -206,7 +206,7 @@ void World::finish_io(int n, IoOrigin origin, Task task) {
     schedule(n, disk_delay(n, origin >= IoOrigin::superblock) + slow, std::move(task));
 }
 
-// Whether this I/O fails: single errors, sectors that can not be read until they are written again,
+// Whether this I/O fails: single errors, sectors that cannot be read until they are written again,
 // and disks that fail everything.
 int World::disk_error(int n, const Effect& e) {
     Node& node = nodes_[static_cast<std::size_t>(n)];
@@ -228,7 +228,8 @@ int World::disk_error(int n, const Effect& e) {
     return kinds[random_.below(kinds.size())];
 }
 
-// Data is written where the label says that it may be, and that it is no good copy meanwhile.
+// Data may be written only if the label says that writes may be in flight, and promises no good
+// copy while there is none.
 void World::check_label(int n) {
     const Node& node = nodes_[static_cast<std::size_t>(n)];
     const Result<Superblock>& label = node.disk->newest();

@@ -31,8 +31,8 @@ enum class ShellMutant : std::uint8_t {
     room_not_zeroed,     // a volume grows into what happens to be there
 };
 
-// Who decides that something happens. A decision draws from a stream of its own, so that it stays
-// what it is when others are left out (shrink.hpp).
+// The kinds of decisions. Each decision draws from a random stream of its own, so it stays the same
+// when others are left out (shrink.hpp).
 enum class Actor : std::uint8_t { feature, application, operators, faults, accident, count_ };
 
 struct Options {
@@ -41,7 +41,7 @@ struct Options {
     ShellMutant shell_mutant = ShellMutant::none;
     bool trace = false;
     bool calm = false;  // a seed without faults
-    bool tell = false;  // what happens to the cluster, and not what it does about it
+    bool tell = false;  // print what happens to the cluster, and not what the cores do
     const std::vector<std::uint64_t>* only = nullptr;  // decisions, sorted; none: all
 };
 
@@ -87,7 +87,7 @@ enum class Fault : std::uint8_t {
 inline constexpr std::size_t fault_kinds = static_cast<std::size_t>(Fault::count_);
 const char* name_of(Fault fault);
 
-// What a node is at when a fault hits it (coverage.cpp).
+// The state of the protocol in which a fault hits a node (coverage.cpp).
 enum class ProtocolState : std::uint8_t {
     down,
     attaching,
@@ -137,10 +137,10 @@ struct Violation {
     std::string what;
 };
 
-// A table of faults by states, and the pairs that never came together.
+// Prints a table of faults by states, and the pairs that never met.
 void print_coverage(const Stats& stats);
 
-// Where nothing fails no request waits longer.
+// If nothing fails no request waits longer.
 inline constexpr std::uint64_t answer_bound_ns = 2 * ns_per_s;
 
 class World {
@@ -165,11 +165,11 @@ class World {
         bool late = false;  // the delays of the network have a long tail
         bool segments = false, bit_flips = false, resets = false, stalls = false, one_way = false;
         bool latent = false, options = false, restarts = false;
-        bool ambushes = false;  // faults where the protocol is at something short
+        bool ambushes = false;  // faults right when something short begins
         bool strangers = false, copy_errors = false, old_disks = false;
         bool slow_data = false, slow_metadata = false, resize = false;
         std::uint64_t ns_per_kib = 0;  // of a link
-        // Rare windows, made wide: this kind of I/O, this kind of message, is slow as a rule.
+        // Widens rare windows: this kind of I/O and this kind of message are always slow.
         int slow_origin = -1, slow_message = -1;
         std::uint32_t slow_nodes = 0;  // on these, by these
         std::uint64_t slow_ns = 0;
@@ -266,7 +266,7 @@ class World {
         ResourceOptions options;
         CoreLimits limits;
     };
-    // While it lives everything is drawn from its own stream.
+    // While it lives, everything is drawn from its stream.
     class Decision {
       public:
         Decision(World& world, Actor actor);

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Shows scripts/build.sh builds that fail: in each case the first error has to be in what it prints,
-# and the rest in the file that it names. The project is three lines that are written here.
+# Gives scripts/build.sh builds that fail. Each time it must print the first error, and the file
+# that it names must have the rest. The project is three lines, written here.
 #   build_errors_test.sh ROOT
 set -euo pipefail
 root=$(realpath "${1:?}")

@@ -127,7 +127,7 @@ def check_banned_includes(sources):
                         yield Finding(source.path, line, f"<{name}> is banned here; use {instead}")
 
 
-# What the core does in one function that nobody can go around: pattern, functions, what it is.
+# What the core does in one function only: the pattern, the functions that may, what it is.
 ONE_WAY = (
     (re.compile(r"sb_\.current_uuid\s*=[^=]|\bext(?:ension)?\.(?:in_sync|generation_seq|set_change|"
                 r"parent_uuid|primary_node)\s*[-+|&]?=[^=]"),
@@ -147,7 +147,7 @@ ONE_WAY = (
 
 
 def check_one_way(sources):
-    """In the core some things are done in one place, which checks whether they may be done."""
+    """Some things are done in one function of the core, which checks whether they may be done."""
     for source in sources:
         if not (source.path.startswith("engine/core/") and source.path.endswith(".cpp")):
             continue
