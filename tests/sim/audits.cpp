@@ -77,6 +77,7 @@ void World::audit_pair(int a, int b) {
     Node& y = nodes_[static_cast<std::size_t>(b)];
     const auto label = [&](Node& node) {
         const auto& sb = node.disk->newest();
+        if (!sb) fail("I-M1 neither copy of a superblock can be read");
         return node.up && node.core->disk() >= DiskState::inconsistent ? node.core->superblock()
                                                                        : sb.value();
     };
