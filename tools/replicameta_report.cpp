@@ -98,8 +98,8 @@ Json describe_extension(const SuperblockExtension& extension) {
         {"primary-node", extension.primary_node},    {"volume-id", hex(extension.volume_id)},
         {"boot-id", hex(extension.boot_id)},         {"promoted-at-s", extension.promoted_at_s},
         {"set-change", extension.set_change},        {"vote-ballot", extension.vote_ballot},
-        {"vote-accepted", extension.vote_accepted},
-        {"device-bytes", extension.device_bytes},    {"ready-bytes", extension.ready_bytes}};
+        {"vote-accepted", extension.vote_accepted},  {"device-bytes", extension.device_bytes},
+        {"ready-bytes", extension.ready_bytes}};
 }
 
 Json describe_layout(const MetadataLayout& layout) {

@@ -322,6 +322,7 @@ class Core {
         bool in_round() const { return want_state || state_sent; }
         std::optional<Message> late_update;  // came between its state and the verdict
         std::uint32_t cache_losses = 0;      // of its disk, when the two last met
+        bool lacks_acknowledged = false;     // the last copy, of what this Primary acknowledged
         bool discard_my_data = false;
         bool aligned = false;  // both slots of the pair were seen to be empty
 
@@ -513,6 +514,7 @@ class Core {
     const char* ask_who_is_there(NodeId peer);
     void link_up(NodeId peer);
     void lose_link(NodeId peer, const char* why, bool graceful = false, int level = 5);
+    bool lacks_acknowledged(NodeId peer) const;
     void go_standalone(NodeId peer, const char* why);
     void protocol_error(NodeId peer, const char* why);
     void tick_link(NodeId peer);

@@ -166,6 +166,12 @@ bool Core::meet_without_disk(NodeId id) {
         notice(2, id, why_);
         return true;
     }
+    if (peers_[id].lacks_acknowledged) {
+        orphaned_ = true;
+        why_ = "the last disk lacks acknowledged writes; demote to accept that";
+        notice(2, id, why_);
+        return true;
+    }
     if (holds_generation(peers_[id]) || register_.awaited().has(id)) return true;
     if (!uuid_equal(theirs.current_uuid, sb_.extension.parent_uuid)) {
         go_standalone(id, "the peer's data is not what this diskless Primary works on; demote it");

@@ -344,6 +344,7 @@ void Core::lose_link(NodeId id, const char* why, bool graceful, int level) {
     if (replicating || (role_ == Role::primary && in_sync().has(id))) {
         mark_journal(peer.stable_seq, NodeMask::of(id));
     }
+    if (was_up && lacks_acknowledged(id)) peer.lacks_acknowledged = true;
     peer.phase = LinkPhase::down;
     ++peer.link;
     peer.why = why;
@@ -372,6 +373,17 @@ void Core::lose_link(NodeId id, const char* why, bool graceful, int level) {
     }
     retry_peers_ = true;
     touch();
+}
+
+// This Primary has no disk, and the peer did not answer writes that protocols A and B acknowledged
+// without it: nobody has them any more.
+bool Core::lacks_acknowledged(NodeId id) const {
+    if (role_ != Role::primary || metadata_usable() || !in_sync().has(id)) return false;
+    for (std::uint64_t seq = journal_.head(); seq < journal_.tail(); ++seq) {
+        const JournalEntry& entry = journal_.at(seq);
+        if (entry.request == 0 && entry.unwritten.has(id)) return true;
+    }
+    return false;
 }
 
 void Core::go_standalone(NodeId id, const char* why) {

@@ -395,6 +395,7 @@ void Core::become_primary() {
     NodeMask members = self();
     for_peers([&](Peer& peer, NodeId id) {
         peer.discard_my_data = false;  // offered before this data was written
+        peer.lacks_acknowledged = false;
         peer.stable_seq = 0;
         if (equal(peer) && peer.disk == DiskState::up_to_date && !forced) members.add(id);
     });

@@ -206,8 +206,8 @@ def test_superblocks_that_can_not_be_read():
         torn = good[:3000] + b"\x5a" + good[3001:]
         for block, code, words in (
                 (torn, CORRUPT, "fails its checksum"),
-                (sealed(good, 1400, b"\0\0\0\2"), UNSUPPORTED, "use the newer Replica"),
-                (sealed(good, 1776, b"\1"), UNSUPPORTED, "newer DRBD or Replica"),
+                (sealed(good, 1400, b"\0\0\0\3"), UNSUPPORTED, "use the newer Replica"),
+                (sealed(good, 1824, b"\1"), UNSUPPORTED, "newer DRBD or Replica"),
                 (good[:60] + b"\x83\x74\x02\x6b" + good[64:], UNSUPPORTED, "v08"),
                 (bytes(4096), CORRUPT, "no DRBD v09 superblock")):
             os.replace(copy, copy + ".kept")
