@@ -175,7 +175,8 @@ void Core::ask_to_agree(NodeId id) {
     promote_waiting_.add(id);
     Message m;
     m.type = MessageType::promote;
-    m.id = promote_attempt_;
+    // Each ask has a number of its own: the peer may not stand by what it answered before.
+    m.id = peers_[id].promote_asked = ++promote_attempt_;
     send(id, Stream::bulk, m);
 }
 

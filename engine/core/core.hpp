@@ -227,7 +227,7 @@ class Core {
         // Why a replica has not done it: the errno of this node's disk, or EIO of a peer's.
         int error = 0;
         int read_peer = -1;
-        std::uint16_t read_serial = 0;  // of the read that the peer was asked
+        std::uint16_t read_serial = 0;  // of the read or flush that peers were asked
         std::uint32_t length = 0;
         std::uint64_t offset = 0;
         std::uint64_t seq = 0;              // journal entry of a write
@@ -314,6 +314,7 @@ class Core {
         bool want_state = false;  // a handshake round is wanted
         bool state_sent = false, state_received = false;
         StatePayload sent, received;
+        std::uint32_t sent_attachment = 0;  // the disk that `sent` speaks of
         // The number of its in-sync set that it told last on this link: generation, change.
         std::array<std::uint32_t, 2> told_set{};
         // The generation that it has recorded, by its answer on this link.
@@ -327,8 +328,9 @@ class Core {
         bool aligned = false;  // both slots of the pair were seen to be empty
 
         Role role = Role::unknown;
-        bool agreed = false;          // Primary only by a promotion that this node agreed to
-        std::uint32_t agreed_to = 0;  // which attempt that is
+        bool agreed = false;              // Primary only by a promotion that this node agreed to
+        std::uint32_t agreed_to = 0;      // which ask that is
+        std::uint32_t promote_asked = 0;  // the number of this node's last ask
         // Its word about the in-sync set is the truth.
         bool leads() const { return role == Role::primary && !agreed; }
         DiskState disk = DiskState::unknown;
@@ -462,7 +464,7 @@ class Core {
     bool may_pass_on(const Request& request) const;
     void on_request_io(std::uint32_t slot, int result);
     void peer_answered(std::uint64_t seq, NodeId peer, bool written);
-    void flush_answered(std::uint32_t slot, NodeId peer, bool ok);
+    void flush_answered(std::uint32_t flush, NodeId peer, bool ok);
     void retry_read(std::uint32_t slot);
     void advance_trim();
     void start_epoch_flush();
@@ -687,6 +689,7 @@ class Core {
     std::uint64_t growing_to_ = 0;      // what the peers are asked to record first, 0: nothing
     std::uint64_t data_bytes_max_ = 0;
     bool all_zero_ = false;
+    std::uint32_t attachment_ = 0;  // +1 for each disk that comes or goes
     // The name of what this disk holds at rest; 0: none. Every write and every attach clears it.
     // Nodes with the same name hold the same bytes.
     std::uint64_t content_ = 0;
@@ -731,6 +734,7 @@ class Core {
     int journal_owner_ = -1;  // whose writes it holds; -1: nobody's
     std::uint64_t local_stable_seq_ = 0;
     std::uint64_t last_seq_ = 0;
+    std::uint64_t own_seq_ = 1;  // of this node's next write as Primary; never again the same
     std::optional<Instant> idle_flush_at_;
 
     std::vector<PeerRequest> peer_requests_;

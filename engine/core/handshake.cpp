@@ -80,6 +80,7 @@ void Core::maybe_send_state(NodeId id) {
     peer.state_sent = true;
     peer.aligned = false;
     peer.sent = make_state(id);
+    peer.sent_attachment = attachment_;
     Message m;
     m.type = MessageType::state;
     m.payload_bytes = state_payload_bytes;
@@ -232,6 +233,8 @@ void Core::judge(NodeId id) {
     if (was_primary && peer.role != Role::primary) primary_is_gone(id);
     sync_flags();
 
+    // The peer's answer is to what was said of another disk, or of this one before it was away.
+    if (peer.sent_attachment != attachment_) return want_handshake(id);
     if (const char* why = not_to_be_met(id)) return go_standalone(id, why);
     if (!agree_on_size(id)) return;
     const bool lives_on_peers = role_ == Role::primary && disk_ != DiskState::up_to_date;

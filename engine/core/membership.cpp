@@ -171,6 +171,8 @@ void Core::on_generation(NodeId id, const Message& m, const GenerationPayload& g
     const InSyncSet next = set_of(g);
     peers_[id].told_set = low_number(next.number);
     if (!disk_usable()) return;  // the primary hears of the lost disk, or has already
+    // A target that never became the member that the Primary counts: its state tells that.
+    if (!in_sync().has(config_.node_id) && disk_ == DiskState::inconsistent) return;
     const Uuid old = sb_.current_uuid;
     if (peers_[id].role != Role::primary || uuid_equal(next.generation, old) ||
         !register_.follows(next, config_.node_id)) {
@@ -190,7 +192,7 @@ void Core::on_generation(NodeId id, const Message& m, const GenerationPayload& g
     take_set(next);
     peers_[id].received.current_uuid = g.current_uuid;
     tell_recorded(id);
-    announce_set(NodeMask::of(id));
+    announce_set({});
 }
 
 // Tells the proposer that this node has recorded its set, once the label has it.
@@ -278,7 +280,7 @@ void Core::take_primarys_set(NodeId id, const Message& m) {
         if (NodeMask{m.length}.has(other)) clear_marks(other, Proof::primary);
     });
     maybe_clear_crash_marker();
-    announce_set(NodeMask::of(id));
+    announce_set({});
 }
 
 // The peer has all that this node has. Members record that, and a Primary acknowledges nothing
@@ -368,9 +370,9 @@ void Core::abandon_promotion(Errc code, const char* why) {
     sync_flags();
     Message m;  // the peers that agreed count on a primary
     m.type = MessageType::promote;
-    m.id = promote_attempt_;
     m.flags = 1;
     for_peers([&](const Peer& peer, NodeId id) {
+        m.id = peer.promote_asked;
         if (knows_state(peer)) send(id, Stream::bulk, m);
     });
     announce_state();
@@ -387,16 +389,17 @@ void Core::become_primary() {
     was_primary_ = true;
     ASSERT(journal_.empty() || journal_owner_ != config_.node_id);
     drop_journal(true);
-    journal_.restart(1);
+    // Numbers go on where the last reign ended: a trim or an answer of that may still come.
+    journal_.restart(own_seq_);
     journal_owner_ = config_.node_id;
-    local_stable_seq_ = 0;
+    local_stable_seq_ = own_seq_ - 1;
     last_seq_ = 0;
     const bool forced = disk_ != DiskState::up_to_date;
     NodeMask members = self();
     for_peers([&](Peer& peer, NodeId id) {
         peer.discard_my_data = false;  // offered before this data was written
         peer.lacks_acknowledged = false;
-        peer.stable_seq = 0;
+        peer.stable_seq = own_seq_ - 1;
         if (equal(peer) && peer.disk == DiskState::up_to_date && !forced) members.add(id);
     });
     const std::array<std::uint8_t, 16> unset{};
@@ -482,7 +485,7 @@ void Core::on_promotion_given_up(NodeId id, std::uint32_t attempt) {
 }
 
 void Core::on_promote_reply(NodeId id, const Message& m) {
-    if (promotion_ != Promotion::asking || m.id != promote_attempt_) return;
+    if (promotion_ != Promotion::asking || m.id != peers_[id].promote_asked) return;
     if (m.flags != 0) {
         return abandon_promotion(Errc::state, "a peer is primary already, or is becoming it");
     }

@@ -446,6 +446,7 @@ Status Core::prepare_attach(const Superblock& superblock) {
     const Superblock live = sb_;
     sb_ = label_ = superblock;
     content_ = 0;
+    ++attachment_;
     if (!sb_.extension.present) rebuild_extension(sb_, config_.node_id);
     sb_.node_id = config_.node_id;
     if (role_ == Role::primary) {
@@ -558,6 +559,7 @@ void Core::attach_next() {
     }
     flush_wanted_ = true;  // the caches may hold what an earlier daemon wrote
     notice(6, -1, "disk attached");
+    announce_set({});
     set_disk(state);
     sync_flags();
     for_peers([&](Peer&, NodeId id) { want_handshake(id); });
@@ -568,6 +570,7 @@ void Core::attach_next() {
 
 void Core::start_detach() {
     meta_ = MetaPhase::detach_drain;
+    ++attachment_;
     // Writes that wait for the activity log are refused from here on, so nobody waits for it.
     al_preparing_ = false;
     retry_peers_ = true;
@@ -642,6 +645,7 @@ void Core::local_disk_failed(const char* why) {
     meta_ = MetaPhase::detached;
     disk_ = DiskState::failed;
     disk_failed_ = true;
+    ++attachment_;
     end_hold(Errc::io, why);
     recorded_bytes_ = volume_bytes_;  // the peers have it
     lost_disk_uuid_ = sb_.current_uuid;

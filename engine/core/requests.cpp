@@ -169,6 +169,7 @@ void Core::issue_write(std::uint32_t slot) {
     if (protocol != Protocol::a && !is(Mutant::ack_before_peer)) r.waiting = entry.unwritten;
     r.local_pending = entry.local_pending;
     r.seq = journal_.push(entry);
+    own_seq_ = r.seq + 1;
     last_seq_ = r.seq;
     journal_owner_ = config_.node_id;
     counters_.written_bytes += r.length;
@@ -263,6 +264,7 @@ void Core::retry_read(std::uint32_t slot) {
 void Core::issue_flush(std::uint32_t slot) {
     Request& r = requests_[slot];
     r.phase = Phase::active;
+    r.read_serial = ++read_serial_;
     r.flush_local_seq = local_done_seq();
     for_peers([&](Peer& peer, NodeId id) {
         if (!replicates_to(peer, id) || is(Mutant::flush_local_only)) return;
@@ -270,7 +272,7 @@ void Core::issue_flush(std::uint32_t slot) {
         r.sent_order = expect_answer(id, 1);
         Message m;
         m.type = MessageType::flush;
-        m.id = slot;
+        m.id = slot | std::uint32_t{r.read_serial} << 16;
         m.seq = flush_seqs_[slot * nodes_max + id] = flush_bound(id, slot);
         m.trim_seq = journal_.head() - 1;
         send(id, Stream::bulk, m);
@@ -410,11 +412,13 @@ void Core::peer_answered(std::uint64_t seq, NodeId id, bool written) {
     }
 }
 
-void Core::flush_answered(std::uint32_t slot, NodeId id, bool ok) {
+void Core::flush_answered(std::uint32_t flush, NodeId id, bool ok) {
+    const std::uint32_t slot = read_slot(flush);
     if (slot >= requests_.size())
         return protocol_error(id, "an answer to a flush that was not asked");
     Request& r = requests_[slot];
     if (r.phase != Phase::active || r.kind != IoKind::flush || !r.waiting.has(id)) return;
+    if (r.read_serial != flush >> 16) return;  // of an earlier flush, which did not wait for it
     Peer& peer = peers_[id];
     answered(id, r.sent_order, 1);
     r.waiting.remove(id);

@@ -589,7 +589,8 @@ bool Core::is_newer_here(NodeId source, std::uint64_t offset, std::uint64_t leng
 void Core::update_pause(NodeId id) {
     Peer& peer = peers_[id];
     const bool paused = peer.paused_here || peer.paused_there;
-    if (peer.repl == ReplicationState::sync_source && paused)
+    // Not at its end: the target is counted in, and its answer is on the way.
+    if (peer.repl == ReplicationState::sync_source && paused && !peer.finishing)
         peer.repl = ReplicationState::paused_source;
     if (peer.repl == ReplicationState::paused_source && !paused)
         peer.repl = ReplicationState::sync_source;
