@@ -172,7 +172,7 @@ void Core::on_generation(NodeId id, const Message& m, const GenerationPayload& g
     peers_[id].told_set = low_number(next.number);
     if (!disk_usable()) return;  // the primary hears of the lost disk, or has already
     // A target that never became the member that the Primary counts: its state tells that.
-    if (!in_sync().has(config_.node_id) && disk_ == DiskState::inconsistent) return;
+    if (disk_ == DiskState::inconsistent) return;
     const Uuid old = sb_.current_uuid;
     if (peers_[id].role != Role::primary || uuid_equal(next.generation, old) ||
         !register_.follows(next, config_.node_id)) {

@@ -291,7 +291,339 @@ void two_generations_at_once(const Options& options) {
     s.finish();
 }
 
+// HR2
+void promote_before_told(const Options& options) {
+    Scenario s(options, {});
+    s.kill(1);
+    s.run_ms(2'000);
+    s.acknowledged(s.write(0, 3));
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
+    s.kill(0);
+    s.run_ms(500);
+    s.start(1);
+    s.start_without_disk(0);
+    s.until("both meet", [&] { return s.connected(0, 1) && s.connected(1, 0); });
+    s.run_ms(300);
+    s.hold_io(0, IoOrigin::local_flush);
+    s.attach(0);
+    s.until("a is UpToDate", [&] { return s.core(0).disk() == DiskState::up_to_date; });
+    const auto p = s.command(0, CommandKind::promote);
+    s.run_ms(50);
+    s.expect(s.connected(1, 0), std::string("b keeps the link: ") + s.view(1, 0).why);
+    s.release_io();
+    s.ended(p);
+    s.finish();
+}
+
+// HR3
+void answer_to_an_earlier_flush(const Options& options) {
+    Setup setup;
+    setup.protocol = Protocol::a;
+    setup.idle_flush_ns = 60 * ns_per_s;
+    Scenario s(options, setup);
+    s.acknowledged(s.write(0, 5));
+    s.acknowledged(s.flush(0));
+    s.run_ms(300);
+    s.hold(1, 0, MessageType::flush_ack);
+    const auto first = s.flush(0);
+    s.run_ms(10);
+    s.expect(!s.answered(first), "b's answer is on its way");
+    s.expect(s.ended(s.command(1, CommandKind::detach)) == Errc::ok, "b is detached");
+    s.acknowledged(first, 100);
+    s.attach(1);
+    s.until(
+        "b is counted in",
+        [&] { return s.core(0).in_sync().has(1) && s.core(1).disk() == DiskState::up_to_date; },
+        600);
+    s.hold(0, 1, MessageType::write);
+    s.acknowledged(s.write(0, 5), 50);
+    const auto second = s.flush(0);
+    s.run_ms(5);
+    s.expect(!s.answered(second), "the second flush waits for b");
+    s.release_messages_to(0);
+    s.run_ms(20);
+    s.expect(!s.answered(second), "the second flush waits for its own answer");
+    s.finish();
+}
+
+// HR4
+void only_copy_was_its_own(const Options& options) {
+    Setup setup;
+    setup.protocol = Protocol::a;
+    Scenario s(options, setup);
+    s.hold(0, 1, MessageType::write);
+    s.acknowledged(s.write(0, 5));
+    s.break_disk(0);
+    const auto probe = s.read(0, 100);
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.cut(0, 1);
+    s.until("b is lost", [&] { return !s.connected(0, 1); });
+    s.release_messages();
+    s.join(0, 1);
+    s.until("b is back", [&] { return s.connected(0, 1) && s.connected(1, 0); });
+    s.run_ms(1'000);
+    (void)probe;
+    const auto r = s.read(0, 5);
+    s.run_ms(1'000);
+    s.expect(!s.answered(r) || s.result(r) != 0, "an old value is not served as current");
+}
+
+// HR5
+void generation_after_a_round_that_was_given_up(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.room_extents = 4;
+    Scenario s(options, setup);
+    s.kill(1);
+    s.run_ms(2'000);
+    s.acknowledged(s.write(0, 3));
+    s.hold(0, 1, MessageType::sync_done);
+    s.start(1);
+    s.until("b is counted in", [&] { return s.core(0).in_sync().has(1); });
+    s.run_ms(50);
+    s.hold(1, 0, MessageType::state);
+    s.room(1);
+    s.run_ms(60);
+    s.kill(2);
+    s.until("c is evicted", [&] { return !s.core(0).in_sync().has(2); });
+    s.expect(s.connected(0, 1) && s.connected(1, 0), "the link stands");
+    s.release_messages_to(1);
+    s.run_ms(50);
+    s.expect(s.connected(0, 1) && s.connected(1, 0),
+             std::string("the link still stands: ") + s.view(1, 0).why);
+    s.finish();
+}
+
+// HR6
+void trim_of_an_earlier_reign(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.idle_flush_ns = 60 * ns_per_s;
+    Scenario s(options, setup);
+    for (std::uint64_t i = 0; i < 5; ++i)
+        s.acknowledged(s.write(0, 10 + i));
+    s.hold(0, 1, MessageType::trim);
+    s.acknowledged(s.flush(0));
+    s.expect(s.ended(s.command(0, CommandKind::demote), 50) == Errc::ok, "a is demoted");
+    s.expect(s.ended(s.command(0, CommandKind::promote), 100) == Errc::ok, "a is promoted again");
+    s.hold(0, 2, MessageType::write);
+    s.write(0, 7);
+    s.run_ms(10);
+    s.release_messages_to(1);
+    s.run_ms(10);
+    s.expect(s.connected(1, 0) && s.connected(0, 1), "the link stands");
+    s.power_cut(0);
+    s.until("b and c know", [&] { return !s.connected(1, 0) && !s.connected(2, 0); });
+    s.run_ms(2'000);
+    s.expect(s.bits(1, 2) + s.bits(2, 1) == 0, "they call themselves equal");
+    s.audit();
+    s.start(0);
+    s.finish();
+}
+
+// HR7
+void reply_to_an_agreement_that_was_forgotten(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.room_extents = 4;
+    Scenario s(options, setup);
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
+    s.run_ms(500);
+    s.cut(0, 2);
+    s.until("a and c are apart", [&] { return !s.connected(0, 2) && !s.connected(2, 0); });
+    s.run_ms(500);
+    s.hold_io(1, IoOrigin::superblock);
+    const auto mine = s.command(0, CommandKind::promote);
+    s.run_ms(20);
+    s.expect(s.view(1, 0).role == Role::primary, "b has agreed");
+    s.hold(0, 1, MessageType::promote);
+    s.room(0);
+    s.until(
+        "b has forgotten", [&] { return s.view(1, 0).role == Role::secondary; }, 300);
+    s.run_ms(5);
+    s.release_io();
+    const auto theirs = s.command(2, CommandKind::promote);
+    s.run_ms(60);
+    s.expect(s.ended(theirs, 300) == Errc::ok, "c is promoted");
+    s.release_messages();
+    s.run_ms(3'000);
+    const bool both = s.core(0).serves() && s.core(2).serves();
+    s.expect(!both, "b let two nodes become Primary");
+    s.ended(mine);
+    s.finish();
+}
+
+// HR9
+void pause_at_the_end_of_a_resync(const Options& options) {
+    Scenario s(options, {});
+    s.kill(1);
+    s.run_ms(2'000);
+    s.acknowledged(s.write(0, 3));
+    s.hold(1, 0, MessageType::sync_done_ack);
+    s.start(1);
+    s.until("b is counted in", [&] { return s.core(0).in_sync().has(1); });
+    s.run_ms(50);
+    s.expect(s.core(1).disk() == DiskState::up_to_date, "b is UpToDate, its answer is on its way");
+    s.expect(s.ended(s.command(0, CommandKind::pause_sync)) == Errc::ok, "a pauses");
+    s.release_messages();
+    s.run_ms(6'000);
+    s.expect(s.connected(0, 1) && s.core(0).in_sync().has(1),
+             std::string("the link stands and b is a member: ") + s.view(0, 1).why);
+    s.command(0, CommandKind::resume_sync);
+    s.finish();
+}
+
+// HR12: b's number is not told to the Primary that gave it.
+void number_that_the_giver_does_not_know(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.room_extents = 4;
+    Scenario s(options, setup);
+    s.kill(2);
+    s.until("c is evicted", [&] { return !s.core(0).in_sync().has(2); });
+    s.run_ms(500);
+    s.hold_io(1, IoOrigin::superblock);
+    s.room(1);
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
+    s.until("b knows", [&] { return s.view(1, 0).role == Role::secondary; });
+    s.command(1, CommandKind::promote);
+    s.run_ms(50);
+    s.release_io();
+    s.finish();
+}
+
+// HR13
+void trim_and_a_last_copy(const Options& options) {
+    Setup setup;
+    setup.idle_flush_ns = 60 * ns_per_s;
+    Scenario s(options, setup);
+    for (std::uint64_t i = 0; i < 5; ++i)
+        s.acknowledged(s.write(0, 10 + i));
+    s.hold(0, 1, MessageType::trim);
+    s.acknowledged(s.flush(0));
+    s.expect(s.ended(s.command(0, CommandKind::demote), 50) == Errc::ok, "a is demoted");
+    s.expect(s.ended(s.command(0, CommandKind::promote), 100) == Errc::ok, "a is promoted again");
+    s.break_disk(0);
+    s.acknowledged(s.write(0, 7), 50);
+    s.release_messages();
+    s.run_ms(10);
+    s.cut(0, 1);
+    s.until("they are apart", [&] { return !s.connected(0, 1) && !s.connected(1, 0); });
+    s.run_ms(1'000);
+    s.power_cut(1);
+    s.join(0, 1);
+    s.start(1);
+    s.until("both meet", [&] { return s.connected(0, 1) && s.connected(1, 0); });
+    s.run_ms(1'000);
+    const auto r = s.read(0, 7);
+    s.run_ms(1'000);
+    s.expect(s.answered(r), "a hears something");
+}
+
+// HR14
+void trim_and_two_crashes(const Options& options) {
+    Setup setup;
+    setup.idle_flush_ns = 60 * ns_per_s;
+    Scenario s(options, setup);
+    for (std::uint64_t i = 0; i < 5; ++i)
+        s.acknowledged(s.write(0, 10 + i));
+    s.hold(0, 1, MessageType::trim);
+    s.acknowledged(s.flush(0));
+    s.expect(s.ended(s.command(0, CommandKind::demote), 50) == Errc::ok, "a is demoted");
+    s.expect(s.ended(s.command(0, CommandKind::promote), 100) == Errc::ok, "a is promoted again");
+    s.acknowledged(s.write(0, 7), 50);
+    s.release_messages();
+    s.run_ms(10);
+    s.expect(s.connected(0, 1) && s.connected(1, 0), "the link stands");
+    s.kill(0);
+    s.until("b knows", [&] { return !s.connected(1, 0); });
+    s.run_ms(1'000);
+    s.power_cut(1);
+    s.start(0);
+    s.start(1);
+    s.until("both meet", [&] { return s.connected(0, 1) && s.connected(1, 0); });
+    s.run_ms(2'000);
+    s.promote(0);
+    s.acknowledged(s.read(0, 7));
+    s.finish();
+}
+
+// HR15: an answer to a state of before the disk was detached.
+void answer_about_a_disk_that_was_away(const Options& options) {
+    Setup setup;
+    setup.room_extents = 4;
+    Scenario s(options, setup);
+    s.hold(0, 1, MessageType::state);
+    s.room(1);
+    s.run_ms(30);
+    s.expect(s.ended(s.command(1, CommandKind::detach), 100) == Errc::ok, "b is detached");
+    s.until(
+        "b is evicted", [&] { return !s.core(0).in_sync().has(1); }, 200);
+    s.acknowledged(s.write(0, 7), 100);
+    s.attach(1);
+    s.until(
+        "b has its disk", [&] { return s.core(1).disk() == DiskState::consistent; }, 300);
+    s.run_ms(20);
+    s.expect(s.connected(0, 1) && s.connected(1, 0), "the link stands");
+    s.hold(1, 0, MessageType::state);
+    s.release_messages_to(1);
+    s.run_ms(5);
+    s.power_cut(0);
+    s.until("b knows", [&] { return !s.connected(1, 0); });
+    s.run_ms(300);
+    s.expect(s.ended(s.command(1, CommandKind::promote)) != Errc::ok,
+             "b is not promoted without force");
+    s.expect(s.core(1).disk() != DiskState::up_to_date,
+             "b does not call itself UpToDate without w");
+    s.start(0);
+    s.finish();
+}
+
+// The target pauses while it is told that it is done.
+void pause_at_the_target_at_the_end(const Options& options) {
+    Scenario s(options, {});
+    s.kill(1);
+    s.run_ms(2'000);
+    s.acknowledged(s.write(0, 3));
+    s.hold(0, 1, MessageType::sync_done);
+    s.start(1);
+    s.until("b is counted in", [&] { return s.core(0).in_sync().has(1); });
+    s.run_ms(20);
+    s.command(1, CommandKind::pause_sync);
+    s.run_ms(20);
+    s.release_messages();
+    s.run_ms(3'000);
+    s.command(1, CommandKind::resume_sync);
+    s.run_ms(4'000);
+    s.expect(s.connected(0, 1) && s.core(0).in_sync().has(1), "the link stands");
+    s.finish();
+}
+
 constexpr Regression table[] = {
+    {"pause-at-the-target-at-the-end", "the same with a pause at the target",
+     pause_at_the_target_at_the_end},
+    {"answer-about-a-disk-that-was-away", "a verdict about a disk that was away made it UpToDate",
+     answer_about_a_disk_that_was_away},
+    {"number-that-the-giver-does-not-know",
+     "a promotion under a set that its giver was not told cost a link",
+     number_that_the_giver_does_not_know},
+    {"trim-and-a-last-copy", "the trim of an earlier reign, and a last copy", trim_and_a_last_copy},
+    {"trim-and-two-crashes", "the trim of an earlier reign lost an acknowledged write",
+     trim_and_two_crashes},
+    {"pause-at-the-end-of-a-resync", "a pause threw the last answer of a resync away",
+     pause_at_the_end_of_a_resync},
+    {"trim-of-an-earlier-reign", "the trim of an earlier reign emptied a journal",
+     trim_of_an_earlier_reign},
+    {"reply-to-a-forgotten-agreement", "a node agreed to two promotions",
+     reply_to_an_agreement_that_was_forgotten},
+    {"promote-before-told", "a promotion was asked for before the set was told",
+     promote_before_told},
+    {"answer-to-an-earlier-flush", "a flush was answered by the answer to an earlier one",
+     answer_to_an_earlier_flush},
+    {"only-copy-was-its-own", "a Primary went on with a copy that lacks what it acknowledged",
+     only_copy_was_its_own},
+    {"generation-at-a-given-up-target", "a generation at a target cost the link",
+     generation_after_a_round_that_was_given_up},
     {"word-about-a-replaced-disk", "a third node's stale word ended a resync",
      word_about_a_replaced_disk},
     {"unequal-activity-logs", "a flush waited for a write that waited for that flush",

@@ -98,6 +98,30 @@ void Scenario::attach(int n) {
     world_.attach(n);
 }
 
+void Scenario::start_without_disk(int n) {
+    world_.no_attach_ = true;
+    world_.start(n);
+    world_.no_attach_ = false;
+}
+
+void Scenario::room(int n) {
+    node(n).core->on_room(Instant{world_.now_}, node(n).core->volume_bytes() + extent_bytes);
+    world_.perform(n);
+}
+
+void Scenario::release_messages_to(int n) {
+    auto earlier = world_.hold_message_;
+    world_.hold_message_ = [earlier, n](int f, int t, MessageType m) {
+        return t != n && earlier && earlier(f, t, m);
+    };
+    for (auto& [id, c] : world_.connections_) {
+        for (std::size_t side = 0; side < 2; ++side) {
+            if (c.node[1 - side] == n) c.held[side] = false;
+        }
+        if (!world_.cut(c.node[0], c.node[1])) world_.set_cut(c.node[0], c.node[1], false);
+    }
+}
+
 void Scenario::hold(int from, int to, MessageType type) {
     world_.hold_message_ = [earlier = world_.hold_message_, from, to, type](int f, int t,
                                                                             MessageType m) {

@@ -48,6 +48,8 @@ class Scenario {
     void mend_disk(int n) { node(n).disk_broken = false; }
     void replace_disk(int n) { world_.new_disk(n); }  // of a node that is down
     void attach(int n);
+    void start_without_disk(int n);  // its disk is attached later
+    void room(int n);                // there is room for one extent more
     // I/O on the data of this node's disk that has this origin fails.
     void fail_io(int n, IoOrigin origin);
     void mend_io() { world_.fail_io_ = nullptr; }
@@ -56,6 +58,7 @@ class Scenario {
     // From the first message of this type on, the stream that it goes by stands still.
     void hold(int from, int to, MessageType type);
     void release_messages();
+    void release_messages_to(int n);  // only what goes to n
     // I/O of this origin on this node does not end. A crash ends it like any I/O in the kernel.
     void hold_io(int n, IoOrigin origin);
     // What is held so far stays held, and nothing else.

@@ -516,7 +516,7 @@ void World::start(int n) {
     node.serve.assign(config.limits.peer_reads, {});
     node.links = {};
     tell(n, "starts");
-    attach(n);
+    if (!no_attach_) attach(n);
     if (!node.up) return;  // it died again
     command(n, CommandKind::connect);
 }

@@ -449,7 +449,8 @@ class World {
     bool volume_is_drawn_ = false;  // or else a scenario's
     bool faulty_ = true;
     bool busy_ = true;
-    bool operated_ = false;  // somebody interfered: links may go, members may leave
+    bool no_attach_ = false;  // start() leaves the disk alone
+    bool operated_ = false;   // somebody interfered: links may go, members may leave
     std::uint32_t token_ = 0;
     std::uint64_t hash_ = 0xcbf29ce484222325U;
     Stats stats_;
