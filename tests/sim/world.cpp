@@ -232,7 +232,10 @@ int World::disk_error(int n, const Effect& e) {
 // copy while there is none.
 void World::check_label(int n) {
     const Node& node = nodes_[static_cast<std::size_t>(n)];
-    const Result<Superblock>& label = node.disk->newest();
+    // Where the disk is being given another volume's name the two copies are of two volumes for a
+    // moment, and none of them would be chosen: then the one on the disk counts.
+    const Result<Superblock>& newest = node.disk->newest();
+    const auto label = newest ? newest : decode_superblock(node.disk->superblock());
     const std::uint32_t flags = label ? label.value().flags : 0;
     if ((flags & md_flag::primary_ind) == 0)
         fail("I-R6 a write to a disk whose label does not say that writes may be in flight");
