@@ -148,7 +148,8 @@ void Core::agree_to_promotion(const OnDurable& asked) {
 void Core::run_on_durable() {
     for (std::size_t i = 0; i < on_durable_.size();) {
         const OnDurable next = on_durable_[i];
-        if (next.version > sb_durable_ && metadata_usable()) {
+        // A disk that is being detached is written once more: what waits is recorded by that.
+        if (next.version > sb_durable_ && meta_ != MetaPhase::detached) {
             ++i;
             continue;
         }
