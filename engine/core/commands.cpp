@@ -487,6 +487,9 @@ void Core::finish_commands() {
         for_peers([&](Peer&, NodeId id) {
             if (!in_sync().has(id)) want_handshake(id);
         });
+        // Two members may still have marks toward each other, and from here on they leave it to
+        // this node to say that they need none.
+        tell_in_sync();
         notice(5, -1, "promoted to Primary");
         reply(promote_command_.token, Errc::ok, "");
     }
