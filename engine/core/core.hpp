@@ -348,6 +348,7 @@ class Core {
         bool full_target = false;         // takes everything: its own label means nothing
         bool finishing = false;           // source: the target is counted in
         bool done_sent = false;           // and has been told
+        std::uint32_t done_id = 0;        // by the sync_done with this id; each has its own
         bool paused_for_other = false;    // target: another source is at work
         std::uint64_t bitmap_cursor = 0;  // next wire page to send
         std::uint64_t cursor = 0;         // next bit to look at
@@ -372,7 +373,8 @@ class Core {
         NodeId peer = 0;
         std::uint32_t link = 0;
         std::uint64_t value = 0;
-        SetNumber number;  // generation_ack: of the set that is recorded
+        SetNumber number;      // generation_ack: of the set that is recorded
+        std::uint32_t id = 0;  // sync_done_ack: of the sync_done that is answered
     };
     enum class Promotion : std::uint8_t { none, asking, recording };
     // Of metadata writes, while the metadata is moved: what is on its way ends; nothing goes out;
@@ -615,10 +617,12 @@ class Core {
     void mark_held_writes(NodeId target, const Chunk& chunk);
     void maybe_finish_source(NodeId peer);
     void send_sync_done(NodeId peer);
-    void on_sync_done(NodeId peer, const GenerationPayload& g);
-    void primary_is_complete(NodeId source);
+    void on_sync_done(NodeId peer, std::uint32_t done, const GenerationPayload& g);
+    void answer_sync_done(NodeId peer, std::uint32_t done);
+    void primary_is_complete(NodeId source, std::uint32_t done);
     bool is_newer_here(NodeId source, std::uint64_t offset, std::uint64_t length) const;
     void on_sync_done_ack(NodeId peer, const Message& m);
+    void target_is_complete(NodeId peer, Uuid generation);
     void on_sync_pause(NodeId peer, const Message& m);
     void bitmap_exchanged(NodeId peer);
     bool written_now(std::uint64_t offset, std::uint64_t length) const;
@@ -626,6 +630,8 @@ class Core {
     void update_pause(NodeId peer);
     int active_source() const;
     void look_at_paused_sources();
+    bool ends_resync(const Peer& peer) const;
+    bool ends_any_resync() const;
     void stop_being_source();
     void give_up_targets();
     void revive_paused_sources();

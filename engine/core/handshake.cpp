@@ -62,6 +62,7 @@ void Core::maybe_send_state(NodeId id) {
     Peer& peer = peers_[id];
     const bool changing = meta_ != MetaPhase::attached && meta_ != MetaPhase::detached;
     if (peer.state_sent || changing || !settled() || promotion_ == Promotion::recording) return;
+    if (ends_resync(peer) && !peer.state_received && !is(Mutant::interrupt_the_end)) return;
     if (disk_usable() && (flush_wanted_ || flushing_) && !is(Mutant::state_before_flush)) return;
     if (metadata_usable() && sb_durable_ < size_version_) return;  // who names a size has it
     // Its size may have to change, and that of the bitmap.
@@ -106,6 +107,11 @@ void Core::on_state(NodeId id, const StatePayload& state) {
         return protocol_error(id, "a state with impossible values");
     }
     if (peer.state_received) return protocol_error(id, "two states in one round");
+    // It took sync_done before it sent this: else its disk would be Inconsistent.
+    const bool complete =
+        disk >= DiskState::outdated && uuid_equal(state.current_uuid, sb_.current_uuid);
+    if (peer.done_sent && complete && peer.repl == ReplicationState::sync_source)
+        target_is_complete(id, state.current_uuid);
     abort_resync(id);
     peer.received = state;
     peer.told_set = low_number({state.generation_seq, state.set_change});

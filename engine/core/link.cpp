@@ -559,7 +559,7 @@ void Core::dispatch_structured(NodeId id, const Message& m, std::span<const std:
     if (named == uuid_none || named == uuid_just_created) {
         return protocol_error(id, "a generation without a name");
     }
-    if (m.type == MessageType::sync_done) return on_sync_done(id, g.value());
+    if (m.type == MessageType::sync_done) return on_sync_done(id, m.id, g.value());
     if (m.type == MessageType::adopt_generation) return on_adopt_generation(id, g.value());
     on_generation(id, m, g.value());
 }

@@ -130,7 +130,7 @@ void Core::persist() {
 }
 
 void Core::on_durable(OnDurable::What what, NodeId peer, std::uint64_t value) {
-    on_durable_.push_back({what, sb_version_, peer, peers_[peer].link, value, {}});
+    on_durable_.push_back({what, sb_version_, peer, peers_[peer].link, value, {}, 0});
 }
 
 // Also without a disk: there is nothing to record then.
@@ -167,6 +167,7 @@ void Core::run_on_durable() {
                 break;
             case OnDurable::What::sync_done_ack:
                 m.type = MessageType::sync_done_ack;
+                m.id = next.id;
                 if (linked) send(next.peer, Stream::control, m);
                 break;
             case OnDurable::What::promote_reply:

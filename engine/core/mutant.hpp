@@ -58,6 +58,7 @@ enum class Mutant : std::uint8_t {
     chunk_beside_write,
     end_unstable,
     stay_source,
+    interrupt_the_end,
     newer_is_overwritten,
     // A Primary without a disk.
     ignore_cache_loss,
@@ -147,6 +148,8 @@ inline constexpr MutantName mutant_names[] = {
     {Mutant::end_unstable, "end-unstable",
      "a resync ends while the writes before it are not stable"},
     {Mutant::stay_source, "stay-source", "a node that becomes a target goes on as a source"},
+    {Mutant::interrupt_the_end, "interrupt-the-end",
+     "a handshake begins while a target is being counted in"},
     {Mutant::newer_is_overwritten, "newer-is-overwritten",
      "a chunk overwrites a newer write of the Primary that is its target"},
     {Mutant::ignore_cache_loss, "ignore-cache-loss",

@@ -270,18 +270,19 @@ void Core::finish_peer_request(std::uint32_t index, int result) {
         retry_al_ = retry_al_ || al_starving_;
     }
     p.al_held = false;
+    Peer& peer = peers_[p.peer];
+    // A block of a resync that was given up meanwhile is not taken: the marks of both sides stay.
+    const bool taken =
+        !resync || (p.link == peer.link && peer.repl == ReplicationState::sync_target);
     if (result != 0) {
         local_io_failed(result);
-    } else if (resync && disk_usable()) {
-        const Peer& peer = peers_[p.peer];
-        if (p.link == peer.link && peer.repl == ReplicationState::sync_target) {
-            bitmap_->clear_bytes(static_cast<unsigned>(peer.slot), p.offset, p.length);
-            peers_[p.peer].done_bits += p.length / block_bytes;
-            touch();
-        }
+    } else if (resync && taken && disk_usable()) {
+        bitmap_->clear_bytes(static_cast<unsigned>(peer.slot), p.offset, p.length);
+        peer.done_bits += p.length / block_bytes;
+        touch();
     }
     const bool told = p.kind == PeerIo::flush && is(Mutant::flush_answered_early);
-    if (!told) answer_peer_request(p, result == 0, false);
+    if (!told) answer_peer_request(p, result == 0 && taken, false);
     free_peer_request(index);
     finish_failed_disk();
 }

@@ -115,6 +115,21 @@ void Core::abort_resync(NodeId id) {
     evict(NodeMask::of(id));
 }
 
+// All has arrived, and the target is about to be counted in, or waits to hear that it is. A round
+// or a growth that this node begins waits for that: the Primary would have to expel it again.
+bool Core::ends_resync(const Peer& peer) const {
+    if (peer.finishing) return true;
+    const bool paused = peer.paused_here || peer.paused_there || peer.paused_for_other;
+    return peer.repl == ReplicationState::sync_target && !paused &&
+           bitmap_->count(static_cast<unsigned>(peer.slot)) == 0;
+}
+
+bool Core::ends_any_resync() const {
+    bool ends = false;
+    for_peers([&](const Peer& peer, NodeId) { ends = ends || ends_resync(peer); });
+    return ends && !is(Mutant::interrupt_the_end);
+}
+
 // Half-written data is no source (I-R9): those that took from here look for another.
 void Core::stop_being_source() {
     for_peers([&](Peer& peer, NodeId id) {
@@ -421,17 +436,26 @@ void Core::send_sync_done(NodeId id) {
     peer.done_sent = true;
     Message m;
     m.type = MessageType::sync_done;
+    m.id = ++peer.done_id;
     send_generation(id, m);
 }
 
 void Core::on_sync_done_ack(NodeId id, const Message& m) {
+    const Peer& peer = peers_[id];
+    const bool current = peer.done_sent && peer.repl == ReplicationState::sync_source;
+    if (current && m.id == peer.done_id) target_is_complete(id, m.offset);
+}
+
+// The target has recorded that it is a copy: it says so by sync_done_ack, or by a state that may
+// overtake that on the other stream.
+void Core::target_is_complete(NodeId id, Uuid generation) {
     Peer& peer = peers_[id];
-    if (!peer.done_sent || peer.repl != ReplicationState::sync_source) return;
+    ASSERT(peer.done_sent && peer.repl == ReplicationState::sync_source);
     peer.finishing = peer.done_sent = false;
     answered(id, peer.done_order, 1);
     peer.aligned = true;
     peer.repl = ReplicationState::established;  // its disk state comes by its own word
-    peer.received.current_uuid = m.offset;
+    peer.received.current_uuid = generation;
     if (is(Mutant::no_fence)) admit_to_in_sync(id);
     clear_marks(id, Proof::delivered);
     peer.total_bits = peer.done_bits = 0;
@@ -472,7 +496,7 @@ void Core::tell_in_sync() {
 // --- Target
 // ---------------------------------------------------------------------------------------------
 
-void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
+void Core::on_sync_done(NodeId id, std::uint32_t done, const GenerationPayload& g) {
     Peer& peer = peers_[id];
     if (peer.repl != ReplicationState::sync_target) return;  // of a round that was given up
     const auto disk = static_cast<DiskState>(g.disk);
@@ -481,7 +505,7 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
         notice(4, id, "the source ends a resync that is not done: once more");
         return want_handshake(id);
     }
-    if (role_ == Role::primary) return primary_is_complete(id);
+    if (role_ == Role::primary) return primary_is_complete(id, done);
     const Uuid old = sb_.current_uuid;
     const bool old_is_known =
         uuid_identity(old) != uuid_just_created && uuid_identity(old) != uuid_none;
@@ -533,16 +557,21 @@ void Core::on_sync_done(NodeId id, const GenerationPayload& g) {
     set_disk(disk);
     sync_flags();
     persist();
-    on_durable(OnDurable::What::sync_done_ack, id, g.current_uuid);
+    answer_sync_done(id, done);
     for_peers([&](Peer&, NodeId other_id) {
         if (other_id != id) want_handshake(other_id);
     });
     touch();
 }
 
+void Core::answer_sync_done(NodeId id, std::uint32_t done) {
+    on_durable(OnDurable::What::sync_done_ack, id, sb_.current_uuid);
+    on_durable_.back().id = done;
+}
+
 // A Primary's disk has what it lacked. The name of the data is this node's to give; what the source
 // says of it may be older.
-void Core::primary_is_complete(NodeId id) {
+void Core::primary_is_complete(NodeId id, std::uint32_t done) {
     Peer& source = peers_[id];
     for_peers([&](Peer&, NodeId other_id) {
         const PeerMetadata& md = sb_.peers[other_id];
@@ -563,7 +592,7 @@ void Core::primary_is_complete(NodeId id) {
     set_disk(DiskState::up_to_date);
     sync_flags();
     persist();
-    on_durable(OnDurable::What::sync_done_ack, id, sb_.current_uuid);
+    answer_sync_done(id, done);
     tell_in_sync();
     for_peers([&](Peer&, NodeId other_id) {
         if (other_id != id) want_handshake(other_id);

@@ -99,7 +99,8 @@ void Core::agree_to_grow(NodeId id) {
 
 // Who may write waits until the others have it on record.
 void Core::begin_growth(std::uint64_t bytes) {
-    if (role_ != Role::primary && promotion_ == Promotion::none) return grow(bytes);
+    const bool may_write = role_ == Role::primary || promotion_ != Promotion::none;
+    if (!may_write && !ends_any_resync()) return grow(bytes);
     if (bytes <= growing_to_) return;
     growing_to_ = bytes;
     for_peers([&](Peer&, NodeId id) { want_handshake(id); });
@@ -142,7 +143,7 @@ void Core::finish_growth() {
     };
     if (growing_to_ != 0 && disk_usable()) {
         const bool writer = role_ == Role::primary || promotion_ != Promotion::none;
-        if (writer && !peers_have(growing_to_)) return;
+        if ((writer && !peers_have(growing_to_)) || ends_any_resync()) return;
         const std::uint64_t bytes = std::exchange(growing_to_, 0);
         if (bytes > volume_bytes_) grow(bytes);
     }
