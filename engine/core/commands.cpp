@@ -223,7 +223,9 @@ void Core::disconnect_peer(NodeId id) {
         if (follows && disk_ >= DiskState::consistent) set_disk(DiskState::outdated);
         Message m;
         m.type = MessageType::goodbye;
-        m.flags = role_ == Role::primary ? 1 : 0;
+        // Nor does a Primary go on without its only copy.
+        const bool goes_on = role_ == Role::primary && !in_sync().without(NodeMask::of(id)).empty();
+        m.flags = goes_on ? 1 : 0;
         send(id, Stream::bulk, m);
     }
     if (peer.phase != LinkPhase::down) {
@@ -294,6 +296,7 @@ void Core::begin_clean_detach() {
 }
 
 void Core::invalidate_local(NodeId source) {
+    content_ = 0;
     stop_being_source();
     for_peers([&](Peer&, NodeId id) { set_slot_full(id); });
     set_disk(DiskState::inconsistent);

@@ -574,6 +574,9 @@ class Core {
     bool settled() const;
     void evict(NodeMask lost);
     void open_generation(NodeMask members, NodeMask lost);
+    void open_generation_after(Uuid theirs);
+    bool nothing_acknowledged_since(Uuid theirs) const;
+    void tell_generation();
     void mirror_set();
     void propose_set(const InSyncSet& next);
     void take_set(const InSyncSet& set);
@@ -592,7 +595,7 @@ class Core {
     GenerationPayload make_generation() const;
     void admit_to_in_sync(NodeId peer);
     void pass_number(SetNumber theirs);
-    void change_members(NodeMask members, NodeMask later);
+    void change_members(NodeMask members, NodeMask later, std::uint64_t passed = 0);
     void peer_lost_data(NodeId peer);
     void try_promote();
     void become_primary();
@@ -756,8 +759,9 @@ class Core {
     std::uint64_t barrier_version_ = 0;  // of the label, before anything is acknowledged
     bool commit_pending_ = false;
     bool completions_waiting_ = false;
-    std::uint64_t marked_seq_ = 0;  // what the generation message names
-    NodeMask left_;                 // who is behind since that generation
+    std::uint64_t marked_seq_ = 0;      // what the generation message names
+    NodeMask left_;                     // who is behind since that generation
+    Uuid acknowledged_in_ = uuid_none;  // the generation of the last acknowledgement
     // The generations that the messages of a step carry; a step loses each peer at most once.
     std::array<GenerationPayload, nodes_max + 1> told_;
     std::uint32_t told_last_ = 0;

@@ -180,12 +180,11 @@ bool Core::meet_without_disk(NodeId id) {
         return true;
     }
     if (holds_generation(peers_[id]) || register_.awaited().has(id)) return true;
-    if (!uuid_equal(theirs.current_uuid, sb_.extension.parent_uuid)) {
+    if (!nothing_acknowledged_since(theirs.current_uuid)) {
         go_standalone(id, "the peer's data is not what this diskless Primary works on; demote it");
         return false;
     }
-    // It was lost before the generation reached it. Nothing was acknowledged since.
-    offer_generation(id);
+    open_generation_after(theirs.current_uuid);
     return true;
 }
 

@@ -32,7 +32,8 @@ void Core::evict(NodeMask lost) {
     if (rest.empty() || rest == in_sync()) return;
     NodeMask reachable;
     for_peers([&](const Peer& peer, NodeId id) {
-        if (rest.has(id) && peer.phase == LinkPhase::up) reachable.add(id);
+        const bool met = peer.phase == LinkPhase::up && peer.repl != ReplicationState::off;
+        if (rest.has(id) && met) reachable.add(id);
     });
     if (rest.has(config_.node_id)) reachable.add(config_.node_id);
     if (reachable.empty()) return;
@@ -134,6 +135,35 @@ void Core::open_generation(NodeMask members, NodeMask lost) {
     propose_set(without(before, lost, new_id() | uuid_primary_bit, config_.node_id));
     marked_seq_ = std::min(stable, journal_.tail());
     left_ = lost;
+    tell_generation();
+}
+
+// A member of this Primary without a disk was lost before it had recorded the generations since
+// its own, `theirs`. Nothing was acknowledged in them, and perhaps nobody has recorded them: the
+// next one is a child of the member's.
+void Core::open_generation_after(Uuid theirs) {
+    push_history(sb_.history, sb_.current_uuid);
+    InSyncSet before = register_.value();
+    before.generation = uuid_identity(theirs);
+    propose_set(without(before, {}, new_id() | uuid_primary_bit, config_.node_id));
+    marked_seq_ = journal_.head() - 1;
+    left_ = (config_.peers | self()).without(in_sync());
+    tell_generation();
+}
+
+// Since this generation of this Primary's line, `theirs`, nothing was acknowledged.
+bool Core::nothing_acknowledged_since(Uuid theirs) const {
+    if (uuid_equal(theirs, sb_.current_uuid)) return true;
+    Uuid at = sb_.current_uuid;
+    for (const Uuid earlier : sb_.history) {
+        if (uuid_equal(at, acknowledged_in_) || uuid_identity(earlier) == uuid_none) return false;
+        if (uuid_equal(theirs, earlier)) return true;
+        at = earlier;
+    }
+    return false;
+}
+
+void Core::tell_generation() {
     commit_pending_ = true;
     const NodeMask offered = recorders({});
     for_peers([&](const Peer&, NodeId id) {
@@ -189,6 +219,9 @@ void Core::on_generation(NodeId id, const Message& m, const GenerationPayload& g
     });
     mark_journal(m.seq, lost);
     push_history(sb_.history, old);
+    // Also those that were opened in between and reached nobody here.
+    for (auto it = g.history.rbegin(); it != g.history.rend(); ++it)
+        push_history(sb_.history, *it);
     take_set(next);
     peers_[id].received.current_uuid = g.current_uuid;
     tell_recorded(id);
@@ -296,16 +329,17 @@ void Core::admit_to_in_sync(NodeId id) {
 // A peer has a set of this generation with a later number. The next set here gets a number after
 // it.
 void Core::pass_number(SetNumber theirs) {
-    InSyncSet next = register_.value();
-    if (theirs.generation != next.number.generation || theirs <= next.number) return;
-    next.number = theirs;
-    propose_set(changed(next, in_sync()));
-    announce_set({});
+    const SetNumber own = register_.number();
+    if (theirs.generation == own.generation && theirs > own)
+        change_members(in_sync(), {}, theirs.change);
 }
 
-// Another set of the same generation. The members in `later` record it later.
-void Core::change_members(NodeMask members, NodeMask later) {
-    propose_set(changed(register_.value(), members));
+// Another set of the same generation, with a number after change `passed`. The members in `later`
+// record it later.
+void Core::change_members(NodeMask members, NodeMask later, std::uint64_t passed) {
+    InSyncSet before = register_.value();
+    before.number.change = std::max(before.number.change, passed);
+    propose_set(changed(before, members));
     if (role_ == Role::primary) {
         const NodeMask must = recorders(later);
         for_peers([&](Peer& peer, NodeId id) {
@@ -389,6 +423,7 @@ void Core::become_primary() {
     was_primary_ = true;
     ASSERT(journal_.empty() || journal_owner_ != config_.node_id);
     drop_journal(true);
+    acknowledged_in_ = sb_.current_uuid;
     // Numbers go on where the last reign ended: a trim or an answer of that may still come.
     journal_.restart(own_seq_);
     journal_owner_ = config_.node_id;

@@ -481,6 +481,7 @@ void Core::complete(std::uint32_t slot, int error) {
     if (r.counted) --active_reads_;
     r.counted = false;
     if (r.kind == IoKind::read && error == 0) counters_.read_bytes += r.length;
+    if (r.kind != IoKind::read && error == 0) acknowledged_in_ = sb_.current_uuid;
     const bool was_flush = r.kind == IoKind::flush;
     r.phase = Phase::free;
     if (epoch) {
