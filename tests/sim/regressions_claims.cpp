@@ -599,7 +599,100 @@ void pause_at_the_target_at_the_end(const Options& options) {
     s.finish();
 }
 
+// b's operator makes room on the disk while a counts b in. What b says of that waits for the end.
+void room_at_the_end_of_a_resync(const Options& options) {
+    Setup setup;
+    setup.room_extents = 2;
+    Scenario s(options, setup);
+    s.kill(1);
+    s.run_ms(1'000);
+    s.acknowledged(s.write(0, 3));
+    s.hold(0, 1, MessageType::sync_done);
+    s.start(1);
+    s.until("b is counted in", [&] { return s.core(0).in_sync().has(1); });
+    const std::uint64_t generation = s.core(0).superblock().extension.generation_seq;
+    s.room(1);
+    s.run_ms(100);
+    s.release_messages();
+    s.until("b is complete", [&] { return s.core(1).disk() == DiskState::up_to_date; });
+    s.run_ms(100);
+    s.expect(s.core(0).superblock().extension.generation_seq == generation, "b is not expelled");
+    s.expect(s.view(0, 1).room_bytes > 0, "a knows of the room");
+    s.finish();
+}
+
+// b and c have marks toward each other, and do not hear each other. a, which is equal to both, is
+// promoted: from then on both leave it to a to say that they need none.
+void marks_from_before_a_promotion(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.idle_flush_ns = 60 * ns_per_s;
+    Scenario s(options, setup);
+    s.acknowledged(s.write(0, 3));
+    s.cut(1, 2);
+    s.until("they have noticed", [&] { return !s.connected(1, 2) && !s.connected(2, 1); });
+    s.kill(0);
+    s.until("they have marks", [&] { return s.bits(1, 2) > 0 && s.bits(2, 1) > 0; });
+    s.start(0);
+    s.until("a is equal to both", [&] {
+        return s.core(0).disk() == DiskState::up_to_date &&
+               s.core(1).disk() == DiskState::up_to_date &&
+               s.core(2).disk() == DiskState::up_to_date && s.bits(0, 1) + s.bits(0, 2) == 0;
+    });
+    s.run_ms(1'000);
+    s.promote(0);
+    s.run_ms(100);
+    s.join(1, 2);
+    s.until("they meet", [&] { return s.connected(1, 2) && s.connected(2, 1); });
+    s.run_ms(500);
+    s.expect(s.bits(1, 2) == 0 && s.bits(2, 1) == 0, "no marks are left");
+    s.finish();
+}
+
+// A Primary without a disk loses its three copies one after the other. The last one had not heard
+// that the second was lost: it still has what was acknowledged.
+void copies_lost_in_a_row(const Options& options) {
+    Setup setup;
+    setup.nodes = 4;
+    Scenario s(options, setup);
+    s.break_disk(0);
+    s.acknowledged(s.write(0, 1));
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.run_ms(1'000);
+    for (int peer = 1; peer < 4; ++peer)
+        s.cut(0, peer);
+    s.until("all are lost",
+            [&] { return !s.connected(0, 1) && !s.connected(0, 2) && !s.connected(0, 3); });
+    for (int peer = 1; peer < 4; ++peer)
+        s.join(0, peer);
+    s.until("one is back", [&] { return s.core(0).has_good_data(); });
+    s.acknowledged(s.write(0, 2));
+    s.finish();
+}
+
+// The operator disconnects the only copy of a Primary without a disk, and connects it again.
+void only_copy_is_disconnected(const Options& options) {
+    Scenario s(options, {});
+    s.break_disk(0);
+    s.acknowledged(s.write(0, 1));
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.command(0, CommandKind::disconnect, 1);
+    s.run_ms(1'000);
+    s.command(0, CommandKind::connect, 1);
+    s.until("b is back", [&] { return s.core(0).has_good_data(); });
+    s.acknowledged(s.write(0, 2));
+    s.finish();
+}
+
 constexpr Regression table[] = {
+    {"room-at-the-end-of-a-resync", "a target that told of its room was expelled at the end",
+     room_at_the_end_of_a_resync},
+    {"marks-from-before-a-promotion", "two members kept marks that nobody took back",
+     marks_from_before_a_promotion},
+    {"copies-lost-in-a-row", "a diskless Primary did not know its last copy again",
+     copies_lost_in_a_row},
+    {"only-copy-is-disconnected", "a disconnect made the only copy Outdated",
+     only_copy_is_disconnected},
     {"pause-at-the-target-at-the-end", "the same with a pause at the target",
      pause_at_the_target_at_the_end},
     {"answer-about-a-disk-that-was-away", "a verdict about a disk that was away made it UpToDate",
