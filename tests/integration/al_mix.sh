@@ -21,7 +21,7 @@ needs jq fio python3
 disk=4G volume=4000M third_s=4 rate=150M patience_s=110
 case ${2:-} in
     "") ;;
-    --full) disk=20G volume=19G third_s=200 rate=90M patience_s=1100 load_align=256k ;;
+    --full) disk=21G volume=20G third_s=200 rate=90M patience_s=1100 load_align=256k ;;
     *) echo "al_mix.sh: unknown option '$2'" >&2; exit 2 ;;
 esac
 
