@@ -325,6 +325,7 @@ class Core {
         std::uint32_t cache_losses = 0;      // of its disk, when the two last met
         bool lacks_acknowledged = false;     // the last copy, of what this Primary acknowledged
         bool discard_my_data = false;
+        bool named = false;    // told a name of what it holds, which could not be believed yet
         bool aligned = false;  // both slots of the pair were seen to be empty
 
         Role role = Role::unknown;
@@ -458,6 +459,7 @@ class Core {
     void issue_flush(std::uint32_t slot);
     bool replicates_to(const Peer& peer, NodeId id) const;
     void maybe_complete(std::uint32_t slot);
+    bool has_own_copy() const;
     bool request_succeeded(const Request& request) const;
     void complete(std::uint32_t slot, int error);
     void complete_waiting();
@@ -554,6 +556,7 @@ class Core {
     bool clear_marks(NodeId peer, Proof proof);
     bool rests() const;
     void take_content(std::uint64_t content, NodeMask others);
+    void hear_name_again(NodeId peer);
     void on_state_update(NodeId peer, const Message& m);
     void announce_state();
     void no_good_copy(NodeId peer);

@@ -3,6 +3,7 @@
 // and reach mirror-image verdicts (I-Q6). Either side may start another round at any time; a resync
 // under way is given up first and goes on from its bitmap.
 #include <algorithm>
+#include <utility>
 
 #include "engine/core/for_peers.hpp"
 
@@ -307,6 +308,7 @@ void Core::apply_no_sync(NodeId id) {
     announce_state();
     take_content(peer.received.content, config_.peers);  // of two names both keep one
     tell_in_sync();
+    hear_name_again(id);
 }
 
 // The only place where all marks toward a peer are cleared at once. While this node and the peer
@@ -349,6 +351,14 @@ void Core::take_content(std::uint64_t content, NodeMask others) {
         if (open && !peer.aligned && peer.sent.content != content_) want_handshake(id);
     });
     if (news) tell_in_sync();  // others may wait to hear the name from this node
+}
+
+// The peer named what it holds before this node knew that it holds the same: it says the name again
+// in its next state.
+void Core::hear_name_again(NodeId id) {
+    Peer& peer = peers_[id];
+    const bool heard = peer.received.content != 0 && !peer.in_round();
+    if (std::exchange(peer.named, false) && !heard) want_handshake(id);
 }
 
 // A node that this one is aligned with may be able to say that the two are equal; what it said

@@ -359,7 +359,7 @@ void Core::lose_link(NodeId id, const char* why, bool graceful, int level) {
     peer.agreed = false;
     peer.disk = DiskState::unknown;
     peer.repl = ReplicationState::off;
-    peer.aligned = false;
+    peer.aligned = peer.named = false;
     peer.want_state = peer.state_sent = peer.state_received = false;
     peer.late_update.reset();
     if (was_up) {
@@ -375,10 +375,10 @@ void Core::lose_link(NodeId id, const char* why, bool graceful, int level) {
     touch();
 }
 
-// This Primary has no disk, and the peer did not answer writes that protocols A and B acknowledged
-// without it: nobody has them any more.
+// This Primary has no good disk, and the peer did not answer writes that protocols A and B
+// acknowledged without it: nobody else is sure to have them.
 bool Core::lacks_acknowledged(NodeId id) const {
-    if (role_ != Role::primary || metadata_usable() || !in_sync().has(id)) return false;
+    if (role_ != Role::primary || has_own_copy() || !in_sync().has(id)) return false;
     for (std::uint64_t seq = journal_.head(); seq < journal_.tail(); ++seq) {
         const JournalEntry& entry = journal_.at(seq);
         if (entry.request == 0 && entry.unwritten.has(id)) return true;

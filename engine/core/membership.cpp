@@ -285,8 +285,12 @@ void Core::on_in_sync(NodeId id, const Message& m) {
         });
     }
     if (m.flags != 0) return take_primarys_set(id, m);
-    if (!sees_primary() && equal(sender) && clean && !sender.in_round())
+    if (sees_primary()) return;
+    if (equal(sender) && clean && !sender.in_round()) {
         take_content(m.offset, members);
+    } else {
+        peers_[id].named = sender.named || m.offset != 0;
+    }
 }
 
 // The next set of this generation, or the same again. Any other set is refused: then this node and

@@ -161,9 +161,10 @@ void Core::issue_write(std::uint32_t slot) {
         }
     });
     if (!disk_usable()) missing.add(config_.node_id);
-    // FUA is a promise about every in-sync disk, whatever the protocol; and without a disk of its
-    // own, or soon without, a primary may not count on what its peers only received.
-    const bool strict = r.fua || !disk_usable() || detach_command_;
+    // FUA is a promise about every in-sync disk, whatever the protocol; and without a good disk of
+    // its own, or soon without, a primary may not count on what its peers only received.
+    const bool counts_on_received = has_own_copy() || is(Mutant::count_on_received);
+    const bool strict = r.fua || !counts_on_received || detach_command_;
     const Protocol protocol = strict ? Protocol::c : config_.options.protocol;
     if (protocol == Protocol::b) entry.unreceived = entry.unwritten;
     if (protocol != Protocol::a && !is(Mutant::ack_before_peer)) r.waiting = entry.unwritten;
@@ -432,16 +433,19 @@ void Core::flush_answered(std::uint32_t flush, NodeId id, bool ok) {
     }
 }
 
+// This node's disk is a copy of what it acknowledges; while it is being filled it is none.
+bool Core::has_own_copy() const { return metadata_usable() && in_sync().has(config_.node_id); }
+
 // Enough of the in-sync set has it: this node's disk, or a member that answered. Without a disk
 // here the generation is recorded by the members only: one that never got it will not know later
 // that those who left lack what it has.
 bool Core::request_succeeded(const Request& r) const {
     if (is(Mutant::ack_without_copy)) return true;
-    if (r.local_ok && metadata_usable() && in_sync().has(config_.node_id)) return true;
+    if (r.local_ok && has_own_copy()) return true;
     bool found = false;
     for_peers([&](const Peer& peer, NodeId id) {
         const bool counts = r.answered_ok.has(id) && in_sync().has(id);
-        found = found || (counts && (metadata_usable() || holds_generation(peer)));
+        found = found || (counts && (has_own_copy() || holds_generation(peer)));
     });
     return found;
 }

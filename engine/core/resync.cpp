@@ -100,6 +100,8 @@ void Core::abort_resync(NodeId id) {
     if (role_ == Role::primary && peer.bitmap_sent && !in_sync().has(id)) {
         mark_journal(peer.stable_seq, NodeMask::of(id));
     }
+    // Nor does it hear of a trim any more, and writes may wait here for that.
+    const bool own_journal = is_target(peer.repl) && journal_owner_ == id;
     if (active_source() == id) look_at_paused_sources();
     if (peer.done_sent) --peer.pending;
     const bool counted = peer.finishing && role_ == Role::primary && in_sync().has(id);
@@ -108,6 +110,7 @@ void Core::abort_resync(NodeId id) {
     peer.bitmap_sent = peer.bitmap_received = false;
     retry_held_ = retry_peers_ = retry_al_ = true;
     touch();
+    if (own_journal && !is(Mutant::wait_for_no_trim)) drop_journal(true);
     // The target was counted in and has not answered: it carries this generation, or still the
     // label of a target. It must not count for acknowledgements.
     if (!counted) return;
@@ -465,7 +468,9 @@ void Core::target_is_complete(NodeId id, Uuid generation) {
     persist();
     tell_in_sync();
     // What the peer said of others in the meantime could not be believed yet.
-    if (role_ == Role::secondary && !sees_primary()) look_at_marked_peers();
+    if (role_ != Role::secondary || sees_primary()) return;
+    look_at_marked_peers();
+    hear_name_again(id);
 }
 
 // Tells those who hold what this node holds who the others are: they clear what they track toward

@@ -684,7 +684,101 @@ void only_copy_is_disconnected(const Options& options) {
     s.finish();
 }
 
+// b is being filled and its activity log is full: writes of a wait there for a trim. Then a's disk
+// goes, and the resync with it. b is still owed the trim.
+void trim_after_a_resync_that_ended(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.extents = 8;
+    setup.al_extents = 7;
+    setup.al_extents_1 = 2;
+    setup.chunks = 1;
+    setup.chunk_blocks = 1;
+    setup.idle_flush_ns = 60 * ns_per_s;
+    Scenario s(options, setup);
+    s.kill(1);
+    s.run_ms(1'000);
+    for (std::uint64_t i = 0; i < 64; ++i)
+        s.acknowledged(s.write(0, (i % 8) * extent_blocks + 8 + i));
+    s.start(1);
+    s.until("a fills b", [&] { return s.view(0, 1).replication == ReplicationState::sync_source; });
+    std::array<std::uint64_t, 7> tickets{};
+    for (std::uint64_t i = 0; i < tickets.size(); ++i)
+        tickets[i] = s.write(0, i * extent_blocks);
+    s.run_ms(1);
+    s.command(0, CommandKind::detach);
+    for (const std::uint64_t ticket : tickets)
+        s.acknowledged(ticket, 1'000);
+    s.run_ms(30'000);
+    s.expect(s.connected(0, 1) && s.connected(0, 2), "the links stand");
+    s.finish();
+}
+
+// Protocol B: a is being filled by b, its only copy. a's own disk does not count yet, so what b has
+// received and not written is not acknowledged: b may be killed before it writes that.
+void received_by_the_source(const Options& options) {
+    Setup setup;
+    setup.protocol = Protocol::b;
+    setup.extents = 8;
+    setup.chunks = 1;
+    setup.chunk_blocks = 1;
+    setup.idle_flush_ns = 60 * ns_per_s;
+    Scenario s(options, setup);
+    s.break_disk(0);
+    s.acknowledged(s.write(0, 1));
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    for (std::uint64_t i = 0; i < 64; ++i)
+        s.acknowledged(s.write(0, 8 + i));
+    s.mend_disk(0);
+    s.attach(0);
+    s.until("b fills a", [&] { return s.view(0, 1).replication == ReplicationState::sync_target; });
+    s.hold_io(1, IoOrigin::al);
+    const auto ticket = s.write(0, 2 * extent_blocks);
+    s.run_ms(500);
+    s.expect(!s.answered(ticket), "nothing is acknowledged before b has written it");
+    s.kill(1);
+    s.release_io();
+    s.run_ms(500);
+    s.start(1);
+    s.finish();
+}
+
+// No Primary. b fills a, whose answer to that is late, and a aligns with c meanwhile. The name that
+// a gives to what all three hold reaches b too early: b has to hear it again.
+void name_before_the_answer(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.extents = 1;
+    Scenario s(options, setup);
+    s.acknowledged(s.write(0, 3));
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
+    s.run_ms(1'000);
+    s.cut(0, 2);
+    s.kill(0);
+    s.replace_disk(0);
+    s.run_ms(1'000);
+    s.hold(0, 1, MessageType::sync_done_ack);
+    s.start(0);
+    s.until("a is complete", [&] { return s.core(0).disk() == DiskState::up_to_date; });
+    s.join(0, 2);
+    s.until(
+        "a and c are equal",
+        [&] { return s.connected(0, 2) && s.bits(2, 1) > 0 && s.bits(0, 2) + s.bits(2, 0) == 0; },
+        400);
+    s.run_ms(20);
+    s.release_messages();
+    s.run_ms(5'000);
+    s.expect(s.bits(1, 2) == 0 && s.bits(2, 1) == 0, "no marks are left");
+    s.finish();
+}
+
 constexpr Regression table[] = {
+    {"name-before-the-answer", "a name that came during a resync was not heard",
+     name_before_the_answer},
+    {"received-by-the-source", "a Primary counted on its disk while that was being filled",
+     received_by_the_source},
+    {"trim-after-a-resync-that-ended", "a target whose source lost its disk was owed a trim",
+     trim_after_a_resync_that_ended},
     {"room-at-the-end-of-a-resync", "a target that told of its room was expelled at the end",
      room_at_the_end_of_a_resync},
     {"marks-from-before-a-promotion", "two members kept marks that nobody took back",
