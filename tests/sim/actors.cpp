@@ -43,6 +43,7 @@ void World::draw_swarm() {
         swarm_.strangers = random_.below(4) == 0;
         swarm_.copy_errors = random_.below(6) == 0;
         swarm_.old_disks = random_.below(8) == 0;
+        swarm_.leavers = random_.below(5) == 0;
         swarm_.latent = random_.below(6) == 0;
         swarm_.restarts = random_.below(3) == 0;
         const std::uint64_t slowness[] = {0, 0, 0, 8'000, 60'000};
@@ -562,7 +563,8 @@ void World::replied(int n, std::uint32_t token, Errc code) {
         at(1, [this, n, incarnation = node.incarnation] {
             if (nodes_[static_cast<std::size_t>(n)].incarnation == incarnation) crash(n, false);
         });
-        start_later(n, 100 * ns_per_ms + random_.below(2 * ns_per_s));
+        const std::uint64_t later = 100 * ns_per_ms + random_.below(2 * ns_per_s);
+        if (n != leaving_) start_later(n, later);
     }
     if (token == node.hold_token) {
         node.hold_token = 0;
@@ -672,6 +674,8 @@ void World::operators() {
                     fresh || (swarm_.force && had_data && random_.below(8) == 0));
         }
     }
+    if (swarm_.leavers && random_.below(4) == 0)
+        take_out(static_cast<int>(random_.below(nodes_.size())));
     if (swarm_.operators && random_.below(3) == 0) one_command();
     if (swarm_.resize && random_.below(4) != 0) {
         const int n = static_cast<int>(random_.below(nodes_.size()));

@@ -61,6 +61,8 @@ void World::settle_split_brain() {
     for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
         Node& node = nodes_[static_cast<std::size_t>(n)];
         if (node.core->disk() == DiskState::diskless) attach(n);
+        // The volume has grown on the others while it was no peer of them.
+        if (left_behind_in_size(n)) make_room(n);
         if (n != keep && node.core->role() == Role::primary) command(n, CommandKind::demote);
         command(n, CommandKind::resume_sync);
         reconnect_marked(n);
@@ -126,6 +128,7 @@ bool World::converged(std::string& why) {
 
 void World::heal() {
     faulty_ = busy_ = false;
+    forget_nobody();
     for (int a = 0; a < static_cast<int>(nodes_.size()); ++a) {
         nodes_[static_cast<std::size_t>(a)].disk_broken = false;
         nodes_[static_cast<std::size_t>(a)].copy_broken = false;

@@ -54,6 +54,13 @@ void World::resize(int n, std::uint64_t bytes) {
     perform(n);
 }
 
+bool World::left_behind_in_size(int n) const {
+    for (int m = 0; m < static_cast<int>(nodes_.size()); ++m) {
+        if (size_of(m) > size_of(n)) return true;
+    }
+    return false;
+}
+
 // As a node does it: the metadata is moved behind the new end, then what lies between the volume
 // and there is zeroed, then the core hears of it.
 void World::make_room(int n) {

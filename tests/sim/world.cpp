@@ -80,6 +80,7 @@ const char* name_of(Fault fault) {
         "lost-copy",
         "old-disk",
         "new-disk",
+        "left-out",
     };
     static_assert(std::size(names) == fault_kinds);
     return names[static_cast<std::size_t>(fault)];
@@ -507,8 +508,9 @@ void World::start(int n) {
     config.limits = node.limits;
     config.node_id = static_cast<NodeId>(n);
     config.peers = NodeMask{};
+    node.left_out = left_out_ == n ? -1 : left_out_;
     for (int p = 0; p < static_cast<int>(nodes_.size()); ++p) {
-        if (p != n) config.peers.add(static_cast<NodeId>(p));
+        if (p != n && p != node.left_out) config.peers.add(static_cast<NodeId>(p));
     }
     config.entropy = random_.next();
     node.core = std::make_unique<Core>(config);

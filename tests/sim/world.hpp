@@ -82,6 +82,7 @@ enum class Fault : std::uint8_t {
     lost_copy,
     old_disk,
     new_disk,
+    left_out,
     count_,
 };
 inline constexpr std::size_t fault_kinds = static_cast<std::size_t>(Fault::count_);
@@ -166,7 +167,7 @@ class World {
         bool segments = false, bit_flips = false, resets = false, stalls = false, one_way = false;
         bool latent = false, options = false, restarts = false;
         bool ambushes = false;  // faults right when something short begins
-        bool strangers = false, copy_errors = false, old_disks = false;
+        bool strangers = false, copy_errors = false, old_disks = false, leavers = false;
         bool slow_data = false, slow_metadata = false, resize = false;
         std::uint64_t ns_per_kib = 0;  // of a link
         // Widens rare windows: this kind of I/O and this kind of message are always slow.
@@ -235,6 +236,7 @@ class World {
         std::unique_ptr<SimDisk> disk;
         bool up = false;
         bool attached = false;  // the shell has attached or is about to
+        int left_out = -1;      // which node is none of its peers
         std::uint32_t incarnation = 0;
         std::uint64_t boot = 0;
         std::uint64_t paused_until = 0;
@@ -320,6 +322,7 @@ class World {
     void grow_something(int n);
     void resize(int n, std::uint64_t bytes);
     void make_room(int n);
+    bool left_behind_in_size(int n) const;
     void metadata_held(int n);
     void zero_room(int n);
     void grown(int n, const std::string& notice);
@@ -337,6 +340,14 @@ class World {
     void copy_fault(int n);
     void find_other_disk(int n);
     void remember_label(int n);
+    // leavers.cpp
+    void restart_for_peers(int n);
+    void tell_all_of_peers();
+    bool can_be_taken_out(int gone) const;
+    void take_out(int gone);
+    void wait_to_take_out(int gone, int looks);
+    void take_in(int gone);
+    void forget_nobody();
     // links.cpp
     bool calm() const { return swarm_.calm; }
     bool undisturbed() const { return swarm_.calm && !operated_; }
@@ -450,6 +461,8 @@ class World {
     bool faulty_ = true;
     bool busy_ = true;
     bool no_attach_ = false;  // start() leaves the disk alone
+    int leaving_ = -1;        // a node that is down, and is to be taken out
+    int left_out_ = -1;       // a node that is no member of the cluster for a while
     bool operated_ = false;   // somebody interfered: links may go, members may leave
     std::uint32_t token_ = 0;
     std::uint64_t hash_ = 0xcbf29ce484222325U;
