@@ -471,6 +471,9 @@ class Core {
     void flush_answered(std::uint32_t flush, NodeId peer, bool ok);
     void retry_read(std::uint32_t slot);
     void advance_trim();
+    void tell_trim();
+    void on_want_trim(NodeId peer);
+    bool trim_waits_for_another(NodeId peer) const;
     void start_epoch_flush();
     bool write_range_busy(std::uint64_t offset, std::uint64_t length) const;
     bool own_write_under_way(std::uint64_t offset, std::uint64_t length) const;
@@ -566,6 +569,7 @@ class Core {
     bool meet_without_disk(NodeId peer);
     bool learn_members(NodeId peer);
     int lowest_equal() const;
+    void leave_it_to_the_primary();
     void look_at_marked_peers();
     void ask_the_lowest(NodeId deferred);
     void maybe_up_to_date(bool peer_is_up_to_date);
@@ -730,6 +734,7 @@ class Core {
     bool flush_bitmap_ = false;                     // write all dirty pages in the background
     bool al_starving_ = false;                      // application writes wait for a slot
     bool peer_al_starving_ = false;                 // peers' writes do
+    bool trim_asked_ = false;                       // of the journal's owner, and none came since
     std::uint32_t disk_io_ = 0;                     // data I/O in the kernel
 
     std::array<Peer, nodes_max> peers_;

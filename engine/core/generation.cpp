@@ -63,8 +63,11 @@ Decision equal_generations(const StatePayload& mine, NodeId my_id, const StatePa
         return {Verdict::no_sync, true, "same content, as a third node has found"};
     }
     const bool full = has(mine, state_flag::full_sync) || has(theirs, state_flag::full_sync);
-    // A target takes over what its source lost, so the next round finds the two alike.
-    const bool crashed = crash_rank(mine) != crash_rank(theirs);
+    // A target takes over what its source lost, so the next round finds the two alike. A member of
+    // a primary's set has been compared since: what either lost before that is settled.
+    const bool member = (is_primary(mine) && NodeMask{mine.in_sync}.has(their_id)) ||
+                        (is_primary(theirs) && NodeMask{theirs.in_sync}.has(my_id));
+    const bool crashed = crash_rank(mine) != crash_rank(theirs) && !member;
     if (!full && !crashed && mine.bits + theirs.bits == 0) {
         return {Verdict::no_sync, true, "same generation, nothing out of sync"};
     }

@@ -237,6 +237,7 @@ void Core::judge(NodeId id) {
     touch();
     if (peer.disk <= DiskState::inconsistent) no_good_copy(id);
     if (was_primary && peer.role != Role::primary) primary_is_gone(id);
+    leave_it_to_the_primary();
     sync_flags();
 
     // The peer's answer is to what was said of another disk, or of this one before it was away.
@@ -452,6 +453,7 @@ void Core::on_state_update(NodeId id, const Message& m) {
     peer.agreed = still_asks;
     peer.disk = disk;
     if (disk <= DiskState::inconsistent) peer.aligned = false;
+    leave_it_to_the_primary();
     if (fell) {
         abort_resync(id);
         want_handshake(id);
@@ -482,6 +484,17 @@ void Core::follow(NodeId primary) {
     register_.note_primary(primary);
     mirror_set();
     persist();
+}
+
+// A resync among Secondaries ends when one of them sees a Primary: only that one counts a target
+// in, because it alone knows who gets its writes.
+void Core::leave_it_to_the_primary() {
+    if (role_ == Role::primary || !sees_primary() || is(Mutant::admit_beside_primary)) return;
+    for_peers([&](Peer& peer, NodeId id) {
+        if (peer.role == Role::primary || !is_resyncing(peer.repl)) return;
+        want_handshake(id);
+        abort_resync(id);
+    });
 }
 
 // Secondaries that left the decisions to it have to look at each other now.

@@ -344,7 +344,6 @@ void Core::lose_link(NodeId id, const char* why, bool graceful, int level) {
     if (replicating || (role_ == Role::primary && in_sync().has(id))) {
         mark_journal(peer.stable_seq, NodeMask::of(id));
     }
-    if (was_up && lacks_acknowledged(id)) peer.lacks_acknowledged = true;
     peer.phase = LinkPhase::down;
     ++peer.link;
     peer.why = why;
@@ -490,7 +489,11 @@ void Core::tick_link(NodeId id) {
         }
         return;
     }
-    if (awaits_answer(peer, id)) {
+    if (peer.wants_trim && trim_waits_for_another(id)) {
+        peer.progress_at = now_;
+        peer.watches = {};
+        peer.watch_at = now_ + o.request_timeout_ms * ns_per_ms / 4;
+    } else if (awaits_answer(peer, id)) {
         const bool silent = now_ >= peer.progress_at + o.request_timeout_ms * ns_per_ms;
         if (silent || (now_ >= peer.watch_at && hangs(id)))
             return lose_link(id, "the peer did not answer in time");
@@ -607,9 +610,7 @@ void Core::dispatch(NodeId id, const Message& m, std::span<const std::byte> payl
         case MessageType::trim:
             return on_trim(id, m.trim_seq);
         case MessageType::want_trim:
-            peers_[id].wants_trim = true;
-            want_epoch_flush_ = true;
-            return;
+            return on_want_trim(id);
         case MessageType::read:
             return on_peer_read(id, m);
         case MessageType::read_reply:
@@ -638,7 +639,9 @@ void Core::dispatch(NodeId id, const Message& m, std::span<const std::byte> payl
 // A peer whose disk failed a write does not have it, and has no good data any more.
 void Core::on_write_ack(NodeId id, const Message& m) {
     if (m.flags == 0) return peer_answered(m.seq, id, true);
-    if (journal_.has(m.seq) && bitmap_ && peers_[id].slot >= 0) {
+    // Nobody asked for it any more: it is about a disk that the peer had before.
+    if (!journal_.has(m.seq) || !journal_.at(m.seq).unwritten.has(id)) return;
+    if (bitmap_ && peers_[id].slot >= 0) {
         const JournalEntry& entry = journal_.at(m.seq);
         bitmap_->set_bytes(static_cast<unsigned>(peers_[id].slot), entry.offset, entry.length);
     }

@@ -123,6 +123,7 @@ void Core::open_generation(NodeMask members, NodeMask lost) {
         if (lost.has(id)) {
             if (uuid_identity(md.bitmap_uuid) == uuid_none) md.bitmap_uuid = uuid_identity(old);
             stable = std::min(stable, peer.stable_seq);
+            mark_journal(peer.stable_seq, NodeMask::of(id));
         } else if (members.has(id) && !peer.finishing) {
             // It may still carry the old generation if it is lost before it has the new one.
             if (!is(Mutant::no_admitting_base)) md.admitting_uuid = uuid_identity(old);
@@ -499,13 +500,7 @@ void Core::on_promote(NodeId id, const Message& m) {
     if (peer.role != Role::primary) peer.agreed = true;
     peer.agreed_to = m.id;
     peer.role = Role::primary;
-    for_peers([&](Peer& other, NodeId other_id) {
-        // A resync among secondaries ends: the primary is its source from here on.
-        if (other_id != id && is_resyncing(other.repl)) {
-            want_handshake(other_id);
-            abort_resync(other_id);
-        }
-    });
+    leave_it_to_the_primary();
     sync_flags();  // the crash marker is durable before the first write can come
     touch();
     on_durable(OnDurable::What::promote_reply, id, m.id);

@@ -667,9 +667,9 @@ void Core::local_disk_failed(const char* why) {
         journal_.at(seq).al_held = false;
     }
     for_peers([&](Peer& peer, NodeId id) {
-        if (is_resyncing(peer.repl)) {
-            abort_resync(id);
-        }
+        // A target that has been told that it is complete may be the one copy that is left.
+        const bool complete = peer.done_sent && !is(Mutant::interrupt_the_end);
+        if (is_resyncing(peer.repl) && !complete) abort_resync(id);
     });
     if (promotion_ != Promotion::none) abandon_promotion(Errc::io, why);
     if (was_attached && role_ == Role::primary && in_sync().has(config_.node_id)) evict(self());
@@ -737,6 +737,7 @@ void Core::drop_journal(bool mark) {
     for (const std::uint32_t index : peer_queue_)
         peer_requests_[index].journalled = false;
     journal_owner_ = -1;
+    trim_asked_ = false;
     sync_flags();
 }
 

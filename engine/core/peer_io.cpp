@@ -149,6 +149,7 @@ void Core::on_trim(NodeId id, std::uint64_t trim_seq) {
         if (entry.local_pending) return;  // a peer that lies about us; keep what we know
         release_journal_entry(entry);
         journal_.pop();
+        trim_asked_ = false;
     }
 }
 
@@ -187,7 +188,8 @@ void Core::retry_peer_requests() {
     if (journal_owner_ == config_.node_id) {
         want_epoch_flush_ = true;
         touch();
-    } else if (journal_owner_ >= 0) {
+    } else if (journal_owner_ >= 0 && !trim_asked_) {
+        trim_asked_ = true;
         send_control(static_cast<NodeId>(journal_owner_), MessageType::want_trim, 0);
     }
 }

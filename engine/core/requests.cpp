@@ -317,6 +317,27 @@ bool Core::starving() const {
     return found;
 }
 
+void Core::on_want_trim(NodeId id) {
+    if (journal_owner_ != config_.node_id) return;
+    peers_[id].wants_trim = true;
+    if (flush_helps()) want_epoch_flush_ = true;  // else the end of the one under way brings it
+    tell_trim();
+}
+
+// The oldest entry of the journal waits for this node's disk or for another peer. Until it is
+// trimmed a peer whose activity log is full of what came before can answer nothing.
+bool Core::trim_waits_for_another(NodeId id) const {
+    if (journal_.empty() || journal_owner_ != config_.node_id) return false;
+    const std::uint64_t seq = journal_.head();
+    const JournalEntry& entry = journal_.at(seq);
+    bool waits = entry.local_pending || !entry.unwritten.without(NodeMask::of(id)).empty() ||
+                 (disk_usable() && local_stable_seq_ < seq);
+    for_peers([&](const Peer& peer, NodeId other) {
+        waits = waits || (other != id && replicates_to(peer, other) && peer.stable_seq < seq);
+    });
+    return waits && !is(Mutant::blame_the_waiting);
+}
+
 // Another flush would cover writes that the last one came too early for.
 bool Core::flush_helps() const {
     bool helps = disk_usable() && local_done_seq() > local_stable_seq_;
@@ -406,7 +427,7 @@ void Core::peer_answered(std::uint64_t seq, NodeId id, bool written) {
     if (entry.request != 0) {
         Request& r = requests_[entry.request - 1];
         r.waiting.remove(id);
-        r.answered_ok.add(id);
+        if (written) r.answered_ok.add(id);
         maybe_complete(entry.request - 1);
     } else if (written) {
         advance_trim();
@@ -594,6 +615,10 @@ void Core::advance_trim() {
     if (!moved) return;
     if (!al_waiting_.empty()) retry_al_ = true;
     if (!held_.empty()) retry_held_ = true;
+    tell_trim();
+}
+
+void Core::tell_trim() {
     // The next write carries it. But if a peer waits for it, that write may never come.
     const bool soon = !journal_.empty() && journal_.size() * 4 > journal_.capacity();
     for_peers([&](Peer& peer, NodeId id) {
@@ -609,6 +634,7 @@ void Core::advance_trim() {
 
 // The peer answers nothing any more; what it may lack was marked by the caller.
 void Core::peer_gone_from_requests(NodeId id, int error) {
+    if (lacks_acknowledged(id)) peers_[id].lacks_acknowledged = true;
     // Chunks of a resync are still answered.
     peers_[id].pending = static_cast<std::uint32_t>(std::count_if(
         chunks_.begin(), chunks_.end(),

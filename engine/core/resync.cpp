@@ -412,6 +412,12 @@ void Core::maybe_finish_source(NodeId id) {
     const auto slot = static_cast<unsigned>(peer.slot);
     if (peer.repl != ReplicationState::sync_source || peer.finishing || peer.chunks > 0) return;
     if (bitmap_->count(slot) > 0 || !settled() || peer.in_round()) return;
+    // A state that is on its way names the set as it is, and may be for a Primary.
+    bool told = false;
+    for_peers([&](const Peer& other, NodeId) {
+        told = told || other.state_sent || other.state_received;
+    });
+    if (role_ != Role::primary && told && !is(Mutant::admit_beside_primary)) return;
     if (role_ == Role::primary && journal_.head() < peer.first_seq && !is(Mutant::end_unstable)) {
         // It got these writes by the resync, so they are not in its journal, and it could not mark
         // them toward a member that lacks them: they have to be stable everywhere first.

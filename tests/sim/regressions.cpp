@@ -671,7 +671,7 @@ constexpr Regression table[] = {
 
 std::vector<Regression> all() {
     std::vector<Regression> every(std::begin(table), std::end(table));
-    for (const auto more : {diskless_regressions(), claims_regressions()})
+    for (const auto more : {diskless_regressions(), claims_regressions(), data_regressions()})
         every.insert(every.end(), more.begin(), more.end());
     return every;
 }

@@ -1,0 +1,444 @@
+// SPDX-License-Identifier: Apache-2.0
+// Regressions (regressions.cpp) of the path of the data: what counts as a copy, and who waits for
+// whom.
+#include "tests/sim/regressions.hpp"
+
+namespace replica::sim {
+namespace {
+
+// b, the last copy of a Primary without a disk, fills c while that Primary is out of reach. The
+// Primary comes back in the middle. It counts c nowhere and sends it nothing; b must not either.
+void filled_beside_a_primary(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.chunks = 1;
+    setup.chunk_blocks = 1;
+    Scenario s(options, setup);
+    s.break_disk(0);
+    s.acknowledged(s.write(0, 1));
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.run_ms(500);
+    s.kill(2);
+    for (std::uint64_t block = 0; block < 64; ++block)
+        s.acknowledged(s.write(0, block * 3));
+    s.cut(0, 1);
+    s.cut(0, 2);
+    s.until("b has noticed", [&] { return !s.connected(1, 0) && !s.connected(0, 1); });
+    s.start(2);
+    s.until("b fills c", [&] { return s.view(1, 2).replication == ReplicationState::sync_source; });
+    s.hold(2, 1, MessageType::resync_ack);
+    s.run_ms(20);
+    s.join(0, 1);
+    s.until("b is met again", [&] { return s.core(0).has_good_data(); });
+    s.run_ms(100);
+    s.release_messages();
+    s.run_ms(5'000);
+    s.acknowledged(s.write(0, 700));
+    s.audit();
+    const bool named = s.core(2).in_sync().has(2);
+    const bool good = s.core(2).disk() == DiskState::up_to_date;
+    const bool counted = s.core(0).in_sync().has(2);
+    s.expect(counted || !(good && named), "c is not UpToDate where the Primary does not count it");
+    s.finish();
+}
+
+// The same, and what comes of it: a write that was acknowledged is gone.
+void filled_beside_a_primary_and_promoted(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.chunks = 1;
+    setup.chunk_blocks = 1;
+    Scenario s(options, setup);
+    s.break_disk(0);
+    s.acknowledged(s.write(0, 1));
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.run_ms(500);
+    s.kill(2);
+    for (std::uint64_t block = 0; block < 64; ++block)
+        s.acknowledged(s.write(0, block * 3));
+    s.cut(0, 1);
+    s.cut(0, 2);
+    s.until("b has noticed", [&] { return !s.connected(1, 0) && !s.connected(0, 1); });
+    s.start(2);
+    s.until("b fills c", [&] { return s.view(1, 2).replication == ReplicationState::sync_source; });
+    s.hold(2, 1, MessageType::resync_ack);
+    s.run_ms(20);
+    s.join(0, 1);
+    s.until("b is met again", [&] { return s.core(0).has_good_data(); });
+    s.run_ms(100);
+    s.hold(2, 1, MessageType::sync_done_ack);
+    s.release_messages();
+    s.run_ms(5'000);
+    const auto ticket = s.write(0, 700);
+    s.acknowledged(ticket);
+    s.acknowledged(s.flush(0));
+    s.run_ms(1'000);
+    s.audit();
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
+    s.kill(1);
+    s.kill(0);
+    s.run_ms(2'000);
+    if (s.ended(s.command(2, CommandKind::promote)) == Errc::ok) {
+        s.acknowledged(s.read(2, 700));
+        s.start(1);
+        s.start(0);
+    }
+    s.finish();
+}
+
+// Protocol B. A Primary whose disk is being filled counts for no copy: its peer has to have
+// written, and not only received, what it acknowledges.
+void received_beside_a_target(const Options& options) {
+    Setup setup;
+    setup.protocol = Protocol::b;
+    setup.extents = 8;
+    setup.al_extents = 2;
+    setup.chunks = 1;
+    setup.chunk_blocks = 1;
+    Scenario s(options, setup);
+    s.break_disk(0);
+    s.acknowledged(s.write(0, 1));
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    for (std::uint64_t block = 0; block < 64; ++block)
+        s.acknowledged(s.write(0, block * 3));
+    s.hold(1, 0, MessageType::resync_data);
+    s.attach(0);
+    s.until("a is filled", [&] { return is_target(s.view(0, 1).replication); });
+    s.run_ms(200);
+    s.expect(s.core(0).disk() == DiskState::inconsistent, "a is not complete");
+    s.hold_io(1, IoOrigin::al);
+    const auto ticket = s.write(0, 5 * extent_blocks + 5);
+    s.run_ms(500);
+    const bool acknowledged = s.answered(ticket) && s.result(ticket) == 0;
+    s.kill(1);
+    s.release_io();
+    s.release_messages();
+    s.run_ms(1'000);
+    s.start(1);
+    s.until("b is back", [&] { return s.connected(0, 1); });
+    s.run_ms(5'000);
+    if (s.core(0).has_good_data()) s.acknowledged(s.read(0, 5 * extent_blocks + 5));
+    s.expect(!acknowledged, "nothing is acknowledged that no copy has written");
+    s.finish();
+}
+
+// Protocol B. The disk fails a write that the peer has only received.
+void received_and_failed_here(const Options& options) {
+    Setup setup;
+    setup.protocol = Protocol::b;
+    setup.extents = 8;
+    setup.al_extents = 2;
+    Scenario s(options, setup);
+    s.hold_io(1, IoOrigin::al);
+    s.fail_io(0, IoOrigin::request);
+    const auto ticket = s.write(0, 5 * extent_blocks + 5);
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.run_ms(500);
+    const bool acknowledged = s.answered(ticket) && s.result(ticket) == 0;
+    s.kill(1);
+    s.release_io();
+    s.run_ms(1'000);
+    s.start(1);
+    s.until("b is back", [&] { return s.connected(0, 1); });
+    s.run_ms(2'000);
+    s.expect(!acknowledged, "nothing is acknowledged that no copy has written");
+    s.finish();
+}
+
+// Protocol A. The copy of a Primary whose disk is being filled never wrote what the Primary's disk
+// had when it was good. It is lost, and comes back without that.
+void unanswered_by_the_source(const Options& options) {
+    Setup setup;
+    setup.protocol = Protocol::a;
+    setup.extents = 8;
+    setup.al_extents = 2;
+    Scenario s(options, setup);
+    s.hold_io(1, IoOrigin::al);
+    s.acknowledged(s.write(0, 5 * extent_blocks + 5));
+    s.break_disk(0);
+    s.write(0, 1);
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.hold(1, 0, MessageType::resync_data);
+    s.attach(0);
+    s.until("a is filled", [&] { return is_target(s.view(0, 1).replication); });
+    s.run_ms(100);
+    s.kill(1);
+    s.release_io();
+    s.release_messages();
+    s.run_ms(1'000);
+    s.start(1);
+    s.until("b is back", [&] { return s.connected(0, 1); });
+    s.run_ms(5'000);
+    if (s.core(0).has_good_data()) s.acknowledged(s.read(0, 5 * extent_blocks + 5));
+    s.finish();
+}
+
+// b's disk is detached and attached again. What it says of a write to the disk before comes late,
+// on the other stream, and says nothing of the disk that is filled now.
+void late_answer_of_an_earlier_disk(const Options& options) {
+    Setup setup;
+    setup.extents = 8;
+    setup.al_extents = 2;
+    setup.chunks = 1;
+    setup.chunk_blocks = 1;
+    Scenario s(options, setup);
+    for (std::uint64_t block = 0; block < 32; ++block)
+        s.acknowledged(s.write(0, block * 2));
+    s.hold_io(1, IoOrigin::al);
+    const auto ticket = s.write(0, 5 * extent_blocks + 5);
+    s.run_ms(50);
+    s.hold(1, 0, MessageType::write_ack);
+    s.command(1, CommandKind::detach);
+    s.run_ms(5);
+    s.release_io();
+    s.until("b has no disk", [&] { return s.core(1).disk() == DiskState::diskless; });
+    s.attach(1);
+    s.until("a fills b", [&] { return is_source(s.view(0, 1).replication); });
+    s.run_ms(20);
+    s.release_messages();
+    s.acknowledged(ticket);
+    s.until(
+        "b is complete", [&] { return s.core(1).disk() == DiskState::up_to_date; }, 60'000);
+    s.finish();
+}
+
+// Nobody failed since the two came back from a power cut. A round of states, here for a larger
+// volume, finds one of them still marked as crashed, and fills it: it leaves the set meanwhile.
+void crash_mark_that_stays(const Options& options) {
+    Setup setup;
+    setup.extents = 8;
+    setup.room_extents = 1;
+    setup.al_extents = 2;
+    setup.idle_flush_ns = 60 * ns_per_s;
+    Scenario s(options, setup);
+    s.acknowledged(s.write(0, 3));
+    s.power_cut(1);
+    s.power_cut(0);
+    s.run_ms(500);
+    s.start(0);
+    s.start(1);
+    s.until("both are UpToDate", [&] {
+        return s.core(0).disk() == DiskState::up_to_date &&
+               s.core(1).disk() == DiskState::up_to_date;
+    });
+    s.run_ms(2'000);
+    s.promote(0);
+    s.run_ms(1'000);
+    const Uuid generation = s.core(0).superblock().current_uuid;
+    s.room(0);
+    s.run_ms(3'000);
+    s.expect(s.core(0).superblock().current_uuid == generation, "b was not expelled");
+    s.finish();
+}
+
+// Protocol A. The last copy of a Primary without a disk is detached by hand before it has written
+// what the Primary's own disk had, and attached again.
+void copy_detached_before_it_wrote(const Options& options) {
+    Setup setup;
+    setup.protocol = Protocol::a;
+    setup.extents = 8;
+    setup.al_extents = 2;
+    Scenario s(options, setup);
+    s.hold_io(1, IoOrigin::al);
+    s.acknowledged(s.write(0, 5 * extent_blocks + 5));
+    s.break_disk(0);
+    s.write(0, 1);
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.run_ms(100);
+    const auto token = s.command(1, CommandKind::detach);
+    s.release_io();
+    s.expect(s.ended(token) == Errc::ok, "b's disk is detached");
+    s.run_ms(500);
+    s.attach(1);
+    s.run_ms(3'000);
+    if (s.core(0).has_good_data()) s.acknowledged(s.read(0, 5 * extent_blocks + 5));
+    s.finish();
+}
+
+// b's log has few slots, and a's own disk takes long for a flush. That is no fault of b.
+void slow_flush_here(const Options& options) {
+    Setup setup;
+    setup.extents = 8;
+    setup.al_extents = 7;
+    setup.al_extents_1 = 2;
+    Scenario s(options, setup);
+    const Uuid generation = s.core(0).superblock().current_uuid;
+    s.hold_io(0, IoOrigin::epoch_flush);
+    for (std::uint64_t i = 0; i < 7; ++i)
+        s.write(0, i * extent_blocks);
+    s.run_ms(14'000);
+    s.release_io();
+    s.run_ms(1'000);
+    s.expect(s.core(0).superblock().current_uuid == generation, "b is not expelled");
+    s.finish();
+}
+
+// A Primary without a disk has two copies. One write hangs on b. c needs room in its log, which a
+// trim would make, which waits for b: c is as good as before, and goes on alone.
+void one_copy_hangs_the_other_waits(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.extents = 8;
+    setup.al_extents = 3;
+    Scenario s(options, setup);
+    s.break_disk(0);
+    s.acknowledged(s.write(0, 1));
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.run_ms(1'000);
+    s.hold_io(1, IoOrigin::peer_request);
+    std::array<std::uint64_t, 6> tickets{};
+    tickets[0] = s.write(0, extent_blocks);
+    s.run_ms(20);
+    s.hold_no_more();
+    for (std::uint64_t i = 1; i < tickets.size(); ++i)
+        tickets[i] = s.write(0, (i + 1) * extent_blocks);
+    for (int i = 0; i < 160; ++i) {
+        s.read(0, 300);
+        s.run_ms(100);
+    }
+    for (const std::uint64_t ticket : tickets)
+        s.acknowledged(ticket);
+    s.expect(s.core(0).in_sync().has(2), "c is a member");
+    s.release_io();
+    s.finish();
+}
+
+// One write hangs on c, so no trim comes, and b waits for room in its smaller log. They do not ask
+// and flush without end meanwhile.
+void asking_without_end(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.extents = 8;
+    setup.al_extents = 7;
+    setup.al_extents_1 = 2;
+    Scenario s(options, setup);
+    s.hold_io(2, IoOrigin::peer_request);
+    s.write(0, extent_blocks);
+    s.run_ms(20);
+    s.hold_no_more();
+    for (std::uint64_t i = 1; i < 6; ++i)
+        s.write(0, (i + 1) * extent_blocks);
+    std::uint64_t events = 0;
+    s.until("c is given up", [&] {
+        ++events;
+        return !s.core(0).in_sync().has(2);
+    });
+    s.expect(events < 50'000, "nothing happens that often");
+    s.release_io();
+    s.finish();
+}
+
+// b has all and has been told so; its answer is on the way when a's disk fails. It is the one copy
+// that is left, and a good one.
+void disk_fails_at_the_end_of_a_resync(const Options& options) {
+    Scenario s(options, {});
+    s.kill(1);
+    s.run_ms(1'000);
+    s.acknowledged(s.write(0, 3));
+    s.hold(1, 0, MessageType::sync_done_ack);
+    s.start(1);
+    s.until("b is complete", [&] { return s.core(1).disk() == DiskState::up_to_date; });
+    s.run_ms(50);
+    s.expect(s.core(0).in_sync().has(1), "b is counted in");
+    s.break_disk(0);
+    s.write(0, 5);
+    s.run_ms(100);
+    s.release_messages();
+    s.run_ms(5'000);
+    s.expect(s.core(0).has_good_data(), "a goes on with b");
+    s.acknowledged(s.read(0, 3));
+    s.finish();
+}
+
+// A round of states interrupts a resync. What the target got before is stable on a by then, and a
+// has forgotten it; nobody tells the target, whose log is full of it. The application rests.
+void trim_that_is_never_told(const Options& options) {
+    Setup setup;
+    setup.extents = 8;
+    setup.room_extents = 1;
+    setup.al_extents = 7;
+    setup.al_extents_1 = 2;
+    setup.chunks = 1;
+    setup.chunk_blocks = 1;
+    setup.idle_flush_ns = 60 * ns_per_s;
+    Scenario s(options, setup);
+    s.kill(1);
+    s.run_ms(1'000);
+    for (std::uint64_t i = 0; i < 320; ++i)
+        s.acknowledged(s.write(0, i % 8 * extent_blocks + 2 * i / 8));
+    s.acknowledged(s.flush(0));
+    s.start(1);
+    s.until("a fills b", [&] { return s.view(0, 1).replication == ReplicationState::sync_source; });
+    s.command(0, CommandKind::pause_sync);
+    s.run_ms(50);
+    s.acknowledged(s.write(0, 1 * extent_blocks + 900));
+    s.acknowledged(s.write(0, 2 * extent_blocks + 900));
+    s.hold(1, 0, MessageType::state);
+    s.room(0);
+    s.until("the resync is interrupted",
+            [&] { return s.view(0, 1).replication == ReplicationState::established; });
+    s.run_ms(50);
+    s.acknowledged(s.flush(0));
+    s.run_ms(50);
+    s.release_messages();
+    s.run_ms(500);
+    s.command(0, CommandKind::resume_sync);
+    s.until(
+        "b is complete", [&] { return s.core(1).disk() == DiskState::up_to_date; }, 3'000);
+    s.finish();
+}
+
+// A Primary with a disk of its own. One write hangs on c, and b, with the smaller log, waits for
+// the trim that waits for c. Only c is given up.
+void one_peer_hangs_the_other_waits(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.extents = 8;
+    setup.al_extents = 7;
+    setup.al_extents_1 = 2;
+    Scenario s(options, setup);
+    s.hold_io(2, IoOrigin::peer_request);
+    s.write(0, extent_blocks);
+    s.run_ms(20);
+    s.hold_no_more();
+    for (std::uint64_t i = 1; i < 6; ++i)
+        s.write(0, (i + 1) * extent_blocks);
+    s.until("c is given up", [&] { return !s.core(0).in_sync().has(2); });
+    s.run_ms(10);
+    s.expect(s.core(0).in_sync().has(1), "b is a member");
+    s.release_io();
+    s.finish();
+}
+
+constexpr Regression table[] = {
+    {"one-peer-hangs", "a peer that hangs took the other one with it",
+     one_peer_hangs_the_other_waits},
+    {"trim-never-told", "a target's log stayed full of what was trimmed without it",
+     trim_that_is_never_told},
+    {"disk-fails-at-the-end", "a complete target was expelled because the source's disk failed",
+     disk_fails_at_the_end_of_a_resync},
+    {"asking-without-end", "a full log was asked about and flushed for without end",
+     asking_without_end},
+    {"copy-detached", "a copy was detached before it wrote, and taken back as current",
+     copy_detached_before_it_wrote},
+    {"slow-flush-here", "a healthy peer was expelled for the Primary's own slow flush",
+     slow_flush_here},
+    {"one-hangs", "a copy that hangs took the other one with it", one_copy_hangs_the_other_waits},
+    {"late-answer", "an answer about an earlier disk stopped a resync",
+     late_answer_of_an_earlier_disk},
+    {"crash-mark", "a round of states expelled a member that lacks nothing", crash_mark_that_stays},
+    {"filled-beside-a-primary", "a secondary counted a target in beside a diskless Primary",
+     filled_beside_a_primary},
+    {"filled-and-promoted", "the same, and an acknowledged write was lost",
+     filled_beside_a_primary_and_promoted},
+    {"received-beside-a-target", "protocol B took received for written", received_beside_a_target},
+    {"received-and-failed-here", "the same, and the own disk fails", received_and_failed_here},
+    {"unanswered-by-the-source", "a target's only copy came back without what was acknowledged",
+     unanswered_by_the_source},
+};
+
+}  // namespace
+
+std::span<const Regression> data_regressions() { return table; }
+
+}  // namespace replica::sim
