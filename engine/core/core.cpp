@@ -18,7 +18,7 @@ Core::Core(const CoreConfig& config)
     flush_seqs_.resize(requests_.size() * nodes_max);
     // A primary's journal bounds its writes here, its requests the flushes, its chunks the resync.
     peer_requests_.resize(limits.journal + 4 * std::size_t{limits.requests} + 256);
-    peer_reads_.resize(limits.peer_reads);
+    peer_reads_.resize(limits.peer_reads_max());
     chunks_.resize(limits.resync_chunks);
     held_.reserve(limits.requests);
     al_waiting_.reserve(limits.requests);
@@ -206,6 +206,9 @@ void Core::check_invariants() const {
         chunks += peer.chunks;
         if (peer.phase != LinkPhase::up) ASSERT(peer.repl == ReplicationState::off);
         ASSERT(!peer.state_received || peer.in_round());
+        // A disk that promises good data is the target of nobody.
+        const bool good = disk_usable() && disk_ >= DiskState::outdated;
+        ASSERT(!good || !is_target(peer.repl) || is(Mutant::two_sources));
     });
     std::uint32_t sent = 0;
     for (const Chunk& chunk : chunks_) {

@@ -47,9 +47,11 @@ namespace replica {
 constexpr std::uint32_t read_slot(std::uint32_t id) { return id & 0xffff; }
 
 struct CoreLimits {
-    std::uint32_t requests = 256;      // application requests at once, up to 65535
-    std::uint32_t journal = 8192;      // writes not known to be stable everywhere
-    std::uint32_t peer_reads = 256;    // reads of peers being served
+    std::uint32_t requests = 256;    // application requests at once, up to 65535
+    std::uint32_t journal = 8192;    // writes not known to be stable everywhere
+    std::uint32_t peer_reads = 256;  // reads of peers being served
+    // As many again for those of a connection that is over, while the disk still does them.
+    std::uint32_t peer_reads_max() const { return 2 * peer_reads; }
     std::uint32_t resync_chunks = 16;  // resync requests under way
     std::uint32_t resync_chunk_bytes = 256 * 1024;
     std::uint32_t bitmap_writes = 4;  // bitmap pages written at once in the background
@@ -227,6 +229,7 @@ class Core {
         // Why a replica has not done it: the errno of this node's disk, or EIO of a peer's.
         int error = 0;
         int read_peer = -1;
+        NodeMask refused;               // peers that could not read it
         std::uint16_t read_serial = 0;  // of the read or flush that peers were asked
         std::uint32_t length = 0;
         std::uint64_t offset = 0;
@@ -266,7 +269,8 @@ class Core {
         std::uint64_t order = 0;
     };
     struct Chunk {
-        enum class State : std::uint8_t { free, reading, sent } state = State::free;
+        // reserved: new writes wait for it, and it waits for those that came before.
+        enum class State : std::uint8_t { free, reserved, reading, sent } state = State::free;
         bool aborted = false;
         NodeId peer = 0;
         std::uint64_t offset = 0;
@@ -356,6 +360,7 @@ class Core {
         std::uint64_t total_bits = 0, done_bits = 0;
         std::uint32_t chunks = 0;
         std::uint32_t small_chunks = 0;  // so many chunks of one block, after a skipped one
+        std::uint32_t busy_passes = 0;   // so often in a row all that is left was being written
         std::uint64_t sent_bytes = 0, received_bytes = 0;
         std::uint64_t resync_sent_bytes = 0, resync_received_bytes = 0;
     };
@@ -622,6 +627,9 @@ class Core {
     void pump_resync(NodeId peer);
     bool leaves_room() const;
     bool start_chunk(NodeId peer);
+    void read_chunk(std::uint32_t index);
+    const Chunk* chunk_over(std::uint64_t offset, std::uint64_t length) const;
+    std::uint64_t unwritten_part(std::uint64_t offset, std::uint64_t length) const;
     void on_chunk_read(std::uint32_t chunk, int result, bool zeroes);
     void on_resync_ack(NodeId peer, const Message& m);
     void mark_held_writes(NodeId target, const Chunk& chunk);
@@ -629,13 +637,15 @@ class Core {
     void send_sync_done(NodeId peer);
     void on_sync_done(NodeId peer, std::uint32_t done, const GenerationPayload& g);
     void answer_sync_done(NodeId peer, std::uint32_t done);
+    void look_at_others(NodeId source);
     void primary_is_complete(NodeId source, std::uint32_t done);
     bool is_newer_here(NodeId source, std::uint64_t offset, std::uint64_t length) const;
     void on_sync_done_ack(NodeId peer, const Message& m);
     void target_is_complete(NodeId peer, Uuid generation);
     void on_sync_pause(NodeId peer, const Message& m);
     void bitmap_exchanged(NodeId peer);
-    bool written_now(std::uint64_t offset, std::uint64_t length) const;
+    // begun: only what is on its way to a disk or a peer.
+    bool written_now(std::uint64_t offset, std::uint64_t length, bool begun = false) const;
     bool chunk_conflicts(std::uint64_t offset, std::uint64_t length) const;
     void update_pause(NodeId peer);
     int active_source() const;
@@ -734,8 +744,10 @@ class Core {
     bool flush_bitmap_ = false;                     // write all dirty pages in the background
     bool al_starving_ = false;                      // application writes wait for a slot
     bool peer_al_starving_ = false;                 // peers' writes do
-    bool trim_asked_ = false;                       // of the journal's owner, and none came since
-    std::uint32_t disk_io_ = 0;                     // data I/O in the kernel
+    // Of the first of each that waits.
+    std::uint64_t al_starving_order_ = 0, peer_al_starving_order_ = 0;
+    bool trim_asked_ = false;    // of the journal's owner, and none came since
+    std::uint32_t disk_io_ = 0;  // data I/O in the kernel
 
     std::array<Peer, nodes_max> peers_;
     std::vector<Request> requests_;    // one more than limits.requests: the epoch flush

@@ -4,6 +4,7 @@
 // extent in the activity log, a flush for every earlier write of its peer.
 #include <algorithm>
 #include <cerrno>
+#include <utility>
 
 #include "engine/core/for_peers.hpp"
 
@@ -177,12 +178,15 @@ bool Core::peer_conflicts(const PeerRequest& p) const {
 void Core::retry_peer_requests() {
     retry_peers_ = false;
     peer_scratch_.assign(peer_queue_.begin(), peer_queue_.end());
-    peer_al_starving_ = false;
+    const bool starved = std::exchange(peer_al_starving_, false);
+    const std::uint64_t starved_order = peer_al_starving_order_;
     for (const std::uint32_t index : peer_scratch_) {
         const Phase phase = peer_requests_[index].phase;
         if (phase == Phase::held || phase == Phase::al_wait) admit_peer_request(index);
     }
     issue_peer_reads();
+    const bool better = !peer_al_starving_ || peer_al_starving_order_ > starved_order;
+    if (starved && better && al_starving_) retry_al_ = true;  // they may have waited behind it
     if (!peer_al_starving_) return;
     // The extents are held by writes that wait for the primary's word that they are stable.
     if (journal_owner_ == config_.node_id) {
@@ -220,8 +224,10 @@ void Core::admit_peer_request(std::uint32_t index) {
     // request that holds an extent came before each that waits for one, and does not depend on it.
     const bool logs = p.kind != PeerIo::flush && !is(Mutant::skip_activity_log);
     if (logs && !p.al_held && !peer_al_starving_) {
-        p.al_held = al_->hold(extent_of(p.offset)) != AlCache::Hold::starved;
+        const bool behind = al_starving_ && al_starving_order_ < p.order;
+        p.al_held = !behind && al_->hold(extent_of(p.offset)) != AlCache::Hold::starved;
         peer_al_starving_ = !p.al_held;
+        peer_al_starving_order_ = p.order;
     }
     if (peer_conflicts(p)) return;
     if (resync && role_ == Role::primary && !is(Mutant::newer_is_overwritten) &&
@@ -381,7 +387,7 @@ void Core::on_peer_read_io(std::uint32_t index, int result) {
     --disk_io_;
     const bool good = result == 0 && disk_usable();
     answer_peer_read(read, good ? BufferRef{BufferKind::serve, index} : BufferRef{});
-    if (result != 0) local_io_failed(result);
+    if (result != 0 && config_.options.on_io_error != OnIoError::pass_on) local_io_failed(result);
 }
 
 void Core::on_read_reply(NodeId id, const Message& m, BufferRef buffer) {
@@ -397,6 +403,7 @@ void Core::on_read_reply(NodeId id, const Message& m, BufferRef buffer) {
     answered(id, r.sent_order, 1);
     if (m.flags != 0) {
         if (r.error == 0) r.error = EIO;
+        r.refused.add(id);
         return retry_read(slot);
     }
     ASSERT(buffer.kind == BufferKind::request && buffer.index == slot);

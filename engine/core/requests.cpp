@@ -68,12 +68,15 @@ void Core::admit(std::uint32_t slot) {
     }
     if (disk_usable() && !is(Mutant::skip_activity_log)) {
         AlCache::Hold hold = AlCache::Hold::starved;
-        if (!al_starving_) hold = al_->hold(extent_of(r.offset));
+        // A peer's request that waits for a slot came before.
+        const bool behind = al_starving_ || peer_al_starving_;
+        if (!behind) hold = al_->hold(extent_of(r.offset));
         r.al_held = hold != AlCache::Hold::starved;
         if (hold != AlCache::Hold::granted) {
             r.phase = Phase::al_wait;
             al_waiting_.push_back(slot);
             if (hold == AlCache::Hold::starved) {
+                if (!al_starving_) al_starving_order_ = r.order;
                 al_starving_ = true;
                 want_epoch_flush_ = true;
                 touch();
@@ -240,7 +243,7 @@ void Core::issue_read(std::uint32_t slot) {
     for_peers([&](const Peer& peer, NodeId id) {
         const bool good =
             peer.phase == LinkPhase::up && in_sync().has(id) && peer.disk == DiskState::up_to_date;
-        if (good && from < 0 && id != r.read_peer) from = id;
+        if (good && from < 0 && !r.refused.has(id)) from = id;
     });
     if (from < 0) return complete(slot, r.error != 0 ? r.error : no_data_error());
     r.remote_read = true;
@@ -566,10 +569,12 @@ void Core::retry_al_waiters() {
             if (r.phase == Phase::held) held_.push_back(slot);
             continue;
         }
+        // One order of arrival for this node's requests and its peers': they share the log.
         if (!r.al_held && !al_starving_) {
-            const AlCache::Hold hold = al_->hold(extent_of(r.offset));
-            r.al_held = hold != AlCache::Hold::starved;
+            const bool behind = peer_al_starving_ && peer_al_starving_order_ < r.order;
+            r.al_held = !behind && al_->hold(extent_of(r.offset)) != AlCache::Hold::starved;
             al_starving_ = !r.al_held;
+            al_starving_order_ = r.order;
         }
         // Since it was admitted a resync may have begun with these blocks.
         const bool free =

@@ -31,11 +31,16 @@ int Core::active_source() const {
     return found;
 }
 
-bool Core::chunk_conflicts(std::uint64_t offset, std::uint64_t length) const {
-    return std::any_of(chunks_.begin(), chunks_.end(), [&](const Chunk& chunk) {
+const Core::Chunk* Core::chunk_over(std::uint64_t offset, std::uint64_t length) const {
+    const auto found = std::find_if(chunks_.begin(), chunks_.end(), [&](const Chunk& chunk) {
         return chunk.state != Chunk::State::free &&
                ranges_overlap(offset, length, chunk.offset, chunk.length);
     });
+    return found == chunks_.end() ? nullptr : &*found;
+}
+
+bool Core::chunk_conflicts(std::uint64_t offset, std::uint64_t length) const {
+    return chunk_over(offset, length) != nullptr;
 }
 
 void Core::start_source(NodeId id, bool full) {
@@ -93,6 +98,7 @@ void Core::abort_resync(NodeId id) {
     Peer& peer = peers_[id];
     for (Chunk& chunk : chunks_) {
         if (chunk.peer == id && chunk.state != Chunk::State::free) chunk.aborted = true;
+        if (chunk.peer == id && chunk.state == Chunk::State::reserved) chunk = Chunk{};
     }
     peer.chunks = 0;
     if (!is_resyncing(peer.repl)) return;
@@ -274,6 +280,13 @@ void Core::bitmap_exchanged(NodeId id) {
 void Core::pump_resync(NodeId id) {
     Peer& peer = peers_[id];
     if (peer.repl != ReplicationState::sync_source) return;
+    for (std::uint32_t index = 0; index < chunks_.size(); ++index) {
+        const Chunk& chunk = chunks_[index];
+        const bool waits = chunk.state == Chunk::State::reserved && chunk.peer == id;
+        // What has not begun waits for this chunk.
+        if (waits && disk_usable() && !written_now(chunk.offset, chunk.length, true))
+            read_chunk(index);
+    }
     while (disk_usable() && now_ >= resync_next_at_ && start_chunk(id)) {
     }
     maybe_finish_source(id);
@@ -297,11 +310,18 @@ bool Core::start_chunk(NodeId id) {
         return chunk.state == Chunk::State::free;
     });
     if (free == chunks_.end() || bitmap_->count(slot) == 0 || leaves_room()) return false;
+    const auto index = static_cast<std::uint32_t>(free - chunks_.begin());
+    const auto take = [&](Chunk::State state, std::uint64_t offset, std::uint64_t length) {
+        *free = {state, false, id, offset, static_cast<std::uint32_t>(length)};
+        ++peer.chunks;
+        peer.busy_passes = 0;
+    };
     bool wrapped = false;
+    std::uint64_t busy = Bitmap::none;
     for (int tries = 0; tries < 64; ++tries) {
         const std::uint64_t bit = bitmap_->find_set(slot, peer.cursor);
         if (bit == Bitmap::none) {
-            if (wrapped || peer.cursor == 0) return false;
+            if (wrapped || peer.cursor == 0) break;
             wrapped = true;
             peer.cursor = 0;
             continue;
@@ -312,39 +332,68 @@ bool Core::start_chunk(NodeId id) {
         const std::uint64_t run =
             bitmap_->run_length(slot, bit, std::min(blocks_max, to_extent_end));
         const std::uint64_t offset = bit * block_bytes;
-        const std::uint64_t length = std::min(run * block_bytes, volume_bytes_ - offset);
-        peer.cursor = bit + run;
-        const bool written = written_now(offset, length) && !is(Mutant::chunk_beside_write);
-        if (chunk_conflicts(offset, length) || written) continue;
-        if (peer.small_chunks > 0) --peer.small_chunks;
-        *free = {Chunk::State::reading, false, id, offset, static_cast<std::uint32_t>(length)};
-        ++peer.chunks;
-        ++disk_io_;
-        const auto index = static_cast<std::uint32_t>(free - chunks_.begin());
-        Effect& e = emit(EffectKind::disk_read);
-        e.tag = {IoOrigin::resync, index};
-        e.buffer = {BufferKind::resync, index};
-        e.offset = offset;
-        e.length = static_cast<std::uint32_t>(length);
-        if (const std::uint64_t rate = config_.options.resync_rate_max; rate > 0) {
-            resync_next_at_ = std::max(resync_next_at_, now_) + length * ns_per_s / rate;
+        std::uint64_t length = std::min(run * block_bytes, volume_bytes_ - offset);
+        if (const Chunk* other = chunk_over(offset, std::min<std::uint64_t>(length, block_bytes))) {
+            peer.cursor = (other->offset + other->length + block_bytes - 1) / block_bytes;
+            continue;
         }
+        if (!is(Mutant::chunk_beside_write)) length = unwritten_part(offset, length);
+        peer.cursor = bit + std::max<std::uint64_t>(1, (length + block_bytes - 1) / block_bytes);
+        if (length == 0) {
+            if (busy == Bitmap::none) busy = bit;
+            continue;
+        }
+        if (peer.small_chunks > 0) --peer.small_chunks;
+        take(Chunk::State::reading, offset, length);
+        read_chunk(index);
         return true;
     }
+    // All that is left is written again and again. A block is read when those writes have ended
+    // that are under way now; later ones wait.
+    constexpr std::uint32_t passes = 64;
+    if (busy == Bitmap::none || ++peer.busy_passes < passes) return false;
+    take(Chunk::State::reserved, busy * block_bytes,
+         std::min<std::uint64_t>(block_bytes, volume_bytes_ - busy * block_bytes));
     return false;
+}
+
+void Core::read_chunk(std::uint32_t index) {
+    Chunk& chunk = chunks_[index];
+    chunk.state = Chunk::State::reading;
+    ++disk_io_;
+    Effect& e = emit(EffectKind::disk_read);
+    e.tag = {IoOrigin::resync, index};
+    e.buffer = {BufferKind::resync, index};
+    e.offset = chunk.offset;
+    e.length = chunk.length;
+    if (const std::uint64_t rate = config_.options.resync_rate_max; rate > 0)
+        resync_next_at_ = std::max(resync_next_at_, now_) + chunk.length * ns_per_s / rate;
+}
+
+// The bytes from `offset` on that neither a write nor another chunk touches at this moment.
+std::uint64_t Core::unwritten_part(std::uint64_t offset, std::uint64_t length) const {
+    if (!written_now(offset, length) && !chunk_conflicts(offset, length)) return length;
+    std::uint64_t part = 0;
+    while (part < length) {
+        const std::uint64_t block = std::min<std::uint64_t>(block_bytes, length - part);
+        if (written_now(offset + part, block) || chunk_conflicts(offset + part, block)) break;
+        part += block;
+    }
+    return part;
 }
 
 // A write to these blocks is under way, so what a read finds may be older than what the target
 // gets.
-bool Core::written_now(std::uint64_t offset, std::uint64_t length) const {
+bool Core::written_now(std::uint64_t offset, std::uint64_t length, bool begun) const {
     for (const Request& r : requests_) {
-        const bool write = (r.phase == Phase::active || r.phase == Phase::al_wait) &&
-                           r.kind != IoKind::read && r.kind != IoKind::flush;
+        const bool counts = r.phase == Phase::active || (r.phase == Phase::al_wait && !begun);
+        const bool write = counts && r.kind != IoKind::read && r.kind != IoKind::flush;
         if (write && ranges_overlap(offset, length, r.offset, r.length)) return true;
     }
     return std::any_of(peer_queue_.begin(), peer_queue_.end(), [&](std::uint32_t index) {
         const PeerRequest& p = peer_requests_[index];
-        return p.kind != PeerIo::flush && ranges_overlap(offset, length, p.offset, p.length);
+        return p.kind != PeerIo::flush && (p.phase == Phase::active || !begun) &&
+               ranges_overlap(offset, length, p.offset, p.length);
     });
 }
 
@@ -353,10 +402,19 @@ void Core::on_chunk_read(std::uint32_t index, int result, bool zeroes) {
     ASSERT(chunk.state == Chunk::State::reading);
     --disk_io_;
     if (chunk.aborted || result != 0) {
-        if (!chunk.aborted) --peers_[chunk.peer].chunks;
+        Peer& target = peers_[chunk.peer];
+        if (!chunk.aborted) --target.chunks;
+        const bool one_block = chunk.length <= block_bytes;
         chunk = Chunk{};
         retry_held_ = retry_peers_ = retry_al_ = true;
-        if (result != 0) local_io_failed(result);
+        if (result != 0 && config_.options.on_io_error == OnIoError::pass_on) {
+            // The blocks that can be read go on one by one; the others are tried again later.
+            target.small_chunks = 64;
+            if (one_block) resync_next_at_ = std::max(resync_next_at_, now_ + ns_per_s);
+            touch();
+        } else if (result != 0) {
+            local_io_failed(result);
+        }
         finish_failed_disk();
         return;
     }
@@ -569,10 +627,17 @@ void Core::on_sync_done(NodeId id, std::uint32_t done, const GenerationPayload& 
     sync_flags();
     persist();
     answer_sync_done(id, done);
-    for_peers([&](Peer&, NodeId other_id) {
-        if (other_id != id) want_handshake(other_id);
-    });
+    look_at_others(id);
     touch();
+}
+
+// This disk is complete by what `source` sent: what others were about to send it is compared anew.
+void Core::look_at_others(NodeId source) {
+    for_peers([&](Peer& peer, NodeId id) {
+        if (id == source) return;
+        if (is_target(peer.repl) && !is(Mutant::two_sources)) abort_resync(id);
+        want_handshake(id);
+    });
 }
 
 void Core::answer_sync_done(NodeId id, std::uint32_t done) {
@@ -605,9 +670,7 @@ void Core::primary_is_complete(NodeId id, std::uint32_t done) {
     persist();
     answer_sync_done(id, done);
     tell_in_sync();
-    for_peers([&](Peer&, NodeId other_id) {
-        if (other_id != id) want_handshake(other_id);
-    });
+    look_at_others(id);
     touch();
 }
 

@@ -53,7 +53,7 @@ ResourceShell::ResourceShell(const Context& context, const ResourceConfig& confi
       slot_of_seq_(limits_.journal),
       out_buffers_(context.thread.send_buffers().count()),
       chunk_out_(limits_.resync_chunks),
-      serve_out_(limits_.peer_reads) {
+      serve_out_(limits_.peer_reads_max()) {
     for (auto slot = slots_.rbegin(); slot != slots_.rend(); ++slot) {
         slot->shell = this;
         slot->next = free_slot_;

@@ -173,6 +173,147 @@ void unanswered_by_the_source(const Options& options) {
     s.finish();
 }
 
+// pass_on: one bad sector of the last copy costs the Primary that sector, and nothing else.
+void pass_on_for_a_peers_read(const Options& options) {
+    Setup setup;
+    setup.on_io_error = OnIoError::pass_on;
+    Scenario s(options, setup);
+    s.acknowledged(s.write(0, 3));
+    s.acknowledged(s.write(0, 9));
+    s.expect(s.ended(s.command(0, CommandKind::detach)) == Errc::ok, "a's disk is detached");
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.fail_io(1, IoOrigin::peer_read);
+    const auto bad = s.read(0, 3);
+    s.until("it is answered", [&] { return s.answered(bad); });
+    s.mend_io();
+    s.run_ms(500);
+    s.expect(s.core(1).disk() == DiskState::up_to_date, "b keeps its disk");
+    s.acknowledged(s.read(0, 9));
+    s.finish();
+}
+
+// The same with a resync that finds the bad sector.
+void pass_on_for_a_resync(const Options& options) {
+    Setup setup;
+    setup.on_io_error = OnIoError::pass_on;
+    Scenario s(options, setup);
+    s.kill(1);
+    s.run_ms(1'000);
+    s.acknowledged(s.write(0, 3));
+    s.acknowledged(s.write(0, 9));
+    s.fail_io(0, IoOrigin::resync);
+    s.start(1);
+    s.run_ms(2'000);
+    s.mend_io();
+    s.expect(s.core(0).disk() == DiskState::up_to_date, "the only copy is not given up");
+    s.acknowledged(s.read(0, 9));
+    s.finish();
+}
+
+// Writes never stop in one region. They reach the target, and its resync ends all the same.
+void busy_region(const Options& options) {
+    Setup setup;
+    setup.chunk_blocks = 16;
+    Scenario s(options, setup);
+    s.kill(1);
+    s.run_ms(1'000);
+    for (std::uint64_t block = 0; block < 16; ++block)
+        s.acknowledged(s.write(0, block));
+    std::array<std::uint64_t, 4> tickets{};
+    std::uint64_t next = 0, done = 0;
+    const auto again = [&] { return s.write(0, 2 * (next++ % 4)); };
+    for (std::uint64_t& ticket : tickets)
+        ticket = again();
+    s.start(1);
+    while (s.core(1).disk() != DiskState::up_to_date && done < 50'000) {
+        s.until("a write is answered", [&] {
+            for (const std::uint64_t ticket : tickets) {
+                if (s.answered(ticket)) return true;
+            }
+            return false;
+        });
+        for (std::uint64_t& ticket : tickets) {
+            if (!s.answered(ticket)) continue;
+            s.acknowledged(ticket);
+            ++done;
+            ticket = again();
+        }
+    }
+    s.expect(s.view(0, 1).replication == ReplicationState::sync_source || done < 50'000,
+             "the resync has begun");
+    s.expect(s.core(1).disk() == DiskState::up_to_date, "b is complete after 50,000 writes");
+    s.finish();
+}
+
+// A Primary's disk is filled beside its writes, which want more extents than its log has. The
+// resync needs room in the same log.
+void log_full_of_the_applications(const Options& options) {
+    Setup setup;
+    setup.extents = 64;
+    setup.al_extents = 8;
+    setup.chunk_blocks = 1;
+    Scenario s(options, setup);
+    s.break_disk(0);
+    s.acknowledged(s.write(0, 1));
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    for (std::uint64_t i = 0; i < 8; ++i)
+        s.acknowledged(s.write(0, (48 + i) * extent_blocks + 40));
+    std::uint64_t next = 0, done = 0;
+    std::array<std::uint64_t, 14> tickets{};
+    const auto again = [&] {
+        const std::uint64_t n = next++;
+        return s.write(0, (n % 48) * extent_blocks + n / 48 % 64);
+    };
+    s.hold(1, 0, MessageType::resync_data);
+    s.attach(0);
+    s.until("a is filled", [&] { return is_target(s.view(0, 1).replication); });
+    for (std::uint64_t& ticket : tickets)
+        ticket = again();
+    s.run_ms(50);
+    s.release_messages();
+    while (s.core(0).disk() != DiskState::up_to_date && done < 100'000) {
+        s.until("a write is answered", [&] {
+            for (const std::uint64_t ticket : tickets) {
+                if (s.answered(ticket)) return true;
+            }
+            return false;
+        });
+        for (std::uint64_t& ticket : tickets) {
+            if (!s.answered(ticket)) continue;
+            s.acknowledged(ticket);
+            ++done;
+            ticket = again();
+        }
+    }
+    s.expect(s.core(0).disk() == DiskState::up_to_date, "a is complete after 100,000 writes");
+    s.finish();
+}
+
+// Reads of a connection that is over are still in the kernel of the last copy. A new read waits
+// for a place, or is served: it has no reason to fail.
+void reads_of_a_lost_link(const Options& options) {
+    Scenario s(options, {});
+    for (std::uint64_t block = 0; block < 20; ++block)
+        s.acknowledged(s.write(0, block));
+    s.expect(s.ended(s.command(0, CommandKind::detach)) == Errc::ok, "a's disk is detached");
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.hold_io(1, IoOrigin::peer_read);
+    for (std::uint64_t block = 0; block < 16; ++block)
+        s.read(0, block);
+    s.run_ms(200);
+    s.hold_no_more();
+    s.cut(0, 1);
+    s.until("both have noticed", [&] { return !s.connected(0, 1) && !s.connected(1, 0); });
+    s.join(0, 1);
+    s.until("b is back", [&] { return s.core(0).has_good_data(); });
+    const auto ticket = s.read(0, 18);
+    s.run_ms(1'000);
+    s.release_io();
+    s.until("it is answered", [&] { return s.answered(ticket); });
+    s.expect(s.result(ticket) == 0, "a read succeeds");
+    s.finish();
+}
+
 // b's disk is detached and attached again. What it says of a write to the disk before comes late,
 // on the other stream, and says nothing of the disk that is filled now.
 void late_answer_of_an_earlier_disk(const Options& options) {
@@ -435,6 +576,12 @@ constexpr Regression table[] = {
     {"received-and-failed-here", "the same, and the own disk fails", received_and_failed_here},
     {"unanswered-by-the-source", "a target's only copy came back without what was acknowledged",
      unanswered_by_the_source},
+    {"pass-on-peer-read", "a peer's read took the disk in spite of pass_on",
+     pass_on_for_a_peers_read},
+    {"pass-on-resync", "a resync's read took the disk in spite of pass_on", pass_on_for_a_resync},
+    {"busy-region", "a busy region is never resynced", busy_region},
+    {"log-full", "a resync starves beside the application's writes", log_full_of_the_applications},
+    {"reads-of-a-lost-link", "reads of a lost link made later ones fail", reads_of_a_lost_link},
 };
 
 }  // namespace

@@ -518,7 +518,7 @@ void World::start(int n) {
     node.receive.clear();
     node.receive_free.clear();
     node.resync.assign(config.limits.resync_chunks, {});
-    node.serve.assign(config.limits.peer_reads, {});
+    node.serve.assign(config.limits.peer_reads_max(), {});
     node.links = {};
     tell(n, "starts");
     if (!no_attach_) attach(n);
