@@ -177,6 +177,7 @@ void Core::ask_to_agree(NodeId id) {
     m.type = MessageType::promote;
     // Each ask has a number of its own: the peer may not stand by what it answered before.
     m.id = peers_[id].promote_asked = ++promote_attempt_;
+    m.flags = promote_command_.force ? 2 : 0;
     send(id, Stream::bulk, m);
 }
 
@@ -327,6 +328,8 @@ const char* Core::no_full_resync(const Peer& peer, bool to_peer) const {
         if (role_ == Role::primary) return "the resource is Primary here; demote it first";
         if (peer.disk != DiskState::up_to_date)
             return "the peer's disk is not UpToDate: it has nothing to send";
+        if (!uuid_equal(peer.received.current_uuid, sb_.current_uuid))
+            return "the peer's data is not what this disk holds: it may be older";
         return nullptr;
     }
     if (disk_ != DiskState::up_to_date) return "this disk is not UpToDate: it has nothing to send";

@@ -550,6 +550,7 @@ class Core {
     StatePayload make_state(NodeId peer) const;
     void on_state(NodeId peer, const StatePayload& state);
     void evaluate(NodeId peer);
+    bool is_overtaken(const Peer& peer, NodeId id) const;
     void judge(NodeId peer);
     const char* not_to_be_met(NodeId peer) const;
     void apply_no_sync(NodeId peer);
@@ -612,6 +613,7 @@ class Core {
     void try_promote();
     void become_primary();
     void try_demote();
+    bool is_past(Uuid generation) const;
     void on_promote(NodeId peer, const Message& m);
     void on_promotion_given_up(NodeId peer, std::uint32_t attempt);
     void on_promote_reply(NodeId peer, const Message& m);

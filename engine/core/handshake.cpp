@@ -213,6 +213,16 @@ bool Core::learn_members(NodeId id) {
     return false;
 }
 
+// A generation came to one of the two after it had sent its state. This node's own, or the peer's:
+// then it has recorded what its state does not name.
+bool Core::is_overtaken(const Peer& peer, NodeId id) const {
+    if (is(Mutant::judge_the_past)) return false;
+    if (!uuid_equal(peer.sent.current_uuid, sb_.current_uuid)) return true;
+    return role_ == Role::primary && in_sync().has(id) && !peer.finishing &&
+           !uuid_equal(peer.received.current_uuid, sb_.current_uuid) &&
+           uuid_equal(peer.recorded, sb_.current_uuid);
+}
+
 void Core::evaluate(NodeId id) {
     Peer& peer = peers_[id];
     peer.state_sent = peer.state_received = false;
@@ -242,6 +252,7 @@ void Core::judge(NodeId id) {
 
     // The peer's answer is to what was said of another disk, or of this one before it was away.
     if (peer.sent_attachment != attachment_) return want_handshake(id);
+    if (is_overtaken(peer, id)) return want_handshake(id);
     if (const char* why = not_to_be_met(id)) return go_standalone(id, why);
     if (!agree_on_size(id)) return;
     const bool lives_on_peers = role_ == Role::primary && disk_ != DiskState::up_to_date;

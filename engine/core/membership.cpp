@@ -225,6 +225,8 @@ void Core::on_generation(NodeId id, const Message& m, const GenerationPayload& g
         push_history(sb_.history, *it);
     take_set(next);
     peers_[id].received.current_uuid = g.current_uuid;
+    // It was away, and the Primary takes it back for its copy: it lacks nothing.
+    set_disk(DiskState::up_to_date);
     tell_recorded(id);
     announce_set({});
 }
@@ -382,7 +384,9 @@ void Core::try_promote() {
     if (!promote_waiting_.empty()) return;
     if (!disk_usable()) return abandon_promotion(Errc::state, "the disk is gone");
     bool handshake = false;
-    for_peers([&](const Peer& peer, NodeId) { handshake = handshake || peer.in_round(); });
+    for_peers([&](const Peer& peer, NodeId) {
+        handshake = handshake || (peer.in_round() && !ends_resync(peer));
+    });
     if (handshake || !settled()) return;
     if (sees_primary()) return abandon_promotion(Errc::state, "a peer is Primary; demote it first");
     if (disk_ != DiskState::up_to_date && !promote_command_.force) {
@@ -479,8 +483,9 @@ void Core::become_primary() {
 
 void Core::on_promote(NodeId id, const Message& m) {
     Peer& peer = peers_[id];
-    if (m.flags != 0) return on_promotion_given_up(id, m.id);
+    if (m.flags == 1) return on_promotion_given_up(id, m.id);
     if (!under_told_set(id, m)) return;
+    const bool forced = (m.flags & 2) != 0;
     // Two that ask at once: the lower id goes first.
     bool refuse =
         role_ == Role::primary || (promotion_ != Promotion::none &&
@@ -489,11 +494,12 @@ void Core::on_promote(NodeId id, const Message& m) {
         refuse = refuse ||
                  (other_id != id && other.phase == LinkPhase::up && other.role == Role::primary);
     });
+    const bool behind = !forced && is_past(peer.received.current_uuid);
     Message answer;
     answer.type = MessageType::promote_reply;
     answer.id = m.id;
-    answer.flags = refuse ? 1 : 0;
-    if (refuse) return send(id, Stream::bulk, answer);
+    answer.flags = refuse ? 1 : behind ? 2 : 0;
+    if (refuse || behind) return send(id, Stream::bulk, answer);
     if (promotion_ == Promotion::asking) {
         abandon_promotion(Errc::busy, "another node is being promoted");
     }
@@ -504,6 +510,14 @@ void Core::on_promote(NodeId id, const Message& m) {
     sync_flags();  // the crash marker is durable before the first write can come
     touch();
     on_durable(OnDurable::What::promote_reply, id, m.id);
+}
+
+// This node knows that data of this generation is behind. Without a disk it knows what it has
+// acknowledged itself.
+bool Core::is_past(Uuid generation) const {
+    if (is(Mutant::agree_to_the_past) || uuid_equal(generation, sb_.current_uuid)) return false;
+    const bool past = in_history(sb_.history, generation);
+    return past && (disk_usable() || !nothing_acknowledged_since(generation));
 }
 
 // An agreement ends by this, by the loss of the link, or by a new handshake. A state_update does
@@ -520,6 +534,12 @@ void Core::on_promotion_given_up(NodeId id, std::uint32_t attempt) {
 
 void Core::on_promote_reply(NodeId id, const Message& m) {
     if (promotion_ != Promotion::asking || m.id != peers_[id].promote_asked) return;
+    if (m.flags == 2) {
+        return abandon_promotion(
+            Errc::state,
+            "a peer knows of newer data: wait until this node has it, or promote with "
+            "--force and lose that");
+    }
     if (m.flags != 0) {
         return abandon_promotion(Errc::state, "a peer is primary already, or is becoming it");
     }

@@ -128,8 +128,7 @@ void Core::abort_resync(NodeId id) {
 // or a growth that this node begins waits for that: the Primary would have to expel it again.
 bool Core::ends_resync(const Peer& peer) const {
     if (peer.finishing) return true;
-    const bool paused = peer.paused_here || peer.paused_there || peer.paused_for_other;
-    return peer.repl == ReplicationState::sync_target && !paused &&
+    return peer.repl == ReplicationState::sync_target && !peer.paused_for_other &&
            bitmap_->count(static_cast<unsigned>(peer.slot)) == 0;
 }
 

@@ -47,9 +47,11 @@ enum class MessageType : std::uint16_t {
     // a Secondary: `nodes` hold what the sender holds, and offset is its name; with offset 0
     // `nodes` is the sender's set.
     in_sync = 21,
-    promote = 22,        // bulk. id: attempt, answered by promote_reply; flags 1: given up
-    promote_reply = 23,  // bulk. id: attempt, flags: 0 agreed, 1 refused; agreed, offset:
-                         // the answering node's generation, nodes: its members
+    promote = 22,        // bulk. id: attempt, answered by promote_reply; flags 1: given up, 2: by
+                         // force
+    promote_reply = 23,  // bulk. id: attempt, flags: 0 agreed, 1 refused, 2 refused: there is newer
+                         // data; agreed, offset: the answering node's generation, nodes: its
+                         // members
     goodbye = 24,        // bulk. flags: 1 = you are outdated now, 2 = stay away until asked
 
     adopt_generation =

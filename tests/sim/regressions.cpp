@@ -671,7 +671,8 @@ constexpr Regression table[] = {
 
 std::vector<Regression> all() {
     std::vector<Regression> every(std::begin(table), std::end(table));
-    for (const auto more : {diskless_regressions(), claims_regressions(), data_regressions()})
+    for (const auto more :
+         {diskless_regressions(), claims_regressions(), data_regressions(), people_regressions()})
         every.insert(every.end(), more.begin(), more.end());
     return every;
 }

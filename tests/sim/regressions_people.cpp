@@ -1,0 +1,525 @@
+// SPDX-License-Identifier: Apache-2.0
+// Regressions (regressions.cpp) of what operators ask for at awkward moments, and of what nodes
+// know about each other then.
+#include "tests/sim/regressions.hpp"
+
+namespace replica::sim {
+namespace {
+
+bool same_generation(const Scenario& s, int x, int y) {
+    return uuid_equal(s.core(x).superblock().current_uuid, s.core(y).superblock().current_uuid);
+}
+
+void break_primary(Scenario& s) {
+    s.break_disk(0);
+    s.acknowledged(s.write(0, 1));
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.run_ms(500);
+}
+
+// a and b were equal when a third node, which a does not hear, was promoted: b has its generation
+// and its writes, and tells a so only when that Primary is gone. b's flush takes a while, and a is
+// asked to become Primary meanwhile. b knows better, and agrees.
+void promoted_beside_newer_data(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.idle_flush_ns = 60 * ns_per_s;
+    Scenario s(options, setup);
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
+    s.run_ms(1'000);
+    s.cut(0, 2);
+    s.until("they have noticed", [&] { return !s.connected(0, 2) && !s.connected(2, 0); });
+    s.run_ms(1'000);
+    s.promote(0);
+    s.acknowledged(s.write(0, 7));
+    s.run_ms(500);
+    s.hold_io(1, IoOrigin::local_flush);
+    s.kill(0);
+    s.until("b sees that a is gone", [&] { return !s.connected(1, 0); });
+    s.expect(s.connected(2, 1), "c and b hear each other");
+    s.command(2, CommandKind::promote);
+    s.run_ms(1'000);
+    s.expect(s.core(2).role() != Role::primary || same_generation(s, 1, 2),
+             "c is no Primary beside a node that has newer data, and agreed to it");
+    s.release_io();
+    s.finish();
+}
+
+// The same without any fault: b's operator opens a generation, and a's one asks for a promotion.
+void promoted_beside_a_generation_by_hand(const Options& options) {
+    Scenario s(options, {});
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
+    s.run_ms(1'000);
+    s.command(1, CommandKind::new_current_uuid);
+    s.command(0, CommandKind::promote);
+    s.run_ms(3'000);
+    s.expect(s.connected(0, 1) && s.connected(1, 0), "no link is lost");
+    s.finish();
+}
+
+// b fills c when a Primary without a disk meets b again. b goes on, and counts c in under the
+// Primary's generation; the Primary does not hear of it, and acknowledges what c does not get.
+void counted_in_beside_a_primary(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Scenario s(options, setup);
+    break_primary(s);
+    s.kill(2);
+    s.acknowledged(s.write(0, 3));
+    s.cut(0, 1);
+    s.cut(0, 2);
+    s.hold(2, 1, MessageType::resync_ack);
+    s.start(2);
+    s.until("b gives to c", [&] { return s.view(2, 1).resync_received_bytes > 0; });
+    s.join(0, 1);
+    s.until("a meets b again", [&] { return s.core(0).has_good_data(); });
+    s.release_messages();
+    s.run_ms(2'000);
+    s.acknowledged(s.write(0, 9));
+    s.run_ms(1'000);
+    s.expect(s.core(0).in_sync().has(2) || s.core(2).disk() != DiskState::up_to_date,
+             "c is not UpToDate in a generation whose Primary does not count it");
+    s.finish();
+}
+
+// The same, to its end: c is promoted when the other two are gone.
+void counted_in_beside_a_primary_and_promoted(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Scenario s(options, setup);
+    break_primary(s);
+    s.kill(2);
+    s.acknowledged(s.write(0, 3));
+    s.cut(0, 1);
+    s.cut(0, 2);
+    s.hold(2, 1, MessageType::resync_ack);
+    s.start(2);
+    s.until("b gives to c", [&] { return s.view(2, 1).resync_received_bytes > 0; });
+    s.join(0, 1);
+    s.until("a meets b again", [&] { return s.core(0).has_good_data(); });
+    s.release_messages();
+    s.run_ms(2'000);
+    s.acknowledged(s.write(0, 9));
+    s.run_ms(1'000);
+    s.kill(0);
+    s.kill(1);
+    s.run_ms(3'000);
+    s.command(2, CommandKind::promote);
+    s.run_ms(1'000);
+    if (s.core(2).role() == Role::primary) {
+        s.acknowledged(s.write(2, 20));
+        s.start(1);
+        s.run_ms(5'000);
+        s.expect(s.core(1).disk() == DiskState::up_to_date || !s.connected(1, 2),
+                 "b, which has an acknowledged write that c lacks, is not filled from c");
+    }
+    s.start(0);
+    s.start(1);
+    s.finish();
+}
+
+// The last copy of a Primary without a disk is started anew before it has recorded the generation
+// in which it is alone. It takes that when they meet, and stays Consistent.
+void last_copy_is_started_anew(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Scenario s(options, setup);
+    break_primary(s);
+    s.hold(0, 1, MessageType::generation);
+    s.kill(2);
+    s.until("c is left behind", [&] { return !s.core(0).in_sync().has(2); });
+    s.kill(1);
+    s.run_ms(2'000);
+    s.release_messages();
+    s.start(1);
+    s.until("they meet", [&] { return s.connected(0, 1) && s.connected(1, 0); });
+    s.until("the Primary goes on", [&] { return s.core(0).has_good_data(); });
+    s.acknowledged(s.write(0, 4));
+    s.start(2);
+    s.finish();
+}
+
+// Two nodes only: the disk of the Primary fails, and its peer is started anew.
+void only_copy_is_started_anew(const Options& options) {
+    Scenario s(options, {});
+    s.hold(0, 1, MessageType::generation);
+    s.break_disk(0);
+    s.write(0, 1);
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.kill(1);
+    s.run_ms(2'000);
+    s.release_messages();
+    s.start(1);
+    s.until("they meet", [&] { return s.connected(0, 1) && s.connected(1, 0); });
+    s.until("the Primary goes on", [&] { return s.core(0).has_good_data(); });
+    s.acknowledged(s.write(0, 4));
+    s.finish();
+}
+
+// The operator disconnects b, and connects it again, while it is told that it is the only copy.
+void only_copy_leaves_before_it_knows(const Options& options) {
+    Scenario s(options, {});
+    s.hold(0, 1, MessageType::generation);
+    s.break_disk(0);
+    s.write(0, 1);
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.expect(s.ended(s.command(1, CommandKind::disconnect)) == Errc::ok, "b has left");
+    s.release_messages();
+    s.run_ms(1'000);
+    s.command(1, CommandKind::connect);
+    s.command(0, CommandKind::connect);
+    s.until("they meet", [&] { return s.connected(0, 1) && s.connected(1, 0); });
+    s.until("the Primary goes on", [&] { return s.core(0).has_good_data(); });
+    s.acknowledged(s.write(0, 4));
+    s.finish();
+}
+
+// Room and a pause at the target, while it is told that it is counted in.
+void room_at_a_paused_target_at_the_end(const Options& options) {
+    Setup setup;
+    setup.room_extents = 2;
+    Scenario s(options, setup);
+    s.kill(1);
+    s.run_ms(1'000);
+    s.acknowledged(s.write(0, 3));
+    s.hold(0, 1, MessageType::sync_done);
+    s.start(1);
+    s.until("b is counted in", [&] { return s.core(0).in_sync().has(1); });
+    const std::uint64_t generation = s.core(0).superblock().extension.generation_seq;
+    s.command(1, CommandKind::pause_sync);
+    s.room(1);
+    s.run_ms(100);
+    s.release_messages();
+    s.run_ms(500);
+    s.expect(s.core(0).superblock().extension.generation_seq == generation, "b is not expelled");
+    s.command(1, CommandKind::resume_sync);
+    s.finish();
+}
+
+// b tells of the room on its disk while a leaves c behind: b's state names the generation before,
+// and both judge by it. Two commands, and no fault.
+void room_beside_a_generation(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.room_extents = 2;
+    Scenario s(options, setup);
+    s.acknowledged(s.write(0, 3));
+    s.run_ms(1'000);
+    s.hold(0, 1, MessageType::generation);
+    s.command(0, CommandKind::disconnect, 2);
+    s.room(1);
+    s.run_ms(20);
+    s.release_messages();
+    for (int ms = 0; ms < 200; ++ms) {
+        s.run_ms(1);
+        s.expect(s.core(1).disk() == DiskState::up_to_date, "b has what it had");
+        s.expect(s.core(0).in_sync().has(1), "b is not expelled");
+    }
+    s.finish();
+}
+
+// The same, and a is lost then: b had everything, and is nobody's copy any more.
+void room_beside_a_generation_and_a_crash(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.room_extents = 2;
+    Scenario s(options, setup);
+    s.acknowledged(s.write(0, 3));
+    s.run_ms(1'000);
+    s.hold(0, 1, MessageType::generation);
+    s.command(0, CommandKind::disconnect, 2);
+    s.room(1);
+    s.run_ms(20);
+    s.release_messages();
+    s.run_ms(3);
+    s.kill(0);
+    s.run_ms(3'000);
+    s.promote(1);
+    s.acknowledged(s.read(1, 3));
+    s.finish();
+}
+
+// With protocol A b has not received what was acknowledged when a's disk fails. The disk is
+// attached again, and b is lost and comes back: it fills a.
+void last_copy_fills_the_disk_that_had_it(const Options& options) {
+    Setup setup;
+    setup.protocol = Protocol::a;
+    Scenario s(options, setup);
+    s.hold(0, 1, MessageType::write);
+    s.acknowledged(s.write(0, 5));
+    s.fail_io(0, IoOrigin::request);
+    s.read(0, 60);
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.mend_io();
+    s.attach(0);
+    s.until(
+        "it is back", [&] { return s.core(0).disk() == DiskState::inconsistent; }, 200);
+    s.cut(0, 1);
+    s.until("b is lost", [&] { return !s.connected(0, 1) && !s.connected(1, 0); });
+    s.release_messages();
+    s.join(0, 1);
+    s.until("they meet", [&] { return s.connected(0, 1) && s.connected(1, 0); });
+    s.run_ms(2'000);
+    const auto seen = s.read(0, 5);
+    s.run_ms(1'000);
+    s.expect(!s.core(0).has_good_data(), "the Primary does not go on with what is left");
+    s.expect(!s.answered(seen) || s.result(seen) != 0, "nothing is read");
+}
+
+// b is the only copy of a Primary without a disk. Its operator invalidates it while it hears c,
+// which was left behind.
+void invalidated_by_a_peer_that_is_behind(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Scenario s(options, setup);
+    break_primary(s);
+    s.cut(0, 2);
+    s.until("c is left behind", [&] { return !s.core(0).in_sync().has(2); });
+    s.acknowledged(s.write(0, 9));
+    s.run_ms(2'000);
+    s.expect(s.connected(1, 2), "b and c hear each other");
+    const bool refused = s.ended(s.command(1, CommandKind::invalidate)) != Errc::ok;
+    s.run_ms(1'000);
+    const auto seen = s.read(0, 9);
+    s.until("a read is answered", [&] { return s.answered(seen); });
+    s.expect(s.result(seen) == 0, "the Primary has its data");
+    s.expect(refused, "no peer has the data that is to be given up");
+    s.finish();
+}
+
+// With protocol A b has received nothing of what was acknowledged when its disk is detached; a's
+// own disk has failed.
+void last_copy_is_detached(const Options& options) {
+    Setup setup;
+    setup.protocol = Protocol::a;
+    Scenario s(options, setup);
+    s.hold(0, 1, MessageType::write);
+    s.acknowledged(s.write(0, 5));
+    s.break_disk(0);
+    s.read(0, 60);
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.command(1, CommandKind::detach);
+    s.run_ms(500);
+    s.release_messages();
+    s.run_ms(500);
+    s.attach(1);
+    s.run_ms(1'000);
+    s.kill(1);
+    s.run_ms(1'000);
+    s.start(1);
+    s.until("they meet", [&] { return s.connected(0, 1) && s.connected(1, 0); });
+    s.run_ms(1'000);
+    s.expect(!s.core(0).has_good_data(), "the Primary does not go on with what is left");
+    const auto seen = s.read(0, 5);
+    s.run_ms(1'000);
+    s.expect(!s.answered(seen) || s.result(seen) != 0, "nothing is read from b");
+}
+
+// b and c have told each other their states when a, which c does not hear, is promoted. Both judge
+// by these states: b fills c and counts it in, beside a Primary that knows nothing of it.
+void resync_begun_beside_a_promotion(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Scenario s(options, setup);
+    s.kill(2);
+    s.until("c is left behind", [&] { return !s.core(0).in_sync().has(2); });
+    s.acknowledged(s.write(0, 3));
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
+    s.run_ms(1'000);
+    s.cut(0, 2);
+    s.hold(2, 1, MessageType::state);
+    s.start(2);
+    s.until("b and c are connected", [&] { return s.connected(1, 2) && s.connected(2, 1); });
+    s.run_ms(50);
+    s.promote(0);
+    s.release_messages();
+    s.run_ms(3'000);
+    s.acknowledged(s.write(0, 9));
+    s.acknowledged(s.flush(0));
+    s.run_ms(500);
+    s.kill(0);
+    s.kill(1);
+    s.run_ms(3'000);
+    s.command(2, CommandKind::promote);  // it must not be UpToDate
+    s.run_ms(1'000);
+    s.start(0);
+    s.start(1);
+    s.finish();
+}
+
+// What c lacked when it was lost once was sent to it long ago; when it is the last copy, later, it
+// has everything.
+void lacked_once(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.protocol = Protocol::a;
+    Scenario s(options, setup);
+    s.hold(0, 2, MessageType::write);
+    s.acknowledged(s.write(0, 5));
+    s.fail_io(0, IoOrigin::request);
+    s.read(0, 60);
+    s.until("its disk is gone", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.mend_io();
+    s.run_ms(50);
+    s.cut(0, 2);
+    s.until("c is lost", [&] { return !s.connected(0, 2) && !s.connected(2, 0); });
+    s.release_messages();
+    s.attach(0);
+    s.until("a is complete", [&] { return s.core(0).disk() == DiskState::up_to_date; });
+    s.join(0, 2);
+    s.until("c is complete", [&] {
+        return s.core(0).in_sync().has(2) && s.core(2).disk() == DiskState::up_to_date;
+    });
+    s.run_ms(2'000);
+    s.fail_io(0, IoOrigin::request);
+    s.read(0, 60);
+    s.until("its disk is gone again", [&] { return s.core(0).disk() == DiskState::diskless; });
+    s.mend_io();
+    s.run_ms(500);
+    s.kill(1);
+    s.until("b is left behind", [&] { return !s.core(0).in_sync().has(1); });
+    s.acknowledged(s.write(0, 6));
+    s.acknowledged(s.flush(0));
+    s.cut(0, 2);
+    s.until("c is lost again", [&] { return !s.connected(0, 2) && !s.connected(2, 0); });
+    s.join(0, 2);
+    s.until("c is the last copy", [&] { return s.core(0).has_good_data(); });
+    s.acknowledged(s.read(0, 6));
+    s.finish();
+}
+
+// The operator detaches the disk of a Primary while its only other member is not told yet that it
+// is one: nobody has usable data then.
+void detach_at_the_end_of_a_resync(const Options& options) {
+    Scenario s(options, {});
+    s.kill(1);
+    s.run_ms(1'000);
+    s.acknowledged(s.write(0, 3));
+    s.hold(0, 1, MessageType::sync_done);
+    s.start(1);
+    s.until("b is counted in", [&] { return s.core(0).in_sync().has(1); });
+    s.run_ms(10);
+    const auto token = s.command(0, CommandKind::detach);
+    s.run_ms(100);
+    s.release_messages();
+    const bool refused = s.ended(token) != Errc::ok;
+    s.run_ms(2'000);
+    s.expect(refused || s.core(0).has_good_data(), "the Primary has data");
+    s.acknowledged(s.read(0, 3));
+    s.finish();
+}
+
+// a was Primary without a disk, and knows that c was left behind. It agrees to c's promotion.
+void promoted_beside_a_node_without_a_disk(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Scenario s(options, setup);
+    break_primary(s);
+    s.cut(0, 2);
+    s.cut(1, 2);
+    s.until("c is left behind", [&] { return !s.core(0).in_sync().has(2); });
+    s.acknowledged(s.write(0, 9));
+    s.acknowledged(s.flush(0));
+    s.run_ms(1'000);
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
+    s.kill(1);
+    s.join(0, 2);
+    s.until("a and c are connected", [&] { return s.connected(0, 2) && s.connected(2, 0); });
+    s.run_ms(1'000);
+    s.expect(s.ended(s.command(2, CommandKind::promote)) != Errc::ok, "c is not promoted");
+    s.finish();
+}
+
+// A write reaches b while its disk is detached; that it failed is told late, when the disk is back.
+void late_word_of_a_failed_write(const Options& options) {
+    Scenario s(options, {});
+    s.acknowledged(s.write(0, 4));  // its extent is in the log
+    s.hold(1, 0, MessageType::write_ack);
+    s.hold(0, 1, MessageType::write);
+    const auto ticket = s.write(0, 5);
+    s.run_ms(1);
+    s.command(1, CommandKind::detach);
+    s.until("it is detached", [&] { return s.core(1).disk() == DiskState::diskless; });
+    s.acknowledged(ticket);
+    s.release_messages_to(1);
+    s.run_ms(5);
+    s.attach(1);
+    s.until("a knows of the disk", [&] { return s.view(0, 1).disk >= DiskState::inconsistent; });
+    s.until("b is complete", [&] { return s.core(1).disk() == DiskState::up_to_date; });
+    s.run_ms(20);
+    s.release_messages();
+    s.run_ms(3'000);
+    s.expect(s.connected(0, 1) && s.core(0).in_sync().has(1), "b is a member again");
+    s.expect(s.view(0, 1).disk == DiskState::up_to_date, "and a knows it");
+    s.finish();
+}
+void late_word_of_a_failed_write_in_a_resync(const Options& options) {
+    Setup setup;
+    setup.chunk_blocks = 1;
+    Scenario s(options, setup);
+    s.acknowledged(s.write(0, 4));
+    s.hold(1, 0, MessageType::write_ack);
+    s.hold(0, 1, MessageType::write);
+    const auto ticket = s.write(0, 5);
+    s.run_ms(1);
+    s.command(1, CommandKind::detach);
+    s.until("it is detached", [&] { return s.core(1).disk() == DiskState::diskless; });
+    s.acknowledged(ticket);
+    for (std::uint64_t block = 0; block < 50; ++block)
+        s.write(0, 2 * block);
+    s.release_messages_to(1);
+    s.run_ms(5);
+    s.attach(1);
+    s.until("b is a target",
+            [&] { return s.view(1, 0).replication == ReplicationState::sync_target; });
+    s.run_ms(1);
+    s.release_messages();
+    s.run_ms(5'000);
+    s.expect(s.connected(0, 1) && s.core(0).in_sync().has(1), "b is a member again");
+    s.finish();
+}
+
+constexpr Regression table[] = {
+    {"late-word", "a late word of a failed write was taken for the disk of now",
+     late_word_of_a_failed_write},
+    {"late-word-in-a-resync", "the same, and it stopped a resync",
+     late_word_of_a_failed_write_in_a_resync},
+    {"detach-at-the-end", "a detach at the end of a resync left nobody with usable data",
+     detach_at_the_end_of_a_resync},
+    {"promoted-beside-diskless", "a node without a disk agreed to what it knew to be behind",
+     promoted_beside_a_node_without_a_disk},
+    {"resync-beside-a-promotion", "a resync began beside a Primary that did not hear of it",
+     resync_begun_beside_a_promotion},
+    {"lacked-once", "what a copy lacked once was held against it for ever", lacked_once},
+    {"promoted-beside-newer-data", "a node with newer data agreed to a promotion",
+     promoted_beside_newer_data},
+    {"promoted-beside-new-uuid", "the same with a generation that an operator opened",
+     promoted_beside_a_generation_by_hand},
+    {"counted-in-beside-a-primary", "a node was counted in beside its Primary",
+     counted_in_beside_a_primary},
+    {"counted-in-and-promoted", "the same, and it was promoted",
+     counted_in_beside_a_primary_and_promoted},
+    {"last-copy-is-started-anew", "the last copy stayed Consistent after a restart",
+     last_copy_is_started_anew},
+    {"only-copy-is-started-anew", "the same with two nodes", only_copy_is_started_anew},
+    {"only-copy-leaves-early", "the only copy stayed Outdated", only_copy_leaves_before_it_knows},
+    {"room-at-a-paused-target", "room and a pause at the end of a resync cost the target its place",
+     room_at_a_paused_target_at_the_end},
+    {"room-beside-a-generation", "a state that a generation had overtaken was judged",
+     room_beside_a_generation},
+    {"room-beside-and-a-crash", "the same, and nobody could be promoted",
+     room_beside_a_generation_and_a_crash},
+    {"last-copy-fills-the-disk",
+     "a copy that lacked what was acknowledged filled the disk that had it",
+     last_copy_fills_the_disk_that_had_it},
+    {"invalidated-by-one-behind", "an invalidation took data from a peer that was behind",
+     invalidated_by_a_peer_that_is_behind},
+    {"last-copy-is-detached", "a copy was detached before it had received what was acknowledged",
+     last_copy_is_detached},
+};
+
+}  // namespace
+
+std::span<const Regression> people_regressions() { return table; }
+
+}  // namespace replica::sim
