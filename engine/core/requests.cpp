@@ -152,7 +152,9 @@ void Core::issue_write(std::uint32_t slot) {
     r.al_held = false;
     // What the others are told that a peer may lack. Of a resync's target, too: if it is lost, no
     // generation says so, and the journals let go of what only it lacks.
-    NodeMask missing = config_.peers.without(in_sync());
+    // Nor does a node get it that is no peer of this one, and is one of the receiver's.
+    const NodeMask all = is(Mutant::miss_only_peers) ? config_.peers : NodeMask{~0U};
+    NodeMask missing = all.without(in_sync() | self());
     for_peers([&](Peer& peer, NodeId id) {
         if (replicates_to(peer, id)) {
             entry.unwritten.add(id);

@@ -479,7 +479,36 @@ void late_word_of_a_failed_write_in_a_resync(const Options& options) {
     s.finish();
 }
 
+// a does not have c as a peer, and b does. What a writes as Primary c lacks: b has to mark it, for
+// it fills c later.
+void peer_of_one_and_not_of_the_other(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Scenario s(options, setup);
+    s.acknowledged(s.write(0, 3));
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
+    s.run_ms(1'000);
+    s.kill(0);
+    s.leave_out(2);
+    s.start(0);
+    s.leave_out(-1);
+    s.until("a is back", [&] {
+        return s.core(0).disk() == DiskState::up_to_date && s.connected(0, 1) && s.connected(1, 2);
+    });
+    s.promote(0);
+    s.acknowledged(s.write(0, 9));
+    s.acknowledged(s.flush(0));
+    s.run_ms(1'000);
+    s.kill(0);
+    s.run_ms(5'000);
+    s.audit();
+    s.start(0);
+    s.finish();
+}
+
 constexpr Regression table[] = {
+    {"peer-of-one-and-not-of-the-other", "a node that the Primary does not know was not marked",
+     peer_of_one_and_not_of_the_other},
     {"late-word", "a late word of a failed write was taken for the disk of now",
      late_word_of_a_failed_write},
     {"late-word-in-a-resync", "the same, and it stopped a resync",
