@@ -200,6 +200,7 @@ void Core::command_connect(const Command& c) {
     for_peers([&](Peer& peer, NodeId id) {
         if (c.peer >= 0 && c.peer != id) return;
         peer.discard_my_data = c.discard_my_data && peer.phase != LinkPhase::up;
+        offers_ = offers_ || peer.discard_my_data;
         if (peer.wanted) return;
         peer.wanted = true;
         peer.why = "";

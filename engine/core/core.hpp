@@ -424,6 +424,7 @@ class Core {
     bool metadata_usable() const { return meta_ == MetaPhase::attached; }
     void persist();
     bool label_covers_data() const;
+    void data_changes();
     Effect& write_data(IoTag tag, BufferRef buffer, std::uint64_t offset, std::uint32_t length);
     bool durable() const { return sb_durable_ >= sb_version_ || !metadata_usable(); }
     void on_durable(OnDurable::What what, NodeId peer, std::uint64_t value);
@@ -721,6 +722,7 @@ class Core {
     // The name of what this disk holds at rest; 0: none. Every write and every attach clears it.
     // Nodes with the same name hold the same bytes.
     std::uint64_t content_ = 0;
+    bool offers_ = false;              // to a peer, to discard its data
     bool disk_failed_ = false;         // the last disk did, and is not attached since
     Uuid lost_disk_uuid_ = uuid_none;  // what its label says
     bool crashed_ = false;             // writes may have been in flight when it last stopped

@@ -165,6 +165,7 @@ bool Core::holds_generation(const Peer& peer) const {
 // A primary without a good disk meets one of its last copies again. Nothing compares the data here,
 // so the copy must hold what this primary acknowledged. False: it does not, and the link is closed.
 bool Core::meet_without_disk(NodeId id) {
+    if (role_ != Role::primary || has_own_copy() || !in_sync().has(id)) return true;
     const StatePayload& theirs = peers_[id].received;
     if (static_cast<DiskState>(theirs.disk) < DiskState::inconsistent) return true;
     if (theirs.cache_losses != peers_[id].cache_losses && !is(Mutant::ignore_cache_loss)) {
@@ -250,13 +251,14 @@ void Core::judge(NodeId id) {
     leave_it_to_the_primary();
     sync_flags();
 
+    // First of all: a copy of a Primary without a good disk counts from here on, whatever else
+    // comes.
+    if (!meet_without_disk(id)) return;
     // The peer's answer is to what was said of another disk, or of this one before it was away.
     if (peer.sent_attachment != attachment_) return want_handshake(id);
     if (is_overtaken(peer, id)) return want_handshake(id);
     if (const char* why = not_to_be_met(id)) return go_standalone(id, why);
     if (!agree_on_size(id)) return;
-    const bool lives_on_peers = role_ == Role::primary && disk_ != DiskState::up_to_date;
-    if (lives_on_peers && in_sync().has(id) && !meet_without_disk(id)) return;
     if (orphaned_) return announce_state();
     if (peer.disk >= DiskState::inconsistent) peer.cache_losses = theirs.cache_losses;
     if (learn_members(id)) return want_handshake(id);
@@ -333,7 +335,7 @@ bool Core::clear_marks(NodeId id, Proof proof) {
     PeerMetadata& md = sb_.peers[id];
     md.bitmap_uuid = uuid_none;
     // While a generation is being recorded, the peer may still carry the one before.
-    if (proof != Proof::delivered || !commit_pending_) md.admitting_uuid = uuid_none;
+    if (!commit_pending_) md.admitting_uuid = uuid_none;
     md.flags &= ~md_peer_flag::full_sync;
     flush_bitmap_ = true;
     persist();

@@ -243,7 +243,9 @@ void Core::on_generation_ack(NodeId id, const Message& m) {
     if (current && register_.recorded_by(id, register_.number())) {
         answered(id, peers_[id].generation_order, 0);
     }
-    peers_[id].received.current_uuid = peers_[id].recorded = m.offset;
+    peers_[id].recorded = m.offset;
+    // A state that waits for its verdict stays as it came.
+    if (!peers_[id].state_received) peers_[id].received.current_uuid = m.offset;
     // It may have what this disk waits for.
     if (role_ == Role::primary && disk_ == DiskState::inconsistent) want_handshake(id);
 }
@@ -363,6 +365,7 @@ void Core::peer_lost_data(NodeId id) {
     Peer& peer = peers_[id];
     abort_resync(id);
     register_.excuse(id);  // it records nothing any more
+    peer.recorded = uuid_none;
     if (role_ == Role::primary) {
         mark_journal(peer.stable_seq, NodeMask::of(id));
         if (in_sync().has(id)) evict(NodeMask::of(id));
@@ -427,7 +430,7 @@ void Core::abandon_promotion(Errc code, const char* why) {
 
 void Core::become_primary() {
     promotion_ = Promotion::recording;
-    content_ = 0;
+    data_changes();
     role_ = Role::primary;
     was_primary_ = true;
     ASSERT(journal_.empty() || journal_owner_ != config_.node_id);
@@ -441,7 +444,6 @@ void Core::become_primary() {
     const bool forced = disk_ != DiskState::up_to_date;
     NodeMask members = self();
     for_peers([&](Peer& peer, NodeId id) {
-        peer.discard_my_data = false;  // offered before this data was written
         peer.lacks_acknowledged = false;
         peer.stable_seq = own_seq_ - 1;
         if (equal(peer) && peer.disk == DiskState::up_to_date && !forced) members.add(id);

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "engine/core/for_peers.hpp"
 
@@ -110,11 +111,19 @@ bool Core::label_covers_data() const {
     return covers(label_) && covers(sb_) && (!sb_in_flight_ || covers(flying_label_));
 }
 
+// What this disk holds has no name any more, and what an operator offered to discard was the data
+// before.
+void Core::data_changes() {
+    content_ = 0;
+    if (!std::exchange(offers_, false)) return;
+    for_peers([](Peer& peer, NodeId) { peer.discard_my_data = false; });
+}
+
 // All data goes to this disk through here. Its label and its activity log cover what is written.
 Effect& Core::write_data(IoTag tag, BufferRef buffer, std::uint64_t offset, std::uint32_t length) {
     ASSERT(disk_usable() && label_covers_data());
     ASSERT(al_->is_active(extent_of(offset)) || is(Mutant::skip_activity_log));
-    content_ = 0;
+    data_changes();
     ++disk_io_;
     Effect& e =
         emit(buffer.kind == BufferKind::none ? EffectKind::disk_zero : EffectKind::disk_write);

@@ -506,7 +506,130 @@ void peer_of_one_and_not_of_the_other(const Options& options) {
     s.finish();
 }
 
+// A promotion without c, while b tells of the room on its disk: b is filled from a anew.
+void room_beside_a_promotion(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.room_extents = 2;
+    Scenario s(options, setup);
+    s.acknowledged(s.write(0, 3));
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
+    s.run_ms(1'000);
+    s.kill(2);
+    s.until("c is gone", [&] { return !s.connected(0, 2) && !s.connected(1, 2); });
+    s.run_ms(1'000);
+    s.hold(0, 1, MessageType::generation);
+    s.command(0, CommandKind::promote);
+    s.until("it is recorded", [&] { return s.core(0).role() == Role::primary; });
+    s.room(1);
+    s.run_ms(20);
+    s.release_messages();
+    for (int ms = 0; ms < 200; ++ms) {
+        s.run_ms(1);
+        s.expect(s.core(1).disk() == DiskState::up_to_date, "b has what it had");
+    }
+    s.finish();
+}
+
+// a and b compare their states while a opens a generation, which b does not get any more. b comes
+// back with the one before: a has forgotten that its marks count from that, too.
+void compared_while_a_generation_opens(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.room_extents = 2;
+    Scenario s(options, setup);
+    s.acknowledged(s.write(0, 3));
+    s.run_ms(1'000);
+    s.hold(1, 0, MessageType::state);
+    s.room(0);
+    s.run_ms(10);
+    s.hold(0, 1, MessageType::generation);
+    s.kill(2);
+    s.until("c is left behind", [&] { return !s.core(0).in_sync().has(2); });
+    s.release_messages_to(0);
+    s.run_ms(10);
+    s.cut(0, 1);
+    s.until("b is lost", [&] { return !s.connected(0, 1) && !s.connected(1, 0); });
+    s.release_messages();
+    s.join(0, 1);
+    std::uint64_t total = 0;
+    s.until("b is complete", [&] {
+        total = std::max(total, s.view(0, 1).resync_total_bits);
+        return s.core(0).in_sync().has(1) && s.bits(0, 1) == 0;
+    });
+    s.expect(total < extent_blocks, "b gets no more than it lacks");
+    s.finish();
+}
+
+// A Primary that is being filled detaches its disk again, between its state and that of its last
+// copy, which has lost its cache. The verdict is put off, and the copy is used meanwhile.
+void used_before_it_is_judged(const Options& options) {
+    Setup setup;
+    setup.chunk_blocks = 1;
+    setup.idle_flush_ns = 60 * ns_per_s;
+    Scenario s(options, setup);
+    break_primary(s);
+    s.replace_disk(0);
+    s.attach(0);
+    s.until("a is being filled",
+            [&] { return s.view(0, 1).replication == ReplicationState::sync_target; });
+    s.acknowledged(s.write(0, 200));
+    s.power_cut(1);
+    s.until("b is lost", [&] { return !s.connected(0, 1); });
+    s.hold(1, 0, MessageType::state);
+    s.start(1);
+    s.until("they meet", [&] { return s.connected(0, 1) && s.connected(1, 0); });
+    s.run_ms(10);
+    s.command(0, CommandKind::detach);
+    s.run_ms(10);
+    s.release_messages();
+    for (int turn = 0; turn < 100; ++turn) {
+        bool used = false;
+        s.until("a moment", [&] { return std::exchange(used, true); });
+        if (s.core(0).has_good_data()) s.read(0, 200);
+    }
+    s.run_ms(1'000);
+    s.expect(!s.core(0).has_good_data(), "the Primary does not go on with what is left");
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
+    s.finish();
+}
+
+// b's operator offers its data to c, which is out of reach. What a writes to b after that was not
+// offered.
+void offer_before_the_writes(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Scenario s(options, setup);
+    s.cut(0, 2);
+    s.cut(1, 2);
+    s.until("c is alone", [&] { return !s.connected(0, 2) && !s.connected(1, 2); });
+    s.command(1, CommandKind::disconnect, 2);
+    s.expect(s.ended(s.command(1, CommandKind::connect, 2, false, true)) == Errc::ok, "offered");
+    s.run_ms(1'000);
+    s.acknowledged(s.write(0, 9));
+    s.acknowledged(s.flush(0));
+    s.run_ms(500);
+    s.promote(2);
+    s.acknowledged(s.write(2, 20));
+    s.expect(s.ended(s.command(2, CommandKind::demote)) == Errc::ok, "c is demoted");
+    s.kill(0);
+    s.run_ms(2'000);
+    s.join(1, 2);
+    s.run_ms(5'000);
+    s.promote(1);
+    s.acknowledged(s.read(1, 9));
+    s.expect(!s.connected(1, 2), "they keep away from each other");
+    s.finish();
+}
+
 constexpr Regression table[] = {
+    {"room-beside-a-promotion", "the same beside a promotion", room_beside_a_promotion},
+    {"compared-meanwhile", "a comparison while a generation opens cost a full resync",
+     compared_while_a_generation_opens},
+    {"used-before-it-is-judged", "a last copy was used before it was judged",
+     used_before_it_is_judged},
+    {"offer-before-the-writes", "an old offer to discard lost acknowledged writes",
+     offer_before_the_writes},
     {"peer-of-one-and-not-of-the-other", "a node that the Primary does not know was not marked",
      peer_of_one_and_not_of_the_other},
     {"late-word", "a late word of a failed write was taken for the disk of now",
