@@ -666,6 +666,7 @@ class Core {
     }
     void change_volume_size(std::uint64_t bytes);
     bool agree_on_size(NodeId peer);
+    bool sees_data() const;
     void agree_to_grow(NodeId peer);
     void begin_growth(std::uint64_t bytes);
     void grow(std::uint64_t bytes);

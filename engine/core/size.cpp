@@ -34,6 +34,17 @@ std::uint64_t Core::room() const {
     return std::max(volume_bytes_, std::min(sb_.extension.ready_bytes, data_bytes_max_));
 }
 
+// A connected peer has data, and with it the size.
+bool Core::sees_data() const {
+    bool seen = false;
+    for_peers([&](const Peer& peer, NodeId) {
+        const bool told = peer.phase == LinkPhase::up && peer.repl != ReplicationState::off &&
+                          peer.received.size_bytes != 0;
+        seen = seen || (told && uuid_identity(peer.received.current_uuid) != uuid_just_created);
+    });
+    return seen && !is(Mutant::follow_the_empty);
+}
+
 // Both disks must hold the same volume size. A side that never held data changes its own; of two
 // that do, the smaller one grows if it has room.
 bool Core::agree_on_size(NodeId id) {
@@ -48,6 +59,7 @@ bool Core::agree_on_size(NodeId id) {
     const bool i_am_new = uuid_identity(mine.current_uuid) == uuid_just_created;
     const bool peer_is_new = uuid_identity(theirs.current_uuid) == uuid_just_created;
     if (!i_am_new && !peer_is_new) return agree_to_grow(id), false;
+    if (i_am_new && peer_is_new && sees_data()) return true;
     // The side with data decides; of two new ones the smaller.
     const std::uint64_t wanted = i_am_new && peer_is_new
                                      ? std::min(mine.size_bytes, theirs.size_bytes)

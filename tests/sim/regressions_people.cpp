@@ -622,7 +622,35 @@ void offer_before_the_writes(const Options& options) {
     s.finish();
 }
 
+// The volume has grown. b and c get new disks, which have the size of before, and c does not hear
+// a. b takes a's size and stays with it.
+void two_new_disks_after_a_growth(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.room_extents = 2;
+    Scenario s(options, setup);
+    for (int n = 0; n < 3; ++n)
+        s.room(n);
+    s.run_ms(1'000);
+    s.expect(s.ended(s.command(0, CommandKind::resize)) == Errc::ok, "the volume has grown");
+    s.acknowledged(s.write(0, 3));
+    s.kill(1);
+    s.kill(2);
+    s.run_ms(1'000);
+    s.replace_disk(1);
+    s.replace_disk(2);
+    s.cut(0, 2);
+    s.start(1);
+    s.start(2);
+    s.until("b is complete", [&] { return s.core(1).disk() == DiskState::up_to_date; });
+    s.run_ms(1'000);
+    s.expect(s.core(0).in_sync().has(1) && s.connected(0, 1), "b is a member");
+    s.finish();
+}
+
 constexpr Regression table[] = {
+    {"two-new-disks-after-a-growth", "a new disk took turns between two sizes for ever",
+     two_new_disks_after_a_growth},
     {"room-beside-a-promotion", "the same beside a promotion", room_beside_a_promotion},
     {"compared-meanwhile", "a comparison while a generation opens cost a full resync",
      compared_while_a_generation_opens},

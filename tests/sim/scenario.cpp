@@ -105,6 +105,8 @@ void Scenario::start_without_disk(int n) {
 }
 
 void Scenario::room(int n) {
+    const std::uint64_t end = node(n).core->volume_bytes() / sector_bytes;
+    node(n).disk->write(end, std::vector<Stamp>(extent_bytes / sector_bytes, 0), true);
     node(n).core->on_room(Instant{world_.now_}, node(n).core->volume_bytes() + extent_bytes);
     world_.perform(n);
 }
