@@ -223,13 +223,13 @@ class Core {
         bool local_pending = false;
         bool local_ok = false;
         bool remote_read = false;
-        bool retried = false;
-        bool counted = false;  // a read in active_reads_
-        bool al_held = false;  // while it waits for the activity log
+        bool flushed_here = false;  // a flush: this node's disk is part of it
+        bool counted = false;       // a read in active_reads_
+        bool al_held = false;       // while it waits for the activity log
         // Why a replica has not done it: the errno of this node's disk, or EIO of a peer's.
         int error = 0;
         int read_peer = -1;
-        NodeMask refused;               // peers that could not read it
+        NodeMask refused;               // nodes whose disk could not read it
         std::uint16_t read_serial = 0;  // of the read or flush that peers were asked
         std::uint32_t length = 0;
         std::uint64_t offset = 0;
@@ -463,6 +463,7 @@ class Core {
     void issue_write(std::uint32_t slot);
     void issue_read(std::uint32_t slot);
     void issue_flush(std::uint32_t slot);
+    void flush_here(std::uint32_t slot);
     bool replicates_to(const Peer& peer, NodeId id) const;
     void maybe_complete(std::uint32_t slot);
     bool has_own_copy() const;

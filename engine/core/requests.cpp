@@ -230,7 +230,7 @@ void Core::issue_read(std::uint32_t slot) {
             local = !bitmap_->any_in_bytes(static_cast<unsigned>(bits), r.offset, r.length);
         }
     }
-    if (r.retried) local = false;
+    local = local && !r.refused.has(config_.node_id);
     if (local) {
         r.local_pending = true;
         ++disk_io_;
@@ -263,7 +263,6 @@ void Core::issue_read(std::uint32_t slot) {
 void Core::retry_read(std::uint32_t slot) {
     Request& r = requests_[slot];
     r.remote_read = false;
-    r.retried = true;
     issue_read(slot);
 }
 
@@ -271,7 +270,6 @@ void Core::issue_flush(std::uint32_t slot) {
     Request& r = requests_[slot];
     r.phase = Phase::active;
     r.read_serial = ++read_serial_;
-    r.flush_local_seq = local_done_seq();
     for_peers([&](Peer& peer, NodeId id) {
         if (!replicates_to(peer, id) || is(Mutant::flush_local_only)) return;
         r.waiting.add(id);
@@ -283,13 +281,17 @@ void Core::issue_flush(std::uint32_t slot) {
         m.trim_seq = journal_.head() - 1;
         send(id, Stream::bulk, m);
     });
-    if (disk_usable()) {
-        r.local_pending = true;
-        ++disk_io_;
-        emit(EffectKind::disk_flush).tag = {
-            slot == config_.limits.requests ? IoOrigin::epoch_flush : IoOrigin::request, slot};
-    }
+    if (disk_usable()) flush_here(slot);
     maybe_complete(slot);
+}
+
+void Core::flush_here(std::uint32_t slot) {
+    Request& r = requests_[slot];
+    r.local_pending = r.flushed_here = true;
+    r.flush_local_seq = local_done_seq();
+    ++disk_io_;
+    emit(EffectKind::disk_flush).tag = {
+        slot == config_.limits.requests ? IoOrigin::epoch_flush : IoOrigin::request, slot};
 }
 
 // The last write up to which this peer has answered all that it got.
@@ -412,7 +414,10 @@ void Core::on_request_io(std::uint32_t slot, int result) {
     if (result != 0) {
         if (!may_pass_on(r)) local_io_failed(result);
         if (!is(Mutant::blame_path)) r.error = told_errno(result);
-        if (r.kind == IoKind::read) return retry_read(slot);
+        if (r.kind == IoKind::read) {
+            r.refused.add(config_.node_id);
+            return retry_read(slot);
+        }
     }
     finish_failed_disk();
     maybe_complete(slot);
@@ -496,6 +501,9 @@ void Core::maybe_complete(std::uint32_t slot) {
             r.waiting = journal_.at(r.seq).unwritten;
             return;
         }
+        // The disk has come since the flush began, and is a copy now.
+        if (r.kind == IoKind::flush && has_own_copy() && disk_usable() && !r.flushed_here)
+            return flush_here(slot);
         return complete(slot, r.error != 0 ? r.error : no_data_error());
     }
     complete(slot, 0);

@@ -59,8 +59,6 @@ bool block_valid(Block bytes) {
 // The slot table as far as the transactions applied so far tell.
 class SlotTable {
   public:
-    SlotTable() : extents_(slots_max, al_extent_free) {}
-
     // Context first: it shows the table before the transaction, or after it; both give the same.
     void apply(Block block) {
         const auto slots = load_be<std::uint16_t>(&block[at::slots]);
@@ -92,14 +90,18 @@ class SlotTable {
 
   private:
     void set(std::size_t slot, std::uint32_t extent) {
-        if (slot < slots_max) {
-            extents_[slot] = extent;
-        } else {
+        if (slot >= slots_max) {
             ++ignored_;
+            return;
         }
+        if (slot >= extents_.size()) {
+            if (extent == al_extent_free) return;
+            extents_.resize(slot + 1, al_extent_free);
+        }
+        extents_[slot] = extent;
     }
 
-    std::vector<std::uint32_t> extents_;
+    std::vector<std::uint32_t> extents_;  // by slot, as far as any slot has been used
     std::uint32_t ignored_ = 0;
 };
 

@@ -359,8 +359,10 @@ bool World::moved_on(int member, int primary, Uuid ours) {
                                        ConnectionState::connected;
     // It keeps the old name while it takes the blocks of another.
     const bool taking = (sb.value().flags & md_flag::consistent) == 0;
-    const bool renamed = !uuid_equal(sb.value().current_uuid, ours) &&
-                         !checker_.descends(ours, sb.value().current_uuid);
+    const bool renamed =
+        !uuid_equal(sb.value().current_uuid, ours) &&
+        (node.recorded.count(uuid_identity(ours)) != 0 ||  // and then took older data for half
+         !checker_.descends(ours, sb.value().current_uuid));
     return !linked && (taking || renamed);
 }
 

@@ -235,8 +235,9 @@ class World {
         std::unique_ptr<Core> core;
         std::unique_ptr<SimDisk> disk;
         bool up = false;
-        bool attached = false;  // the shell has attached or is about to
-        int left_out = -1;      // which node is none of its peers
+        bool attached = false;    // the shell has attached or is about to
+        std::set<Uuid> recorded;  // generations that its label has had
+        int left_out = -1;        // which node is none of its peers
         std::uint32_t incarnation = 0;
         std::uint64_t boot = 0;
         std::uint64_t paused_until = 0;
