@@ -35,7 +35,7 @@ void World::remember_frame(const Connection& c, std::uint64_t id, std::size_t si
         }
         if (c.sent[0] != 0) return;  // its beginning was not seen
         if (old_frames_.size() == connections) old_frames_.erase(old_frames_.begin());
-        old_frames_.push_back({id, c.node, {}});
+        old_frames_.push_back({id, false, c.node, {}});
     }
     if (old_frames_.back().frames.size() < frames) old_frames_.back().frames.push_back(frame);
 }
@@ -90,6 +90,9 @@ void World::stranger(int to) {
     const std::uint64_t kind = random_.below(4);
     if (kind == 0 && !old_frames_.empty()) {
         const OldFrames& old = old_frames_[random_.below(old_frames_.size())];
+        // A copy that comes before the original is accepted cannot be told from it: nothing between
+        // the nodes is authenticated.
+        if (!old.accepted) return;
         from = old.node[0];
         to = old.node[1];
         frames = old.frames;

@@ -452,6 +452,8 @@ void World::perform_one(int n, const Effect& e) {
                 node.links[static_cast<std::size_t>(e.peer)].connection[s] = handles[s];
                 if (found == connections_.end()) continue;
                 found->second.bound[1] = true;
+                for (OldFrames& old : old_frames_)
+                    old.accepted = old.accepted || old.connection == handles[s];
                 if (found->second.stranger) fail("I-N1 a stranger is taken for a peer");
             }
             return;

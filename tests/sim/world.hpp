@@ -448,6 +448,7 @@ class World {
     std::uint64_t next_connection_ = 1;
     struct OldFrames {
         std::uint64_t connection = 0;
+        bool accepted = false;
         std::array<int, 2> node{};
         std::vector<std::vector<std::byte>> frames;
     };
