@@ -305,8 +305,14 @@ void Core::invalidate_local(NodeId source) {
     want_handshake(source);
 }
 
+// By its last state, or by the set: members do not compare while they see a Primary.
+bool Core::is_of_this_generation(NodeId id) const {
+    return in_sync().has(id) || uuid_equal(peers_[id].received.current_uuid, sb_.current_uuid);
+}
+
 void Core::on_invalidate(NodeId id) {
-    if (role_ == Role::primary || !disk_usable() || peers_[id].disk != DiskState::up_to_date) {
+    if (role_ == Role::primary || !disk_usable() || peers_[id].disk != DiskState::up_to_date ||
+        !is_of_this_generation(id)) {
         notice(4, id, "refused to be invalidated by the peer");
         Message m;
         m.type = MessageType::invalidate;
@@ -329,7 +335,7 @@ const char* Core::no_full_resync(const Peer& peer, bool to_peer) const {
         if (role_ == Role::primary) return "the resource is Primary here; demote it first";
         if (peer.disk != DiskState::up_to_date)
             return "the peer's disk is not UpToDate: it has nothing to send";
-        if (!uuid_equal(peer.received.current_uuid, sb_.current_uuid))
+        if (!is_of_this_generation(static_cast<NodeId>(&peer - peers_.data())))
             return "the peer's data is not what this disk holds: it may be older";
         return nullptr;
     }

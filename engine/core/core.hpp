@@ -354,6 +354,7 @@ class Core {
         bool finishing = false;           // source: the target is counted in
         bool done_sent = false;           // and has been told
         std::uint32_t done_id = 0;        // by the sync_done with this id; each has its own
+        Uuid done_uuid = uuid_none;       // which named this generation
         bool paused_for_other = false;    // target: another source is at work
         std::uint64_t bitmap_cursor = 0;  // next wire page to send
         std::uint64_t cursor = 0;         // next bit to look at
@@ -632,6 +633,8 @@ class Core {
     bool leaves_room() const;
     bool start_chunk(NodeId peer);
     void read_chunk(std::uint32_t index);
+    void give_up_reserved(NodeId peer);
+    bool holds_up_trim(NodeId peer) const;
     const Chunk* chunk_over(std::uint64_t offset, std::uint64_t length) const;
     std::uint64_t unwritten_part(std::uint64_t offset, std::uint64_t length) const;
     void on_chunk_read(std::uint32_t chunk, int result, bool zeroes);
@@ -694,6 +697,7 @@ class Core {
     void command_disconnect(const Command& c);
     void command_invalidate(const Command& c);
     const char* no_full_resync(const Peer& peer, bool to_peer) const;
+    bool is_of_this_generation(NodeId peer) const;
     void on_invalidate(NodeId peer);
     void on_invalidate_refused(NodeId peer);
     void finish_invalidation();

@@ -110,7 +110,8 @@ void Core::on_state(NodeId id, const StatePayload& state) {
     if (peer.state_received) return protocol_error(id, "two states in one round");
     // It took sync_done before it sent this: else its disk would be Inconsistent.
     const bool complete =
-        disk >= DiskState::outdated && uuid_equal(state.current_uuid, sb_.current_uuid);
+        disk >= DiskState::outdated && (uuid_equal(state.current_uuid, sb_.current_uuid) ||
+                                        uuid_equal(state.current_uuid, peer.done_uuid));
     if (peer.done_sent && complete && peer.repl == ReplicationState::sync_source)
         target_is_complete(id, state.current_uuid);
     abort_resync(id);
@@ -219,6 +220,8 @@ bool Core::learn_members(NodeId id) {
 bool Core::is_overtaken(const Peer& peer, NodeId id) const {
     if (is(Mutant::judge_the_past)) return false;
     if (!uuid_equal(peer.sent.current_uuid, sb_.current_uuid)) return true;
+    const bool offered = (peer.sent.flags & state_flag::discard_my_data) != 0;
+    if (offered && !peer.discard_my_data) return true;  // that was of the data before
     return role_ == Role::primary && in_sync().has(id) && !peer.finishing &&
            !uuid_equal(peer.received.current_uuid, sb_.current_uuid) &&
            uuid_equal(peer.recorded, sb_.current_uuid);

@@ -389,6 +389,8 @@ void Core::try_promote() {
     bool handshake = false;
     for_peers([&](const Peer& peer, NodeId) {
         handshake = handshake || (peer.in_round() && !ends_resync(peer));
+        // It is counted in, and its answer is on the way: then it is equal.
+        handshake = handshake || peer.finishing;
     });
     if (handshake || !settled()) return;
     if (sees_primary()) return abandon_promotion(Errc::state, "a peer is Primary; demote it first");
@@ -496,7 +498,9 @@ void Core::on_promote(NodeId id, const Message& m) {
         refuse = refuse ||
                  (other_id != id && other.phase == LinkPhase::up && other.role == Role::primary);
     });
-    const bool behind = !forced && is_past(peer.received.current_uuid);
+    // What it said of its generation may be older than the set in which it is a member.
+    const bool member = disk_usable() && in_sync().has(id);
+    const bool behind = !forced && !member && is_past(peer.received.current_uuid);
     Message answer;
     answer.type = MessageType::promote_reply;
     answer.id = m.id;

@@ -331,16 +331,24 @@ void Core::on_want_trim(NodeId id) {
     tell_trim();
 }
 
-// The oldest entry of the journal waits for this node's disk or for another peer. Until it is
-// trimmed a peer whose activity log is full of what came before can answer nothing.
+// The oldest entry of the journal, or the flush that is to cover it, waits for this peer's answer.
+// A peer that only waits for room in its log has answered both: neither needs room.
+bool Core::holds_up_trim(NodeId id) const {
+    const Request& flush = requests_[config_.limits.requests];
+    return journal_.at(journal_.head()).unwritten.has(id) ||
+           (epoch_flush_ && flush.waiting.has(id));
+}
+
+// Until the oldest entry of the journal is trimmed, a peer whose activity log is full of what came
+// before can answer nothing. It is not to blame if that waits for this node's disk or for another
+// peer, and not for itself.
 bool Core::trim_waits_for_another(NodeId id) const {
-    if (journal_.empty() || journal_owner_ != config_.node_id) return false;
-    const std::uint64_t seq = journal_.head();
-    const JournalEntry& entry = journal_.at(seq);
-    bool waits = entry.local_pending || !entry.unwritten.without(NodeMask::of(id)).empty() ||
-                 (disk_usable() && local_stable_seq_ < seq);
+    if (journal_.empty() || journal_owner_ != config_.node_id || holds_up_trim(id)) return false;
+    const Request& flush = requests_[config_.limits.requests];
+    bool waits =
+        journal_.at(journal_.head()).local_pending || (epoch_flush_ && flush.local_pending);
     for_peers([&](const Peer& peer, NodeId other) {
-        waits = waits || (other != id && replicates_to(peer, other) && peer.stable_seq < seq);
+        waits = waits || (other != id && replicates_to(peer, other) && holds_up_trim(other));
     });
     return waits && !is(Mutant::blame_the_waiting);
 }

@@ -98,8 +98,8 @@ void Core::abort_resync(NodeId id) {
     Peer& peer = peers_[id];
     for (Chunk& chunk : chunks_) {
         if (chunk.peer == id && chunk.state != Chunk::State::free) chunk.aborted = true;
-        if (chunk.peer == id && chunk.state == Chunk::State::reserved) chunk = Chunk{};
     }
+    give_up_reserved(id);
     peer.chunks = 0;
     if (!is_resyncing(peer.repl)) return;
     // It gets no more writes, and those that it got need not be stable there.
@@ -128,7 +128,8 @@ void Core::abort_resync(NodeId id) {
 // or a growth that this node begins waits for that: the Primary would have to expel it again.
 bool Core::ends_resync(const Peer& peer) const {
     if (peer.finishing) return true;
-    return peer.repl == ReplicationState::sync_target && !peer.paused_for_other &&
+    const bool paused = peer.paused_for_other || peer.paused_there;
+    return peer.repl == ReplicationState::sync_target && !paused &&
            bitmap_->count(static_cast<unsigned>(peer.slot)) == 0;
 }
 
@@ -356,6 +357,16 @@ bool Core::start_chunk(NodeId id) {
     return false;
 }
 
+// Writes wait for a reserved block, and it is not going to be read now.
+void Core::give_up_reserved(NodeId id) {
+    for (Chunk& chunk : chunks_) {
+        if (chunk.peer != id || chunk.state != Chunk::State::reserved) continue;
+        if (!chunk.aborted) --peers_[id].chunks;
+        chunk = Chunk{};
+        retry_held_ = retry_peers_ = retry_al_ = true;
+    }
+}
+
 void Core::read_chunk(std::uint32_t index) {
     Chunk& chunk = chunks_[index];
     chunk.state = Chunk::State::reading;
@@ -503,6 +514,7 @@ void Core::send_sync_done(NodeId id) {
     Message m;
     m.type = MessageType::sync_done;
     m.id = ++peer.done_id;
+    peer.done_uuid = sb_.current_uuid;
     send_generation(id, m);
 }
 
@@ -692,12 +704,14 @@ void Core::update_pause(NodeId id) {
     Peer& peer = peers_[id];
     const bool paused = peer.paused_here || peer.paused_there;
     // Not at its end: the target is counted in, and its answer is on the way.
-    if (peer.repl == ReplicationState::sync_source && paused && !peer.finishing)
+    if (peer.repl == ReplicationState::sync_source && paused && !peer.finishing) {
         peer.repl = ReplicationState::paused_source;
+        give_up_reserved(id);
+    }
     if (peer.repl == ReplicationState::paused_source && !paused)
         peer.repl = ReplicationState::sync_source;
     const bool want = peer.paused_here || peer.paused_for_other;
-    if (want != peer.pause_told && is_resyncing(peer.repl) &&
+    if (want != peer.pause_told && is_resyncing(peer.repl) && !peer.finishing &&
         peer.repl != ReplicationState::bitmap_source) {
         peer.pause_told = want;
         Message m;

@@ -223,7 +223,8 @@ void Core::begin_resize() {
     bool all = true, busy = false;
     for_peers([&](const Peer& peer, NodeId) {
         const bool up = peer.phase == LinkPhase::up;
-        busy = busy || (up && (peer.in_round() || peer.repl == ReplicationState::off));
+        const bool round = peer.in_round() && !ends_resync(peer);
+        busy = busy || (up && (round || peer.repl == ReplicationState::off));
         all = all && up && peer.size_bytes != 0 && peer.disk >= DiskState::inconsistent;
         most = std::min(most, std::max(peer.room_bytes, peer.size_bytes));
     });

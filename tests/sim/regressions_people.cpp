@@ -648,7 +648,243 @@ void two_new_disks_after_a_growth(const Options& options) {
     s.finish();
 }
 
+// an operator pauses the resync while it waits for its turn at a busy block: whatever is
+// written there waits as long as the pause lasts.
+void pause_at_a_busy_block(const Options& options) {
+    Scenario s(options, {});
+    s.run_ms(1'000);
+    s.command(1, CommandKind::disconnect);
+    s.run_ms(500);
+    s.acknowledged(s.write(0, 3));
+    s.run_ms(1'000);
+    s.hold_io(0, IoOrigin::request);
+    const auto first = s.write(0, 3);
+    s.run_ms(10);
+    s.command(1, CommandKind::connect);
+    s.until("b is filled",
+            [&] { return s.view(0, 1).replication == ReplicationState::sync_source; });
+    s.run_ms(30'000);  // pings come and go
+    s.command(0, CommandKind::pause_sync);
+    s.run_ms(10);
+    s.release_io();
+    s.acknowledged(first);
+    s.acknowledged(s.write(0, 3));
+    s.command(0, CommandKind::resume_sync);
+    s.finish();
+}
+
+// b has no room in its log, and says so; then its disk hangs. The head of the journal is not
+// stable at a, because the flush that b does not answer came too early for it.
+void hung_after_it_asked(const Options& options) {
+    Setup setup;
+    setup.al_extents = 4;
+    setup.al_extents_1 = 2;
+    setup.idle_flush_ns = 600 * ns_per_s;
+    Scenario s(options, setup);
+    s.hold_io(0, IoOrigin::request);
+    s.write(0, 1);
+    s.write(0, 1 + extent_blocks);
+    s.run_ms(100);
+    s.hold_io(1, IoOrigin::peer_request);
+    const auto last = s.write(0, 1 + 2 * extent_blocks);
+    s.run_ms(100);
+    s.release_io(3, 1, IoOrigin::peer_request);
+    s.run_ms(100);
+    s.acknowledged(last, 120'000);
+}
+
+// a Primary without a disk; both copies' disks hang after both have asked for a trim.
+void two_hang(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.al_extents = 2;
+    setup.idle_flush_ns = 600 * ns_per_s;
+    Scenario s(options, setup);
+    break_primary(s);
+    s.acknowledged(s.flush(0));
+    s.run_ms(1'000);
+    s.hold_io(1, IoOrigin::peer_request);
+    s.hold_io(2, IoOrigin::peer_request);
+    for (std::uint64_t i = 0; i < 4; ++i)
+        s.write(0, 1 + i * extent_blocks);
+    s.until(
+        "a peer whose disk hangs is dropped",
+        [&] { return !s.connected(0, 1) || !s.connected(0, 2); }, 120'000);
+}
+
+// b is the only copy of a Primary without a disk. c, which was left behind, invalidates it.
+void invalidated_from_afar(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Scenario s(options, setup);
+    break_primary(s);
+    s.cut(0, 2);
+    s.until("c is left behind", [&] { return !s.core(0).in_sync().has(2); });
+    s.acknowledged(s.write(0, 9));
+    s.run_ms(2'000);
+    s.expect(s.connected(1, 2), "b and c hear each other");
+    const bool refused = s.ended(s.command(2, CommandKind::invalidate_remote, 1)) != Errc::ok;
+    s.run_ms(1'000);
+    const auto seen = s.read(0, 9);
+    s.until("a read is answered", [&] { return s.answered(seen); });
+    s.expect(s.result(seen) == 0, "the Primary has its data");
+    s.expect(refused, "no peer has the data that is to be given up");
+    s.finish();
+}
+
+// b is complete, and tells of the room on its disk while a leaves c behind.
+void complete_and_overtaken(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.room_extents = 2;
+    Scenario s(options, setup);
+    s.run_ms(1'000);
+    s.command(1, CommandKind::disconnect);
+    s.run_ms(1'000);
+    s.acknowledged(s.write(0, 3));
+    s.run_ms(1'000);
+    s.hold(1, 0, MessageType::sync_done_ack);
+    s.command(1, CommandKind::connect);
+    s.until("b is complete", [&] { return s.core(1).disk() == DiskState::up_to_date; });
+    s.run_ms(20);
+    s.hold(0, 1, MessageType::generation);
+    s.command(0, CommandKind::disconnect, 2);
+    s.room(1);
+    s.run_ms(50);
+    s.release_messages();
+    for (int ms = 0; ms < 200; ++ms) {
+        s.run_ms(1);
+        s.expect(s.core(1).disk() == DiskState::up_to_date, "b has what it had");
+        s.expect(s.core(0).in_sync().has(1), "b is not expelled");
+    }
+    s.finish();
+}
+
+// b and c are both copies of a Primary without a disk. b can not be filled from c.
+void invalidated_by_a_copy(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Scenario s(options, setup);
+    break_primary(s);
+    s.acknowledged(s.write(0, 9));
+    s.run_ms(2'000);
+    s.expect(s.core(0).in_sync().has(1) && s.core(0).in_sync().has(2) && same_generation(s, 1, 2),
+             "b and c are copies");
+    s.expect(s.ended(s.command(1, CommandKind::invalidate, 2)) == Errc::ok,
+             "c holds just what b holds");
+}
+
+// the Primary is gone. b and c have one generation; b's state waits for its flush, and c
+// refuses b because it still remembers the generation before.
+void refused_by_an_equal(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    setup.idle_flush_ns = 600 * ns_per_s;
+    Scenario s(options, setup);
+    break_primary(s);
+    s.acknowledged(s.write(0, 9));
+    s.run_ms(500);
+    s.expect(same_generation(s, 1, 2), "b and c have one generation");
+    s.hold_io(1, IoOrigin::local_flush);
+    s.kill(0);
+    s.until("a is gone", [&] { return !s.connected(1, 0) && !s.connected(2, 0); });
+    s.run_ms(10);
+    s.expect(s.core(1).disk() == DiskState::up_to_date, "b is UpToDate");
+    const auto token = s.command(1, CommandKind::promote);
+    s.run_ms(50);
+    s.release_io();
+    s.expect(s.ended(token) == Errc::ok, "nobody has newer data than b");
+    s.finish();
+}
+
+// a is promoted when b has been told that it is complete.
+void promoted_at_the_end(const Options& options) {
+    Setup setup;
+    Scenario s(options, setup);
+    s.kill(1);
+    s.run_ms(1'000);
+    s.acknowledged(s.write(0, 3));
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
+    s.hold(1, 0, MessageType::sync_done_ack);
+    s.start(1);
+    s.until("b is complete", [&] { return s.core(1).disk() == DiskState::up_to_date; });
+    const auto token = s.command(0, CommandKind::promote);
+    s.run_ms(100);
+    s.release_messages();
+    s.expect(s.ended(token) == Errc::ok, "a is promoted");
+    s.expect(s.core(0).in_sync().has(1), "b is a member, and is not filled again");
+    s.finish();
+}
+
+// b's operator offers its data to c; the offer is on its way when a writes to b.
+void offer_on_its_way(const Options& options) {
+    Setup setup;
+    setup.nodes = 3;
+    Scenario s(options, setup);
+    s.cut(0, 2);
+    s.cut(1, 2);
+    s.until("c is alone", [&] { return !s.connected(0, 2) && !s.connected(1, 2); });
+    s.command(1, CommandKind::disconnect, 2);
+    s.promote(2);
+    s.acknowledged(s.write(2, 20));
+    s.hold(2, 1, MessageType::state);
+    s.join(1, 2);
+    s.expect(s.ended(s.command(1, CommandKind::connect, 2, false, true)) == Errc::ok, "offered");
+    s.until("they meet", [&] { return s.connected(1, 2) && s.connected(2, 1); });
+    s.run_ms(50);
+    s.acknowledged(s.write(0, 9));
+    s.acknowledged(s.flush(0));
+    s.run_ms(500);
+    s.kill(0);
+    s.until("b sees that a is gone", [&] { return !s.connected(1, 0); });
+    s.run_ms(50);
+    s.release_messages();
+    s.run_ms(5'000);
+    s.expect(!s.connected(1, 2), "b does not give up what was written after the offer");
+}
+
+// the operator has paused the last block; b's resize gets no answer.
+void resize_at_a_paused_end(const Options& options) {
+    Setup setup;
+    setup.room_extents = 2;
+    Scenario s(options, setup);
+    s.room(0);
+    s.room(1);
+    s.run_ms(1'000);
+    s.command(1, CommandKind::disconnect);
+    s.run_ms(1'000);
+    s.acknowledged(s.write(0, 3));
+    s.run_ms(1'000);
+    s.hold(1, 0, MessageType::resync_ack);
+    s.command(1, CommandKind::connect);
+    s.until("b gets it", [&] { return s.view(1, 0).resync_received_bytes > 0; });
+    s.run_ms(50);
+    s.command(0, CommandKind::pause_sync);
+    s.run_ms(50);
+    s.release_messages();
+    s.run_ms(1'000);
+    s.ended(s.command(1, CommandKind::resize));
+    s.command(0, CommandKind::resume_sync);
+    s.finish();
+}
+
 constexpr Regression table[] = {
+    {"pause-at-a-busy-block", "a pause made writes to a reserved block wait",
+     pause_at_a_busy_block},
+    {"hung-after-it-asked", "a peer that hung after it had asked for a trim was never given up",
+     hung_after_it_asked},
+    {"two-hang", "two peers that hung excused each other", two_hang},
+    {"invalidated-from-afar", "a peer that was behind invalidated the only copy",
+     invalidated_from_afar},
+    {"complete-and-overtaken", "a complete target was expelled by a generation on its way",
+     complete_and_overtaken},
+    {"invalidated-by-a-copy", "a copy was not taken for one", invalidated_by_a_copy},
+    {"refused-by-an-equal", "an equal node refused a promotion", refused_by_an_equal},
+    {"promoted-at-the-end", "a promotion at the end of a resync cost a full one",
+     promoted_at_the_end},
+    {"offer-on-its-way", "an offer on its way lost later writes", offer_on_its_way},
+    {"resize-at-a-paused-end", "a resize was not answered while the source was paused",
+     resize_at_a_paused_end},
     {"two-new-disks-after-a-growth", "a new disk took turns between two sizes for ever",
      two_new_disks_after_a_growth},
     {"room-beside-a-promotion", "the same beside a promotion", room_beside_a_promotion},
