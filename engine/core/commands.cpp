@@ -217,15 +217,16 @@ void Core::disconnect_peer(NodeId id) {
     Peer& peer = peers_[id];
     peer.wanted = false;
     if (peer.phase == LinkPhase::up) {
-        // Who leaves a primary is behind from then on, and so is who a primary leaves. But not the
-        // only one that has the data, as both have told: such a primary can not write without it.
+        // A node that leaves a primary is behind from then on, and so is a node that a primary
+        // leaves. The only node that has the data, as both have told, is not: such a primary cannot
+        // write without it.
         const bool only_copy = in_sync() == self() && peer.repl != ReplicationState::off &&
                                peer.disk <= DiskState::inconsistent;
         const bool follows = role_ != Role::primary && peer.role == Role::primary && !only_copy;
         if (follows && disk_ >= DiskState::consistent) set_disk(DiskState::outdated);
         Message m;
         m.type = MessageType::goodbye;
-        // Nor does a Primary go on without its only copy.
+        // A Primary does not go on without its only copy, so that copy is not outdated.
         const bool goes_on = role_ == Role::primary && !in_sync().without(NodeMask::of(id)).empty();
         m.flags = goes_on ? 1 : 0;
         send(id, Stream::bulk, m);
@@ -322,7 +323,7 @@ void Core::on_invalidate(NodeId id) {
     invalidate_local(id);
 }
 
-// Why a full resync between this disk and that of a peer, in either direction, can not begin; or
+// Why a full resync between this disk and that of a peer, in either direction, cannot begin; or
 // nullptr.
 const char* Core::no_full_resync(const Peer& peer, bool to_peer) const {
     if (peer.phase != LinkPhase::up) return "the peer is not connected";
@@ -500,8 +501,8 @@ void Core::finish_commands() {
         for_peers([&](Peer&, NodeId id) {
             if (!in_sync().has(id)) want_handshake(id);
         });
-        // Two members may still have marks toward each other, and from here on they leave it to
-        // this node to say that they need none.
+        // Two members may still have marks toward each other. From here on they clear these only
+        // when this node says that they need none.
         tell_in_sync();
         notice(5, -1, "promoted to Primary");
         reply(promote_command_.token, Errc::ok, "");

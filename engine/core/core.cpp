@@ -206,7 +206,7 @@ void Core::check_invariants() const {
         chunks += peer.chunks;
         if (peer.phase != LinkPhase::up) ASSERT(peer.repl == ReplicationState::off);
         ASSERT(!peer.state_received || peer.in_round());
-        // A disk that promises good data is the target of nobody.
+        // A disk that promises good data is not the target of a resync.
         const bool good = disk_usable() && disk_ >= DiskState::outdated;
         ASSERT(!good || !is_target(peer.repl) || is(Mutant::two_sources));
     });

@@ -50,7 +50,7 @@ struct CoreLimits {
     std::uint32_t requests = 256;    // application requests at once, up to 65535
     std::uint32_t journal = 8192;    // writes not known to be stable everywhere
     std::uint32_t peer_reads = 256;  // reads of peers being served
-    // As many again for those of a connection that is over, while the disk still does them.
+    // Reads of a connection that is over keep their places until the disk has done them.
     std::uint32_t peer_reads_max() const { return 2 * peer_reads; }
     std::uint32_t resync_chunks = 16;  // resync requests under way
     std::uint32_t resync_chunk_bytes = 256 * 1024;
@@ -269,7 +269,7 @@ class Core {
         std::uint64_t order = 0;
     };
     struct Chunk {
-        // reserved: new writes wait for it, and it waits for those that came before.
+        // reserved: it waits for the writes under way, and later writes wait for it.
         enum class State : std::uint8_t { free, reserved, reading, sent } state = State::free;
         bool aborted = false;
         NodeId peer = 0;
@@ -329,7 +329,7 @@ class Core {
         std::uint32_t cache_losses = 0;      // of its disk, when the two last met
         bool lacks_acknowledged = false;     // the last copy, of what this Primary acknowledged
         bool discard_my_data = false;
-        bool named = false;    // told a name of what it holds, which could not be believed yet
+        bool named = false;    // it named what it holds before this node could believe it
         bool aligned = false;  // both slots of the pair were seen to be empty
 
         Role role = Role::unknown;
@@ -353,15 +353,15 @@ class Core {
         bool full_target = false;         // takes everything: its own label means nothing
         bool finishing = false;           // source: the target is counted in
         bool done_sent = false;           // and has been told
-        std::uint32_t done_id = 0;        // by the sync_done with this id; each has its own
-        Uuid done_uuid = uuid_none;       // which named this generation
+        std::uint32_t done_id = 0;        // the id of the last sync_done
+        Uuid done_uuid = uuid_none;       // the generation that it named
         bool paused_for_other = false;    // target: another source is at work
         std::uint64_t bitmap_cursor = 0;  // next wire page to send
         std::uint64_t cursor = 0;         // next bit to look at
         std::uint64_t total_bits = 0, done_bits = 0;
         std::uint32_t chunks = 0;
         std::uint32_t small_chunks = 0;  // so many chunks of one block, after a skipped one
-        std::uint32_t busy_passes = 0;   // so often in a row all that is left was being written
+        std::uint32_t busy_passes = 0;   // in a row, with all that is left being written
         std::uint64_t sent_bytes = 0, received_bytes = 0;
         std::uint64_t resync_sent_bytes = 0, resync_received_bytes = 0;
     };
@@ -651,7 +651,7 @@ class Core {
     void target_is_complete(NodeId peer, Uuid generation);
     void on_sync_pause(NodeId peer, const Message& m);
     void bitmap_exchanged(NodeId peer);
-    // begun: only what is on its way to a disk or a peer.
+    // begun: count only writes that are on their way to a disk or a peer.
     bool written_now(std::uint64_t offset, std::uint64_t length, bool begun = false) const;
     bool chunk_conflicts(std::uint64_t offset, std::uint64_t length) const;
     void update_pause(NodeId peer);
@@ -728,7 +728,7 @@ class Core {
     // The name of what this disk holds at rest; 0: none. Every write and every attach clears it.
     // Nodes with the same name hold the same bytes.
     std::uint64_t content_ = 0;
-    bool offers_ = false;              // to a peer, to discard its data
+    bool offers_ = false;              // a peer was offered that this node discards its data
     bool disk_failed_ = false;         // the last disk did, and is not attached since
     Uuid lost_disk_uuid_ = uuid_none;  // what its label says
     bool crashed_ = false;             // writes may have been in flight when it last stopped
@@ -754,9 +754,9 @@ class Core {
     bool flush_bitmap_ = false;                     // write all dirty pages in the background
     bool al_starving_ = false;                      // application writes wait for a slot
     bool peer_al_starving_ = false;                 // peers' writes do
-    // Of the first of each that waits.
+    // The order of arrival of the first request of each kind that waits.
     std::uint64_t al_starving_order_ = 0, peer_al_starving_order_ = 0;
-    bool trim_asked_ = false;    // of the journal's owner, and none came since
+    bool trim_asked_ = false;    // the journal's owner was asked, and no trim came since
     std::uint32_t disk_io_ = 0;  // data I/O in the kernel
 
     std::array<Peer, nodes_max> peers_;

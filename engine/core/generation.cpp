@@ -31,7 +31,7 @@ int crash_rank(const StatePayload& s) {
     return has(s, state_flag::crashed_power) ? 2 : has(s, state_flag::crashed) ? 1 : 0;
 }
 
-// Equal generations that may differ in some blocks: the side that can not miss an acknowledged
+// Equal generations that may differ in some blocks: the side that cannot miss an acknowledged
 // write. Returns > 0 if I am the better source, < 0 if the peer is. Never 0.
 int better_source(const StatePayload& mine, NodeId my_id, const StatePayload& theirs,
                   NodeId their_id) {
@@ -64,7 +64,7 @@ Decision equal_generations(const StatePayload& mine, NodeId my_id, const StatePa
     }
     const bool full = has(mine, state_flag::full_sync) || has(theirs, state_flag::full_sync);
     // A target takes over what its source lost, so the next round finds the two alike. A member of
-    // a primary's set has been compared since: what either lost before that is settled.
+    // a primary's set has been compared since the crash, so what either side lost is settled.
     const bool member = (is_primary(mine) && NodeMask{mine.in_sync}.has(their_id)) ||
                         (is_primary(theirs) && NodeMask{theirs.in_sync}.has(my_id));
     const bool crashed = crash_rank(mine) != crash_rank(theirs) && !member;
@@ -272,7 +272,7 @@ Verdict resolve_split_brain(const Decision& decision, const StatePayload& mine,
         keep = resolve_by_policy(mine, theirs);
         if (keep != -resolve_by_policy(theirs, mine)) keep = 0;
     }
-    // A primary can not change its data under the application, and a victim's peer must have data.
+    // A primary cannot change its data under the application, and a victim's peer must have data.
     if (keep > 0 && (is_primary(theirs) || !usable(mine))) return Verdict::split_brain;
     if (keep < 0 && (is_primary(mine) || !usable(theirs))) return Verdict::split_brain;
     if (keep == 0) return Verdict::split_brain;

@@ -65,7 +65,7 @@ void Core::maybe_send_state(NodeId id) {
     if (peer.state_sent || changing || !settled() || promotion_ == Promotion::recording) return;
     if (ends_resync(peer) && !peer.state_received && !is(Mutant::interrupt_the_end)) return;
     if (disk_usable() && (flush_wanted_ || flushing_) && !is(Mutant::state_before_flush)) return;
-    if (metadata_usable() && sb_durable_ < size_version_) return;  // who names a size has it
+    if (metadata_usable() && sb_durable_ < size_version_) return;  // it has the size that it names
     // Its size may have to change, and that of the bitmap.
     const bool created = uuid_identity(sb_.current_uuid) == uuid_just_created;
     if (disk_usable() && created && !quiet()) return;
@@ -108,7 +108,7 @@ void Core::on_state(NodeId id, const StatePayload& state) {
         return protocol_error(id, "a state with impossible values");
     }
     if (peer.state_received) return protocol_error(id, "two states in one round");
-    // It took sync_done before it sent this: else its disk would be Inconsistent.
+    // The peer took sync_done before it sent this state: otherwise its disk would be Inconsistent.
     const bool complete =
         disk >= DiskState::outdated && (uuid_equal(state.current_uuid, sb_.current_uuid) ||
                                         uuid_equal(state.current_uuid, peer.done_uuid));
@@ -215,8 +215,8 @@ bool Core::learn_members(NodeId id) {
     return false;
 }
 
-// A generation came to one of the two after it had sent its state. This node's own, or the peer's:
-// then it has recorded what its state does not name.
+// One of the two got a new generation after it had sent its state: this node, or the peer, which
+// has then recorded a generation that its state does not name.
 bool Core::is_overtaken(const Peer& peer, NodeId id) const {
     if (is(Mutant::judge_the_past)) return false;
     if (!uuid_equal(peer.sent.current_uuid, sb_.current_uuid)) return true;
@@ -254,8 +254,8 @@ void Core::judge(NodeId id) {
     leave_it_to_the_primary();
     sync_flags();
 
-    // First of all: a copy of a Primary without a good disk counts from here on, whatever else
-    // comes.
+    // This comes first: from here on a Primary without a good disk uses the peer as a copy,
+    // whatever follows.
     if (!meet_without_disk(id)) return;
     // The peer's answer is to what was said of another disk, or of this one before it was away.
     if (peer.sent_attachment != attachment_) return want_handshake(id);
@@ -370,8 +370,8 @@ void Core::take_content(std::uint64_t content, NodeMask others) {
     if (news) tell_in_sync();  // others may wait to hear the name from this node
 }
 
-// The peer named what it holds before this node knew that it holds the same: it says the name again
-// in its next state.
+// The peer named what it holds before this node knew that it holds the same. The peer says the name
+// again in its next state, so this node begins a handshake.
 void Core::hear_name_again(NodeId id) {
     Peer& peer = peers_[id];
     const bool heard = peer.received.content != 0 && !peer.in_round();
@@ -502,8 +502,8 @@ void Core::follow(NodeId primary) {
     persist();
 }
 
-// A resync among Secondaries ends when one of them sees a Primary: only that one counts a target
-// in, because it alone knows who gets its writes.
+// A resync among Secondaries is given up when one of them sees a Primary: only the Primary admits a
+// target, because it alone knows which nodes get its writes.
 void Core::leave_it_to_the_primary() {
     if (role_ == Role::primary || !sees_primary() || is(Mutant::admit_beside_primary)) return;
     for_peers([&](Peer& peer, NodeId id) {

@@ -639,7 +639,7 @@ void Core::dispatch(NodeId id, const Message& m, std::span<const std::byte> payl
 // A peer whose disk failed a write does not have it, and has no good data any more.
 void Core::on_write_ack(NodeId id, const Message& m) {
     if (m.flags == 0) return peer_answered(m.seq, id, true);
-    // Nobody asked for it any more: it is about a disk that the peer had before.
+    // This answer is no longer awaited: it is about a disk that the peer had before.
     if (!journal_.has(m.seq) || !journal_.at(m.seq).unwritten.has(id)) return;
     if (bitmap_ && peers_[id].slot >= 0) {
         const JournalEntry& entry = journal_.at(m.seq);

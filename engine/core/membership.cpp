@@ -139,9 +139,9 @@ void Core::open_generation(NodeMask members, NodeMask lost) {
     tell_generation();
 }
 
-// A member of this Primary without a disk was lost before it had recorded the generations since
-// its own, `theirs`. Nothing was acknowledged in them, and perhaps nobody has recorded them: the
-// next one is a child of the member's.
+// This Primary has no good disk. A member was lost before it had recorded the generations since its
+// own, `theirs`. Nothing was acknowledged in them, and perhaps no node has recorded them: the next
+// generation is a child of the member's.
 void Core::open_generation_after(Uuid theirs) {
     push_history(sb_.history, sb_.current_uuid);
     InSyncSet before = register_.value();
@@ -152,7 +152,7 @@ void Core::open_generation_after(Uuid theirs) {
     tell_generation();
 }
 
-// Since this generation of this Primary's line, `theirs`, nothing was acknowledged.
+// True if this Primary's line has the generation `theirs`, and acknowledged nothing since.
 bool Core::nothing_acknowledged_since(Uuid theirs) const {
     if (uuid_equal(theirs, sb_.current_uuid)) return true;
     Uuid at = sb_.current_uuid;
@@ -220,12 +220,12 @@ void Core::on_generation(NodeId id, const Message& m, const GenerationPayload& g
     });
     mark_journal(m.seq, lost);
     push_history(sb_.history, old);
-    // Also those that were opened in between and reached nobody here.
+    // The history also names generations that were opened in between and never reached this node.
     for (auto it = g.history.rbegin(); it != g.history.rend(); ++it)
         push_history(sb_.history, *it);
     take_set(next);
     peers_[id].received.current_uuid = g.current_uuid;
-    // It was away, and the Primary takes it back for its copy: it lacks nothing.
+    // If this node was away, the Primary takes it back as a copy: it lacks nothing.
     set_disk(DiskState::up_to_date);
     tell_recorded(id);
     announce_set({});
@@ -518,8 +518,8 @@ void Core::on_promote(NodeId id, const Message& m) {
     on_durable(OnDurable::What::promote_reply, id, m.id);
 }
 
-// This node knows that data of this generation is behind. Without a disk it knows what it has
-// acknowledged itself.
+// True if this node knows that data of this generation is behind. A node without a disk only knows
+// what it has acknowledged itself.
 bool Core::is_past(Uuid generation) const {
     if (is(Mutant::agree_to_the_past) || uuid_equal(generation, sb_.current_uuid)) return false;
     const bool past = in_history(sb_.history, generation);

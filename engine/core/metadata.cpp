@@ -111,8 +111,7 @@ bool Core::label_covers_data() const {
     return covers(label_) && covers(sb_) && (!sb_in_flight_ || covers(flying_label_));
 }
 
-// What this disk holds has no name any more, and what an operator offered to discard was the data
-// before.
+// The data of this disk changes: its name ends, and so does an operator's offer to discard it.
 void Core::data_changes() {
     content_ = 0;
     if (!std::exchange(offers_, false)) return;
@@ -676,7 +675,7 @@ void Core::local_disk_failed(const char* why) {
         journal_.at(seq).al_held = false;
     }
     for_peers([&](Peer& peer, NodeId id) {
-        // A target that has been told that it is complete may be the one copy that is left.
+        // A target that has been told that it is complete may be the only copy that is left.
         const bool complete = peer.done_sent && !is(Mutant::interrupt_the_end);
         if (is_resyncing(peer.repl) && !complete) abort_resync(id);
     });

@@ -68,7 +68,7 @@ void Core::admit(std::uint32_t slot) {
     }
     if (disk_usable() && !is(Mutant::skip_activity_log)) {
         AlCache::Hold hold = AlCache::Hold::starved;
-        // A peer's request that waits for a slot came before.
+        // A peer's request that waits for a slot arrived earlier.
         const bool behind = al_starving_ || peer_al_starving_;
         if (!behind) hold = al_->hold(extent_of(r.offset));
         r.al_held = hold != AlCache::Hold::starved;
@@ -150,9 +150,9 @@ void Core::issue_write(std::uint32_t slot) {
     entry.local_pending = disk_usable();
     entry.al_held = r.al_held;
     r.al_held = false;
-    // What the others are told that a peer may lack. Of a resync's target, too: if it is lost, no
-    // generation says so, and the journals let go of what only it lacks.
-    // Nor does a node get it that is no peer of this one, and is one of the receiver's.
+    // The others are told which nodes may lack this write. The target of a resync is one of them:
+    // if it is lost, no generation says so, and the journals let go of what only it lacks. A node
+    // that is a peer of the receiver but not of this node does not get the write either.
     const NodeMask all = is(Mutant::miss_only_peers) ? config_.peers : NodeMask{~0U};
     NodeMask missing = all.without(in_sync() | self());
     for_peers([&](Peer& peer, NodeId id) {
@@ -327,21 +327,21 @@ bool Core::starving() const {
 void Core::on_want_trim(NodeId id) {
     if (journal_owner_ != config_.node_id) return;
     peers_[id].wants_trim = true;
-    if (flush_helps()) want_epoch_flush_ = true;  // else the end of the one under way brings it
+    if (flush_helps()) want_epoch_flush_ = true;  // else the flush under way brings the trim
     tell_trim();
 }
 
-// The oldest entry of the journal, or the flush that is to cover it, waits for this peer's answer.
-// A peer that only waits for room in its log has answered both: neither needs room.
+// The oldest entry of the journal, or the core's own flush, waits for this peer's answer. A peer
+// that only waits for room in its log has answered both, because neither needs room.
 bool Core::holds_up_trim(NodeId id) const {
     const Request& flush = requests_[config_.limits.requests];
     return journal_.at(journal_.head()).unwritten.has(id) ||
            (epoch_flush_ && flush.waiting.has(id));
 }
 
-// Until the oldest entry of the journal is trimmed, a peer whose activity log is full of what came
-// before can answer nothing. It is not to blame if that waits for this node's disk or for another
-// peer, and not for itself.
+// The oldest entry of the journal waits for this node's disk or for another peer, and not for this
+// peer. A peer whose activity log is full of earlier writes can answer nothing until that entry is
+// trimmed.
 bool Core::trim_waits_for_another(NodeId id) const {
     if (journal_.empty() || journal_owner_ != config_.node_id || holds_up_trim(id)) return false;
     const Request& flush = requests_[config_.limits.requests];
@@ -472,7 +472,7 @@ void Core::flush_answered(std::uint32_t flush, NodeId id, bool ok) {
     }
 }
 
-// This node's disk is a copy of what it acknowledges; while it is being filled it is none.
+// This node's disk is a copy of what the node acknowledges. A disk that is being filled is not.
 bool Core::has_own_copy() const { return metadata_usable() && in_sync().has(config_.node_id); }
 
 // Enough of the in-sync set has it: this node's disk, or a member that answered. Without a disk

@@ -106,7 +106,7 @@ void Core::abort_resync(NodeId id) {
     if (role_ == Role::primary && peer.bitmap_sent && !in_sync().has(id)) {
         mark_journal(peer.stable_seq, NodeMask::of(id));
     }
-    // Nor does it hear of a trim any more, and writes may wait here for that.
+    // A target gets no trim from its source any more, and writes may wait here for one.
     const bool own_journal = is_target(peer.repl) && journal_owner_ == id;
     if (active_source() == id) look_at_paused_sources();
     if (peer.done_sent) --peer.pending;
@@ -124,8 +124,9 @@ void Core::abort_resync(NodeId id) {
     evict(NodeMask::of(id));
 }
 
-// All has arrived, and the target is about to be counted in, or waits to hear that it is. A round
-// or a growth that this node begins waits for that: the Primary would have to expel it again.
+// All data has arrived: the target is about to be admitted, or has not yet confirmed it. A round or
+// a growth that this node begins waits for that: otherwise the Primary would have to expel the
+// target again.
 bool Core::ends_resync(const Peer& peer) const {
     if (peer.finishing) return true;
     const bool paused = peer.paused_for_other || peer.paused_there;
@@ -283,7 +284,7 @@ void Core::pump_resync(NodeId id) {
     for (std::uint32_t index = 0; index < chunks_.size(); ++index) {
         const Chunk& chunk = chunks_[index];
         const bool waits = chunk.state == Chunk::State::reserved && chunk.peer == id;
-        // What has not begun waits for this chunk.
+        // Writes that have not begun wait for this chunk.
         if (waits && disk_usable() && !written_now(chunk.offset, chunk.length, true))
             read_chunk(index);
     }
@@ -348,8 +349,8 @@ bool Core::start_chunk(NodeId id) {
         read_chunk(index);
         return true;
     }
-    // All that is left is written again and again. A block is read when those writes have ended
-    // that are under way now; later ones wait.
+    // All that is left is being written again and again. The source reserves a block: it reads the
+    // block when the writes under way have ended, and later writes to it wait.
     constexpr std::uint32_t passes = 64;
     if (busy == Bitmap::none || ++peer.busy_passes < passes) return false;
     take(Chunk::State::reserved, busy * block_bytes,
@@ -380,7 +381,7 @@ void Core::read_chunk(std::uint32_t index) {
         resync_next_at_ = std::max(resync_next_at_, now_) + chunk.length * ns_per_s / rate;
 }
 
-// The bytes from `offset` on that neither a write nor another chunk touches at this moment.
+// How many bytes, from `offset` on, no write and no other chunk touches at this moment.
 std::uint64_t Core::unwritten_part(std::uint64_t offset, std::uint64_t length) const {
     if (!written_now(offset, length) && !chunk_conflicts(offset, length)) return length;
     std::uint64_t part = 0;
@@ -418,7 +419,7 @@ void Core::on_chunk_read(std::uint32_t index, int result, bool zeroes) {
         chunk = Chunk{};
         retry_held_ = retry_peers_ = retry_al_ = true;
         if (result != 0 && config_.options.on_io_error == OnIoError::pass_on) {
-            // The blocks that can be read go on one by one; the others are tried again later.
+            // The next chunks are single blocks: readable ones go out, the others are tried again.
             target.small_chunks = 64;
             if (one_block) resync_next_at_ = std::max(resync_next_at_, now_ + ns_per_s);
             touch();
@@ -480,7 +481,7 @@ void Core::maybe_finish_source(NodeId id) {
     const auto slot = static_cast<unsigned>(peer.slot);
     if (peer.repl != ReplicationState::sync_source || peer.finishing || peer.chunks > 0) return;
     if (bitmap_->count(slot) > 0 || !settled() || peer.in_round()) return;
-    // A state that is on its way names the set as it is, and may be for a Primary.
+    // A state that is on its way names the set as it is now, and its receiver may be a Primary.
     bool told = false;
     for_peers([&](const Peer& other, NodeId) {
         told = told || other.state_sent || other.state_received;
@@ -642,7 +643,7 @@ void Core::on_sync_done(NodeId id, std::uint32_t done, const GenerationPayload& 
     touch();
 }
 
-// This disk is complete by what `source` sent: what others were about to send it is compared anew.
+// `source` has completed this disk: resyncs from others are given up, and states compared again.
 void Core::look_at_others(NodeId source) {
     for_peers([&](Peer& peer, NodeId id) {
         if (id == source) return;

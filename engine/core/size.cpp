@@ -34,7 +34,7 @@ std::uint64_t Core::room() const {
     return std::max(volume_bytes_, std::min(sb_.extension.ready_bytes, data_bytes_max_));
 }
 
-// A connected peer has data, and with it the size.
+// True if a connected peer has data: that peer decides the size.
 bool Core::sees_data() const {
     bool seen = false;
     for_peers([&](const Peer& peer, NodeId) {
@@ -109,7 +109,7 @@ void Core::agree_to_grow(NodeId id) {
     begin_growth(theirs.size_bytes);
 }
 
-// Who may write waits until the others have it on record.
+// A node that may write waits until the others have it on record.
 void Core::begin_growth(std::uint64_t bytes) {
     const bool may_write = role_ == Role::primary || promotion_ != Promotion::none;
     if (!may_write && !ends_any_resync()) return grow(bytes);

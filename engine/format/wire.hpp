@@ -79,8 +79,8 @@ enum class MessageType : std::uint16_t {
     resync_zeroes = 52,  // bulk. id, offset, length
     resync_ack =
         53,  // control. id, flags: 0 stable, 1 failed, 2 skipped (a newer write is under way)
-    // bulk. id: of this end of a resync. Payload: GenerationPayload. Answered by sync_done_ack, or
-    // by a state that names the generation.
+    // bulk. id: names this end of a resync. Payload: GenerationPayload. Answered by sync_done_ack,
+    // or by a state that names the generation.
     sync_done = 54,
     sync_done_ack = 55,  // control. id, offset: the generation's id
     sync_pause = 56,     // bulk. flags: 1 paused by the sender's operator, 0 not any more

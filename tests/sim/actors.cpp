@@ -592,7 +592,7 @@ void World::replied(int n, std::uint32_t token, Errc code) {
             strict = strict || (holder && kept_since(static_cast<int>(m), ack->second.at));
         }
         if (base_.options.protocol != Protocol::c) {
-            // Only the primary's own disk is sure to have it; it may have had none.
+            // Only the primary's own disk is sure to have it, if the primary had a disk then.
             const bool own = ack->second.by == n && ack->second.members.has(static_cast<NodeId>(n));
             strict = own && kept_since(n, ack->second.at);
         }

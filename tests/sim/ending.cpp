@@ -61,7 +61,7 @@ void World::settle_split_brain() {
     for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
         Node& node = nodes_[static_cast<std::size_t>(n)];
         if (node.core->disk() == DiskState::diskless) attach(n);
-        // The volume has grown on the others while it was no peer of them.
+        // The volume has grown on the others while this node was not their peer.
         if (left_behind_in_size(n)) make_room(n);
         if (n != keep && node.core->role() == Role::primary) command(n, CommandKind::demote);
         command(n, CommandKind::resume_sync);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A node leaves the cluster and is forgotten: the others are started anew without it as a peer, and
-// keep its slot. It comes back later, with the disk that it had or with a new one, and the others
-// are started anew once more. For a while some know it and some do not.
+// A node leaves the cluster: the others are restarted without it as a peer, and keep its slot. It
+// comes back later, with the disk that it had or with a new one, and the others are restarted with
+// it as a peer. For a while some nodes have it as a peer and some do not.
 #include <algorithm>
 
 #include "tests/sim/world.hpp"
@@ -20,7 +20,7 @@ void World::tell_all_of_peers() {
         at(random_.below(ns_per_s), [this, n] { restart_for_peers(n); });
 }
 
-// An operator takes out a node that is down, while a Primary has counted it out and all others in.
+// An operator takes out a node that is down while a Primary counts all others as members.
 bool World::can_be_taken_out(int gone) const {
     NodeMask others;
     for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {
@@ -73,7 +73,7 @@ void World::take_in(int gone) {
     tell_all_of_peers();
 }
 
-// All know all again.
+// Every node has all others as peers again.
 void World::forget_nobody() {
     leaving_ = left_out_ = -1;
     for (int n = 0; n < static_cast<int>(nodes_.size()); ++n) {

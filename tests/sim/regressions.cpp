@@ -672,7 +672,7 @@ constexpr Regression table[] = {
 std::vector<Regression> all() {
     std::vector<Regression> every(std::begin(table), std::end(table));
     for (const auto more :
-         {diskless_regressions(), claims_regressions(), data_regressions(), people_regressions()})
+         {diskless_regressions(), claims_regressions(), data_regressions(), operator_regressions()})
         every.insert(every.end(), more.begin(), more.end());
     return every;
 }

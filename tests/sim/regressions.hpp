@@ -18,6 +18,6 @@ struct Regression {
 std::span<const Regression> diskless_regressions();
 std::span<const Regression> claims_regressions();
 std::span<const Regression> data_regressions();
-std::span<const Regression> people_regressions();
+std::span<const Regression> operator_regressions();
 
 }  // namespace replica::sim

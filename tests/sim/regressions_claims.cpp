@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Regressions (regressions.cpp) of two kinds: a node believed something about another that it had
-// not learnt on the current link, or two things waited for each other.
+// Regressions (regressions.cpp) of two kinds: a node believed something about another node that it
+// had not learnt on the current link, or two things waited for each other.
 #include "tests/sim/regressions.hpp"
 
 namespace replica::sim {
@@ -218,7 +218,7 @@ void one_write_hangs(const Options& options) {
         s.write(0, 10 + i % 50);
         s.run_ms(100);
     }
-    s.expect(s.answered(ticket), "the write does not wait for ever");
+    s.expect(s.answered(ticket), "the write does not wait forever");
     s.release_io();
     s.finish();
 }
@@ -291,7 +291,7 @@ void two_generations_at_once(const Options& options) {
     s.finish();
 }
 
-// HR2
+// A promotion is asked for before the set is told.
 void promote_before_told(const Options& options) {
     Scenario s(options, {});
     s.kill(1);
@@ -315,7 +315,7 @@ void promote_before_told(const Options& options) {
     s.finish();
 }
 
-// HR3
+// An answer to an earlier flush is not the answer to a later one.
 void answer_to_an_earlier_flush(const Options& options) {
     Setup setup;
     setup.protocol = Protocol::a;
@@ -346,7 +346,7 @@ void answer_to_an_earlier_flush(const Options& options) {
     s.finish();
 }
 
-// HR4
+// A Primary does not go on with a copy that lacks what it acknowledged.
 void only_copy_was_its_own(const Options& options) {
     Setup setup;
     setup.protocol = Protocol::a;
@@ -368,7 +368,7 @@ void only_copy_was_its_own(const Options& options) {
     s.expect(!s.answered(r) || s.result(r) != 0, "an old value is not served as current");
 }
 
-// HR5
+// A generation reaches a target whose round was given up. The link stands.
 void generation_after_a_round_that_was_given_up(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -394,7 +394,7 @@ void generation_after_a_round_that_was_given_up(const Options& options) {
     s.finish();
 }
 
-// HR6
+// A trim of an earlier reign comes late. It does not empty the journal of now.
 void trim_of_an_earlier_reign(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -421,7 +421,7 @@ void trim_of_an_earlier_reign(const Options& options) {
     s.finish();
 }
 
-// HR7
+// b agrees to a promotion, forgets it by a new round, and agrees to another one.
 void reply_to_an_agreement_that_was_forgotten(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -453,7 +453,7 @@ void reply_to_an_agreement_that_was_forgotten(const Options& options) {
     s.finish();
 }
 
-// HR9
+// The source pauses while the last answer of a resync is on its way.
 void pause_at_the_end_of_a_resync(const Options& options) {
     Scenario s(options, {});
     s.kill(1);
@@ -473,7 +473,7 @@ void pause_at_the_end_of_a_resync(const Options& options) {
     s.finish();
 }
 
-// HR12: b's number is not told to the Primary that gave it.
+// b's number is not told to the Primary that gave it.
 void number_that_the_giver_does_not_know(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -492,7 +492,7 @@ void number_that_the_giver_does_not_know(const Options& options) {
     s.finish();
 }
 
-// HR13
+// The trim of an earlier reign, and a last copy that loses its cache.
 void trim_and_a_last_copy(const Options& options) {
     Setup setup;
     setup.idle_flush_ns = 60 * ns_per_s;
@@ -520,7 +520,7 @@ void trim_and_a_last_copy(const Options& options) {
     s.expect(s.answered(r), "a hears something");
 }
 
-// HR14
+// The trim of an earlier reign, and two crashes: an acknowledged write is not lost.
 void trim_and_two_crashes(const Options& options) {
     Setup setup;
     setup.idle_flush_ns = 60 * ns_per_s;
@@ -548,7 +548,7 @@ void trim_and_two_crashes(const Options& options) {
     s.finish();
 }
 
-// HR15: an answer to a state of before the disk was detached.
+// A state from before the disk was detached is answered late.
 void answer_about_a_disk_that_was_away(const Options& options) {
     Setup setup;
     setup.room_extents = 4;
@@ -574,7 +574,7 @@ void answer_about_a_disk_that_was_away(const Options& options) {
     s.expect(s.ended(s.command(1, CommandKind::promote)) != Errc::ok,
              "b is not promoted without force");
     s.expect(s.core(1).disk() != DiskState::up_to_date,
-             "b does not call itself UpToDate without w");
+             "b does not call itself UpToDate without the write");
     s.start(0);
     s.finish();
 }
@@ -599,7 +599,8 @@ void pause_at_the_target_at_the_end(const Options& options) {
     s.finish();
 }
 
-// b's operator makes room on the disk while a counts b in. What b says of that waits for the end.
+// b's operator makes room on the disk while a admits b. b tells of the room when the resync has
+// ended.
 void room_at_the_end_of_a_resync(const Options& options) {
     Setup setup;
     setup.room_extents = 2;
@@ -622,7 +623,7 @@ void room_at_the_end_of_a_resync(const Options& options) {
 }
 
 // b and c have marks toward each other, and do not hear each other. a, which is equal to both, is
-// promoted: from then on both leave it to a to say that they need none.
+// promoted. From then on b and c clear these marks only when a says that they need none.
 void marks_from_before_a_promotion(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -649,8 +650,8 @@ void marks_from_before_a_promotion(const Options& options) {
     s.finish();
 }
 
-// A Primary without a disk loses its three copies one after the other. The last one had not heard
-// that the second was lost: it still has what was acknowledged.
+// A Primary without a disk loses its three copies one after the other. The last copy had not heard
+// that the second was lost. It still has everything that was acknowledged.
 void copies_lost_in_a_row(const Options& options) {
     Setup setup;
     setup.nodes = 4;
@@ -685,7 +686,7 @@ void only_copy_is_disconnected(const Options& options) {
 }
 
 // b is being filled and its activity log is full: writes of a wait there for a trim. Then a's disk
-// goes, and the resync with it. b is still owed the trim.
+// is detached, and the resync is given up. b must not wait for a trim that never comes.
 void trim_after_a_resync_that_ended(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -714,8 +715,8 @@ void trim_after_a_resync_that_ended(const Options& options) {
     s.finish();
 }
 
-// Protocol B: a is being filled by b, its only copy. a's own disk does not count yet, so what b has
-// received and not written is not acknowledged: b may be killed before it writes that.
+// Protocol B. b, a's only copy, fills a. a's own disk does not count yet. So a does not acknowledge
+// a write that b has received and not written: b may be killed before it writes.
 void received_by_the_source(const Options& options) {
     Setup setup;
     setup.protocol = Protocol::b;
@@ -743,8 +744,8 @@ void received_by_the_source(const Options& options) {
     s.finish();
 }
 
-// No Primary. b fills a, whose answer to that is late, and a aligns with c meanwhile. The name that
-// a gives to what all three hold reaches b too early: b has to hear it again.
+// No Primary. b fills a, a's answer is late, and a becomes equal to c meanwhile. The name that a
+// gives to what all three hold reaches b too early, so b has to hear it again.
 void name_before_the_answer(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -775,15 +776,16 @@ void name_before_the_answer(const Options& options) {
 constexpr Regression table[] = {
     {"name-before-the-answer", "a name that came during a resync was not heard",
      name_before_the_answer},
-    {"received-by-the-source", "a Primary counted on its disk while that was being filled",
+    {"received-by-the-source", "a Primary counted its own disk as a copy while it was being filled",
      received_by_the_source},
-    {"trim-after-a-resync-that-ended", "a target whose source lost its disk was owed a trim",
+    {"trim-after-a-resync-that-ended",
+     "a target whose source lost its disk waited for a trim that never came",
      trim_after_a_resync_that_ended},
     {"room-at-the-end-of-a-resync", "a target that told of its room was expelled at the end",
      room_at_the_end_of_a_resync},
-    {"marks-from-before-a-promotion", "two members kept marks that nobody took back",
+    {"marks-from-before-a-promotion", "two members kept marks that no node told them to clear",
      marks_from_before_a_promotion},
-    {"copies-lost-in-a-row", "a diskless Primary did not know its last copy again",
+    {"copies-lost-in-a-row", "a diskless Primary did not accept its last copy again",
      copies_lost_in_a_row},
     {"only-copy-is-disconnected", "a disconnect made the only copy Outdated",
      only_copy_is_disconnected},
@@ -797,7 +799,7 @@ constexpr Regression table[] = {
     {"trim-and-a-last-copy", "the trim of an earlier reign, and a last copy", trim_and_a_last_copy},
     {"trim-and-two-crashes", "the trim of an earlier reign lost an acknowledged write",
      trim_and_two_crashes},
-    {"pause-at-the-end-of-a-resync", "a pause threw the last answer of a resync away",
+    {"pause-at-the-end-of-a-resync", "a pause lost the last answer of a resync",
      pause_at_the_end_of_a_resync},
     {"trim-of-an-earlier-reign", "the trim of an earlier reign emptied a journal",
      trim_of_an_earlier_reign},
@@ -824,11 +826,11 @@ constexpr Regression table[] = {
      last_copy_without_its_mark},
     {"unflushed-at-the-bitmap-exchange", "a bitmap exchange called unflushed writes stable",
      unflushed_at_the_bitmap_exchange},
-    {"member-that-never-answers", "a generation waited for ever for a member's record",
+    {"member-that-never-answers", "a generation waited forever for a member's record",
      member_that_never_answers},
     {"one-write-hangs", "a write that hung was not noticed beside others", one_write_hangs},
-    {"state-told-while-asking", "a state told by who asks to be Primary ended the agreement",
-     state_told_while_asking},
+    {"state-told-while-asking",
+     "a state told by a node that asks to be Primary ended the agreement", state_told_while_asking},
     {"late-answer-to-a-read", "an answer to a read that was given up cost the link",
      late_answer_to_a_read},
     {"two-generations-at-once", "the first of two generations was told as the second",

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Regressions (regressions.cpp) of the path of the data: what counts as a copy, and who waits for
-// whom.
+// Regressions (regressions.cpp) of the path of the data: what counts as a copy, and what waits for
+// what.
 #include "tests/sim/regressions.hpp"
 
 namespace replica::sim {
 namespace {
 
 // b, the last copy of a Primary without a disk, fills c while that Primary is out of reach. The
-// Primary comes back in the middle. It counts c nowhere and sends it nothing; b must not either.
+// Primary comes back in the middle. It does not count c as a member and sends it nothing, so b must
+// not admit c.
 void filled_beside_a_primary(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -42,7 +43,7 @@ void filled_beside_a_primary(const Options& options) {
     s.finish();
 }
 
-// The same, and what comes of it: a write that was acknowledged is gone.
+// The same, and its consequence: a write that was acknowledged is lost.
 void filled_beside_a_primary_and_promoted(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -86,8 +87,8 @@ void filled_beside_a_primary_and_promoted(const Options& options) {
     s.finish();
 }
 
-// Protocol B. A Primary whose disk is being filled counts for no copy: its peer has to have
-// written, and not only received, what it acknowledges.
+// Protocol B. The disk of a Primary is not a copy while it is being filled: the peer has to have
+// written, and not only received, what the Primary acknowledges.
 void received_beside_a_target(const Options& options) {
     Setup setup;
     setup.protocol = Protocol::b;
@@ -146,7 +147,7 @@ void received_and_failed_here(const Options& options) {
 }
 
 // Protocol A. The copy of a Primary whose disk is being filled never wrote what the Primary's disk
-// had when it was good. It is lost, and comes back without that.
+// had when it was good. The copy is lost, and comes back without those writes.
 void unanswered_by_the_source(const Options& options) {
     Setup setup;
     setup.protocol = Protocol::a;
@@ -173,7 +174,7 @@ void unanswered_by_the_source(const Options& options) {
     s.finish();
 }
 
-// pass_on: one bad sector of the last copy costs the Primary that sector, and nothing else.
+// pass_on: with one bad sector in the last copy, the Primary loses that sector and nothing else.
 void pass_on_for_a_peers_read(const Options& options) {
     Setup setup;
     setup.on_io_error = OnIoError::pass_on;
@@ -245,8 +246,8 @@ void busy_region(const Options& options) {
     s.finish();
 }
 
-// A Primary's disk is filled beside its writes, which want more extents than its log has. The
-// resync needs room in the same log.
+// A Primary's disk is filled while the application's writes need more extents than its log has.
+// The resync needs room in the same log.
 void log_full_of_the_applications(const Options& options) {
     Setup setup;
     setup.extents = 64;
@@ -289,8 +290,8 @@ void log_full_of_the_applications(const Options& options) {
     s.finish();
 }
 
-// Reads of a connection that is over are still in the kernel of the last copy. A new read waits
-// for a place, or is served: it has no reason to fail.
+// The last copy still has reads of a lost connection in its kernel. A new read is served, or waits
+// for a place. It must not fail.
 void reads_of_a_lost_link(const Options& options) {
     Scenario s(options, {});
     for (std::uint64_t block = 0; block < 20; ++block)
@@ -314,8 +315,8 @@ void reads_of_a_lost_link(const Options& options) {
     s.finish();
 }
 
-// b's disk is detached and attached again. What it says of a write to the disk before comes late,
-// on the other stream, and says nothing of the disk that is filled now.
+// b's disk is detached and attached again. b's answer to a write of before the detach comes late,
+// on the other stream. It says nothing about the disk that is being filled now.
 void late_answer_of_an_earlier_disk(const Options& options) {
     Setup setup;
     setup.extents = 8;
@@ -343,8 +344,8 @@ void late_answer_of_an_earlier_disk(const Options& options) {
     s.finish();
 }
 
-// Nobody failed since the two came back from a power cut. A round of states, here for a larger
-// volume, finds one of them still marked as crashed, and fills it: it leaves the set meanwhile.
+// Nothing has failed since the two came back from a power cut. A round of states, here for a larger
+// volume, must not fill one of them for a crash mark that stayed: it would leave the set meanwhile.
 void crash_mark_that_stays(const Options& options) {
     Setup setup;
     setup.extents = 8;
@@ -396,7 +397,7 @@ void copy_detached_before_it_wrote(const Options& options) {
     s.finish();
 }
 
-// b's log has few slots, and a's own disk takes long for a flush. That is no fault of b.
+// b's log has few slots, and a's own disk takes long to flush. b must not be expelled for that.
 void slow_flush_here(const Options& options) {
     Setup setup;
     setup.extents = 8;
@@ -414,8 +415,8 @@ void slow_flush_here(const Options& options) {
     s.finish();
 }
 
-// A Primary without a disk has two copies. One write hangs on b. c needs room in its log, which a
-// trim would make, which waits for b: c is as good as before, and goes on alone.
+// A Primary without a disk has two copies. One write hangs on b. c needs room in its log. A trim
+// would make that room, and the trim waits for b. c is as good as before, and goes on alone.
 void one_copy_hangs_the_other_waits(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -444,8 +445,8 @@ void one_copy_hangs_the_other_waits(const Options& options) {
     s.finish();
 }
 
-// One write hangs on c, so no trim comes, and b waits for room in its smaller log. They do not ask
-// and flush without end meanwhile.
+// One write hangs on c, so no trim comes, and b waits for room in its smaller log. Meanwhile b must
+// not ask for a trim again and again, and a must not flush again and again.
 void asking_without_end(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -464,13 +465,13 @@ void asking_without_end(const Options& options) {
         ++events;
         return !s.core(0).in_sync().has(2);
     });
-    s.expect(events < 50'000, "nothing happens that often");
+    s.expect(events < 50'000, "b and a do not ask and flush without end");
     s.release_io();
     s.finish();
 }
 
-// b has all and has been told so; its answer is on the way when a's disk fails. It is the one copy
-// that is left, and a good one.
+// b is complete and has been told so. Its answer is on the way when a's disk fails. b is the only
+// copy that is left, and a good one.
 void disk_fails_at_the_end_of_a_resync(const Options& options) {
     Scenario s(options, {});
     s.kill(1);
@@ -491,8 +492,9 @@ void disk_fails_at_the_end_of_a_resync(const Options& options) {
     s.finish();
 }
 
-// A round of states interrupts a resync. What the target got before is stable on a by then, and a
-// has forgotten it; nobody tells the target, whose log is full of it. The application rests.
+// A round of states interrupts a resync. The writes that the target got before are stable on a by
+// then, and a has dropped them from its journal. No trim tells the target, whose log is full of
+// these writes. The application is idle.
 void trim_that_is_never_told(const Options& options) {
     Setup setup;
     setup.extents = 8;
@@ -552,35 +554,38 @@ void one_peer_hangs_the_other_waits(const Options& options) {
 }
 
 constexpr Regression table[] = {
-    {"one-peer-hangs", "a peer that hangs took the other one with it",
+    {"one-peer-hangs", "a peer that hangs caused the loss of the other one",
      one_peer_hangs_the_other_waits},
-    {"trim-never-told", "a target's log stayed full of what was trimmed without it",
+    {"trim-never-told", "a target's log stayed full of writes whose trim it never got",
      trim_that_is_never_told},
     {"disk-fails-at-the-end", "a complete target was expelled because the source's disk failed",
      disk_fails_at_the_end_of_a_resync},
-    {"asking-without-end", "a full log was asked about and flushed for without end",
+    {"asking-without-end", "a full log led to requests for a trim and to flushes without end",
      asking_without_end},
     {"copy-detached", "a copy was detached before it wrote, and taken back as current",
      copy_detached_before_it_wrote},
     {"slow-flush-here", "a healthy peer was expelled for the Primary's own slow flush",
      slow_flush_here},
-    {"one-hangs", "a copy that hangs took the other one with it", one_copy_hangs_the_other_waits},
+    {"one-hangs", "a copy that hangs caused the loss of the other one",
+     one_copy_hangs_the_other_waits},
     {"late-answer", "an answer about an earlier disk stopped a resync",
      late_answer_of_an_earlier_disk},
     {"crash-mark", "a round of states expelled a member that lacks nothing", crash_mark_that_stays},
-    {"filled-beside-a-primary", "a secondary counted a target in beside a diskless Primary",
+    {"filled-beside-a-primary", "a secondary admitted a target while it saw a diskless Primary",
      filled_beside_a_primary},
     {"filled-and-promoted", "the same, and an acknowledged write was lost",
      filled_beside_a_primary_and_promoted},
-    {"received-beside-a-target", "protocol B took received for written", received_beside_a_target},
+    {"received-beside-a-target", "protocol B counted a received write as a written one",
+     received_beside_a_target},
     {"received-and-failed-here", "the same, and the own disk fails", received_and_failed_here},
     {"unanswered-by-the-source", "a target's only copy came back without what was acknowledged",
      unanswered_by_the_source},
-    {"pass-on-peer-read", "a peer's read took the disk in spite of pass_on",
+    {"pass-on-peer-read", "a peer's failed read detached the disk in spite of pass_on",
      pass_on_for_a_peers_read},
-    {"pass-on-resync", "a resync's read took the disk in spite of pass_on", pass_on_for_a_resync},
-    {"busy-region", "a busy region is never resynced", busy_region},
-    {"log-full", "a resync starves beside the application's writes", log_full_of_the_applications},
+    {"pass-on-resync", "a resync's failed read detached the disk in spite of pass_on",
+     pass_on_for_a_resync},
+    {"busy-region", "a busy region was never resynced", busy_region},
+    {"log-full", "a resync starved beside the application's writes", log_full_of_the_applications},
     {"reads-of-a-lost-link", "reads of a lost link made later ones fail", reads_of_a_lost_link},
 };
 

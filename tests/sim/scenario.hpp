@@ -44,7 +44,7 @@ class Scenario {
     void kill(int n) { world_.crash(n, false); }
     void power_cut(int n) { world_.crash(n, true, SimDisk::LossMode::everything); }
     void start(int n) { world_.start(n); }
-    // Nodes that are started from now on do not have it as a peer; -1: they have all.
+    // Nodes that are started from now on do not have `n` as a peer. -1: they have all.
     void leave_out(int n) { world_.left_out_ = n; }
     void break_disk(int n) { node(n).disk_broken = true; }
     void mend_disk(int n) { node(n).disk_broken = false; }

@@ -237,7 +237,7 @@ class World {
         bool up = false;
         bool attached = false;    // the shell has attached or is about to
         std::set<Uuid> recorded;  // generations that its label has had
-        int left_out = -1;        // which node is none of its peers
+        int left_out = -1;        // the node that it does not have as a peer
         std::uint32_t incarnation = 0;
         std::uint64_t boot = 0;
         std::uint64_t paused_until = 0;
@@ -463,8 +463,8 @@ class World {
     bool faulty_ = true;
     bool busy_ = true;
     bool no_attach_ = false;  // start() leaves the disk alone
-    int leaving_ = -1;        // a node that is down, and is to be taken out
-    int left_out_ = -1;       // a node that is no member of the cluster for a while
+    int leaving_ = -1;        // a node that is down and is about to be taken out
+    int left_out_ = -1;       // a node that is out of the cluster for a while
     bool operated_ = false;   // somebody interfered: links may go, members may leave
     std::uint32_t token_ = 0;
     std::uint64_t hash_ = 0xcbf29ce484222325U;

@@ -17,9 +17,9 @@ void break_primary(Scenario& s) {
     s.run_ms(500);
 }
 
-// a and b were equal when a third node, which a does not hear, was promoted: b has its generation
-// and its writes, and tells a so only when that Primary is gone. b's flush takes a while, and a is
-// asked to become Primary meanwhile. b knows better, and agrees.
+// c and b were equal when a, which c does not hear, was promoted. b has a's generation and its
+// writes, and tells c so only when a is gone. b's flush takes a while, and c is told to become
+// Primary meanwhile. b knows of newer data, and must not agree.
 void promoted_beside_newer_data(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -40,12 +40,12 @@ void promoted_beside_newer_data(const Options& options) {
     s.command(2, CommandKind::promote);
     s.run_ms(1'000);
     s.expect(s.core(2).role() != Role::primary || same_generation(s, 1, 2),
-             "c is no Primary beside a node that has newer data, and agreed to it");
+             "c is not promoted by the agreement of a node that has newer data");
     s.release_io();
     s.finish();
 }
 
-// The same without any fault: b's operator opens a generation, and a's one asks for a promotion.
+// The same without any fault: b's operator opens a generation, and a's operator promotes a.
 void promoted_beside_a_generation_by_hand(const Options& options) {
     Scenario s(options, {});
     s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
@@ -57,8 +57,8 @@ void promoted_beside_a_generation_by_hand(const Options& options) {
     s.finish();
 }
 
-// b fills c when a Primary without a disk meets b again. b goes on, and counts c in under the
-// Primary's generation; the Primary does not hear of it, and acknowledges what c does not get.
+// b fills c when a Primary without a disk meets b again. b must not go on and admit c under the
+// Primary's generation: the Primary would not hear of it, and acknowledge writes that c lacks.
 void counted_in_beside_a_primary(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -118,8 +118,8 @@ void counted_in_beside_a_primary_and_promoted(const Options& options) {
     s.finish();
 }
 
-// The last copy of a Primary without a disk is started anew before it has recorded the generation
-// in which it is alone. It takes that when they meet, and stays Consistent.
+// The last copy of a Primary without a disk is restarted before it has recorded the generation in
+// which it is alone. It takes a generation when they meet, and must not stay Consistent.
 void last_copy_is_started_anew(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -139,7 +139,7 @@ void last_copy_is_started_anew(const Options& options) {
     s.finish();
 }
 
-// Two nodes only: the disk of the Primary fails, and its peer is started anew.
+// Two nodes only: the disk of the Primary fails, and its peer is restarted.
 void only_copy_is_started_anew(const Options& options) {
     Scenario s(options, {});
     s.hold(0, 1, MessageType::generation);
@@ -156,7 +156,7 @@ void only_copy_is_started_anew(const Options& options) {
     s.finish();
 }
 
-// The operator disconnects b, and connects it again, while it is told that it is the only copy.
+// The operator disconnects b, and connects it again, before b hears that it is the only copy.
 void only_copy_leaves_before_it_knows(const Options& options) {
     Scenario s(options, {});
     s.hold(0, 1, MessageType::generation);
@@ -174,7 +174,7 @@ void only_copy_leaves_before_it_knows(const Options& options) {
     s.finish();
 }
 
-// Room and a pause at the target, while it is told that it is counted in.
+// The target's operator makes room and pauses, while `sync_done` is on its way to the target.
 void room_at_a_paused_target_at_the_end(const Options& options) {
     Setup setup;
     setup.room_extents = 2;
@@ -196,8 +196,8 @@ void room_at_a_paused_target_at_the_end(const Options& options) {
     s.finish();
 }
 
-// b tells of the room on its disk while a leaves c behind: b's state names the generation before,
-// and both judge by it. Two commands, and no fault.
+// b tells of the room on its disk while a leaves c behind. b's state names the generation before,
+// so neither side may judge by it. There are two commands, and no fault.
 void room_beside_a_generation(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -218,7 +218,7 @@ void room_beside_a_generation(const Options& options) {
     s.finish();
 }
 
-// The same, and a is lost then: b had everything, and is nobody's copy any more.
+// The same, and then a is lost. b has everything, and can be promoted.
 void room_beside_a_generation_and_a_crash(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -239,8 +239,8 @@ void room_beside_a_generation_and_a_crash(const Options& options) {
     s.finish();
 }
 
-// With protocol A b has not received what was acknowledged when a's disk fails. The disk is
-// attached again, and b is lost and comes back: it fills a.
+// Protocol A. b has not received what was acknowledged when a's disk fails. The disk is attached
+// again, and b is lost and comes back. b must not fill a.
 void last_copy_fills_the_disk_that_had_it(const Options& options) {
     Setup setup;
     setup.protocol = Protocol::a;
@@ -266,8 +266,8 @@ void last_copy_fills_the_disk_that_had_it(const Options& options) {
     s.expect(!s.answered(seen) || s.result(seen) != 0, "nothing is read");
 }
 
-// b is the only copy of a Primary without a disk. Its operator invalidates it while it hears c,
-// which was left behind.
+// b is the only copy of a Primary without a disk. b's operator invalidates b while b hears c, which
+// was left behind.
 void invalidated_by_a_peer_that_is_behind(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -283,12 +283,12 @@ void invalidated_by_a_peer_that_is_behind(const Options& options) {
     const auto seen = s.read(0, 9);
     s.until("a read is answered", [&] { return s.answered(seen); });
     s.expect(s.result(seen) == 0, "the Primary has its data");
-    s.expect(refused, "no peer has the data that is to be given up");
+    s.expect(refused, "the command is refused: no peer has the data that it would discard");
     s.finish();
 }
 
-// With protocol A b has received nothing of what was acknowledged when its disk is detached; a's
-// own disk has failed.
+// Protocol A. a's own disk has failed, and b has not received what was acknowledged when b's disk
+// is detached.
 void last_copy_is_detached(const Options& options) {
     Setup setup;
     setup.protocol = Protocol::a;
@@ -315,8 +315,8 @@ void last_copy_is_detached(const Options& options) {
     s.expect(!s.answered(seen) || s.result(seen) != 0, "nothing is read from b");
 }
 
-// b and c have told each other their states when a, which c does not hear, is promoted. Both judge
-// by these states: b fills c and counts it in, beside a Primary that knows nothing of it.
+// b and c have told each other their states when a, which c does not hear, is promoted. If both
+// judged by these states, b would fill and admit c beside a Primary that does not know of it.
 void resync_begun_beside_a_promotion(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -347,8 +347,8 @@ void resync_begun_beside_a_promotion(const Options& options) {
     s.finish();
 }
 
-// What c lacked when it was lost once was sent to it long ago; when it is the last copy, later, it
-// has everything.
+// When c was lost the first time, it lacked a write. It got that write long ago. When c becomes the
+// last copy later, it has everything.
 void lacked_once(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -388,8 +388,8 @@ void lacked_once(const Options& options) {
     s.finish();
 }
 
-// The operator detaches the disk of a Primary while its only other member is not told yet that it
-// is one: nobody has usable data then.
+// The operator detaches the disk of a Primary before the only other member has heard that it is a
+// member. Some node must still have usable data then.
 void detach_at_the_end_of_a_resync(const Options& options) {
     Scenario s(options, {});
     s.kill(1);
@@ -409,7 +409,8 @@ void detach_at_the_end_of_a_resync(const Options& options) {
     s.finish();
 }
 
-// a was Primary without a disk, and knows that c was left behind. It agrees to c's promotion.
+// a was Primary without a disk, and knows that c was left behind. a must not agree to c's
+// promotion.
 void promoted_beside_a_node_without_a_disk(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -430,7 +431,8 @@ void promoted_beside_a_node_without_a_disk(const Options& options) {
     s.finish();
 }
 
-// A write reaches b while its disk is detached; that it failed is told late, when the disk is back.
+// A write reaches b while b's disk is detached. b's answer that it failed comes late, when the disk
+// is back.
 void late_word_of_a_failed_write(const Options& options) {
     Scenario s(options, {});
     s.acknowledged(s.write(0, 4));  // its extent is in the log
@@ -453,6 +455,8 @@ void late_word_of_a_failed_write(const Options& options) {
     s.expect(s.view(0, 1).disk == DiskState::up_to_date, "and a knows it");
     s.finish();
 }
+
+// The same, and b is being filled when the answer comes.
 void late_word_of_a_failed_write_in_a_resync(const Options& options) {
     Setup setup;
     setup.chunk_blocks = 1;
@@ -479,8 +483,8 @@ void late_word_of_a_failed_write_in_a_resync(const Options& options) {
     s.finish();
 }
 
-// a does not have c as a peer, and b does. What a writes as Primary c lacks: b has to mark it, for
-// it fills c later.
+// b has c as a peer, and a does not. c lacks what a writes as Primary. b has to mark these writes
+// toward c, because it fills c later.
 void peer_of_one_and_not_of_the_other(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -506,7 +510,7 @@ void peer_of_one_and_not_of_the_other(const Options& options) {
     s.finish();
 }
 
-// A promotion without c, while b tells of the room on its disk: b is filled from a anew.
+// a is promoted without c while b tells of the room on its disk. b must not be filled from a again.
 void room_beside_a_promotion(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -531,8 +535,8 @@ void room_beside_a_promotion(const Options& options) {
     s.finish();
 }
 
-// a and b compare their states while a opens a generation, which b does not get any more. b comes
-// back with the one before: a has forgotten that its marks count from that, too.
+// a and b compare their states while a opens a generation that b does not get before it is lost. b
+// comes back with the generation before. a must still know that its marks count from that, too.
 void compared_while_a_generation_opens(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -562,7 +566,7 @@ void compared_while_a_generation_opens(const Options& options) {
 }
 
 // A Primary that is being filled detaches its disk again, between its state and that of its last
-// copy, which has lost its cache. The verdict is put off, and the copy is used meanwhile.
+// copy, which has lost its cache. The verdict is put off, and the copy must not be used meanwhile.
 void used_before_it_is_judged(const Options& options) {
     Setup setup;
     setup.chunk_blocks = 1;
@@ -594,8 +598,8 @@ void used_before_it_is_judged(const Options& options) {
     s.finish();
 }
 
-// b's operator offers its data to c, which is out of reach. What a writes to b after that was not
-// offered.
+// b's operator offers to discard b's data in favour of c, which is out of reach. The offer does not
+// cover what a writes to b afterwards.
 void offer_before_the_writes(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -622,8 +626,8 @@ void offer_before_the_writes(const Options& options) {
     s.finish();
 }
 
-// The volume has grown. b and c get new disks, which have the size of before, and c does not hear
-// a. b takes a's size and stays with it.
+// The volume has grown. b and c get new disks, which have the old size, and c does not hear a. b
+// takes a's size and keeps it.
 void two_new_disks_after_a_growth(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -648,8 +652,8 @@ void two_new_disks_after_a_growth(const Options& options) {
     s.finish();
 }
 
-// an operator pauses the resync while it waits for its turn at a busy block: whatever is
-// written there waits as long as the pause lasts.
+// The operator pauses the resync while it waits for its turn at a busy block. Writes to that block
+// do not wait for the end of the pause.
 void pause_at_a_busy_block(const Options& options) {
     Scenario s(options, {});
     s.run_ms(1'000);
@@ -693,7 +697,7 @@ void hung_after_it_asked(const Options& options) {
     s.acknowledged(last, 120'000);
 }
 
-// a Primary without a disk; both copies' disks hang after both have asked for a trim.
+// A Primary has no disk. Both copies' disks hang after both have asked for a trim.
 void two_hang(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -760,7 +764,7 @@ void complete_and_overtaken(const Options& options) {
     s.finish();
 }
 
-// b and c are both copies of a Primary without a disk. b can not be filled from c.
+// b and c are both copies of a Primary without a disk. b may be filled from c.
 void invalidated_by_a_copy(const Options& options) {
     Setup setup;
     setup.nodes = 3;
@@ -774,7 +778,7 @@ void invalidated_by_a_copy(const Options& options) {
              "c holds just what b holds");
 }
 
-// the Primary is gone. b and c have one generation; b's state waits for its flush, and c
+// The Primary is gone. b and c have one generation; b's state waits for its flush, and c
 // refuses b because it still remembers the generation before.
 void refused_by_an_equal(const Options& options) {
     Setup setup;
@@ -797,7 +801,7 @@ void refused_by_an_equal(const Options& options) {
     s.finish();
 }
 
-// a is promoted when b has been told that it is complete.
+// Node a is promoted when b has been told that it is complete.
 void promoted_at_the_end(const Options& options) {
     Setup setup;
     Scenario s(options, setup);
@@ -843,7 +847,7 @@ void offer_on_its_way(const Options& options) {
     s.expect(!s.connected(1, 2), "b does not give up what was written after the offer");
 }
 
-// the operator has paused the last block; b's resize gets no answer.
+// The source's operator pauses before the last block. b's resize is answered all the same.
 void resize_at_a_paused_end(const Options& options) {
     Setup setup;
     setup.room_extents = 2;
@@ -885,7 +889,7 @@ constexpr Regression table[] = {
     {"offer-on-its-way", "an offer on its way lost later writes", offer_on_its_way},
     {"resize-at-a-paused-end", "a resize was not answered while the source was paused",
      resize_at_a_paused_end},
-    {"two-new-disks-after-a-growth", "a new disk took turns between two sizes for ever",
+    {"two-new-disks-after-a-growth", "a new disk switched between two sizes forever",
      two_new_disks_after_a_growth},
     {"room-beside-a-promotion", "the same beside a promotion", room_beside_a_promotion},
     {"compared-meanwhile", "a comparison while a generation opens cost a full resync",
@@ -894,24 +898,26 @@ constexpr Regression table[] = {
      used_before_it_is_judged},
     {"offer-before-the-writes", "an old offer to discard lost acknowledged writes",
      offer_before_the_writes},
-    {"peer-of-one-and-not-of-the-other", "a node that the Primary does not know was not marked",
+    {"peer-of-one-and-not-of-the-other",
+     "no node marked what a node that the Primary does not know lacks",
      peer_of_one_and_not_of_the_other},
-    {"late-word", "a late word of a failed write was taken for the disk of now",
+    {"late-word", "a late answer about an earlier disk was taken for the present one",
      late_word_of_a_failed_write},
     {"late-word-in-a-resync", "the same, and it stopped a resync",
      late_word_of_a_failed_write_in_a_resync},
     {"detach-at-the-end", "a detach at the end of a resync left nobody with usable data",
      detach_at_the_end_of_a_resync},
-    {"promoted-beside-diskless", "a node without a disk agreed to what it knew to be behind",
+    {"promoted-beside-diskless",
+     "a node without a disk agreed to a promotion of data that it knew to be behind",
      promoted_beside_a_node_without_a_disk},
     {"resync-beside-a-promotion", "a resync began beside a Primary that did not hear of it",
      resync_begun_beside_a_promotion},
-    {"lacked-once", "what a copy lacked once was held against it for ever", lacked_once},
+    {"lacked-once", "a copy that had lacked a write once was refused forever", lacked_once},
     {"promoted-beside-newer-data", "a node with newer data agreed to a promotion",
      promoted_beside_newer_data},
     {"promoted-beside-new-uuid", "the same with a generation that an operator opened",
      promoted_beside_a_generation_by_hand},
-    {"counted-in-beside-a-primary", "a node was counted in beside its Primary",
+    {"counted-in-beside-a-primary", "a node was admitted without its Primary",
      counted_in_beside_a_primary},
     {"counted-in-and-promoted", "the same, and it was promoted",
      counted_in_beside_a_primary_and_promoted},
@@ -919,7 +925,7 @@ constexpr Regression table[] = {
      last_copy_is_started_anew},
     {"only-copy-is-started-anew", "the same with two nodes", only_copy_is_started_anew},
     {"only-copy-leaves-early", "the only copy stayed Outdated", only_copy_leaves_before_it_knows},
-    {"room-at-a-paused-target", "room and a pause at the end of a resync cost the target its place",
+    {"room-at-a-paused-target", "room and a pause at the end of a resync expelled the target",
      room_at_a_paused_target_at_the_end},
     {"room-beside-a-generation", "a state that a generation had overtaken was judged",
      room_beside_a_generation},
@@ -936,6 +942,6 @@ constexpr Regression table[] = {
 
 }  // namespace
 
-std::span<const Regression> people_regressions() { return table; }
+std::span<const Regression> operator_regressions() { return table; }
 
 }  // namespace replica::sim
