@@ -467,7 +467,9 @@ void Core::on_state_update(NodeId id, const Message& m) {
     const bool still_asks = peer.agreed && role == Role::secondary && !is(Mutant::forget_agreement);
     peer.role = still_asks ? Role::primary : role;
     peer.agreed = still_asks;
-    peer.disk = disk;
+    // A disk that the peer has attached counts when its state has been compared, and not before.
+    const bool comes = peer.disk < DiskState::inconsistent && !lost && !is(Mutant::use_unjudged);
+    if (!comes) peer.disk = disk;
     if (disk <= DiskState::inconsistent) peer.aligned = false;
     leave_it_to_the_primary();
     if (fell) {

@@ -401,7 +401,8 @@ void Core::on_request_io(std::uint32_t slot, int result) {
     r.local_pending = false;
     if (r.kind == IoKind::flush && is(Mutant::failed_flush_passes)) result = 0;
     // A failed flush may have taken what its cache held: what is read after it may be old.
-    if (r.kind == IoKind::read && result == 0 && !disk_usable()) result = EIO;
+    const bool unbelieved = r.kind == IoKind::read && result == 0 && !disk_usable();
+    if (unbelieved) result = EIO;
     r.local_ok = result == 0;
     if (is_write(r.kind)) {
         JournalEntry& entry = journal_.at(r.seq);
@@ -421,7 +422,9 @@ void Core::on_request_io(std::uint32_t slot, int result) {
     }
     if (result != 0) {
         if (!may_pass_on(r)) local_io_failed(result);
-        if (!is(Mutant::blame_path)) r.error = told_errno(result);
+        // A disk that was detached in good order did not fail.
+        const bool failed = !unbelieved || disk_failed_;
+        if (failed && !is(Mutant::blame_path)) r.error = told_errno(result);
         if (r.kind == IoKind::read) {
             r.refused.add(config_.node_id);
             return retry_read(slot);
@@ -587,6 +590,12 @@ void Core::retry_al_waiters() {
             if (r.phase == Phase::held) held_.push_back(slot);
             continue;
         }
+        // No flush makes room any more: the disk that is here is no copy, and the others are lost.
+        if (!has_good_data()) {
+            if (std::exchange(r.al_held, false)) al_->release(extent_of(r.offset));
+            complete(slot, no_data_error());
+            continue;
+        }
         // One order of arrival for this node's requests and its peers': they share the log.
         if (!r.al_held && !al_starving_) {
             const bool behind = peer_al_starving_ && peer_al_starving_order_ < r.order;
@@ -681,7 +690,7 @@ void Core::peer_gone_from_requests(NodeId id, int error) {
         maybe_complete(slot);
     }
     if (role_ == Role::primary) advance_trim();
-    retry_held_ = true;
+    retry_held_ = retry_al_ = true;
 }
 
 }  // namespace replica

@@ -872,7 +872,37 @@ void resize_at_a_paused_end(const Options& options) {
     s.finish();
 }
 
+// The disk of the last copy fails, loses its cache, and is attached again. The peer says that
+// before its state tells the Primary what was lost: no write counts on that disk meanwhile.
+void used_before_its_state(const Options& options) {
+    Setup setup;
+    setup.idle_flush_ns = 60 * ns_per_s;
+    Scenario s(options, setup);
+    break_primary(s);
+    s.acknowledged(s.write(0, 9));
+    s.fail_io(1, IoOrigin::peer_request);
+    const auto flush = s.flush(0);
+    s.until("the flush has failed", [&] { return s.answered(flush); });
+    s.until("b has no disk", [&] { return s.core(1).disk() == DiskState::diskless; });
+    s.mend_io();
+    s.run_ms(100);
+    s.hold(1, 0, MessageType::state);
+    s.attach(1);
+    s.until("b has its disk", [&] { return s.core(1).disk() >= DiskState::outdated; });
+    s.run_ms(20);
+    const auto ticket = s.write(0, 10);
+    s.run_ms(100);
+    s.expect(!s.answered(ticket) || s.result(ticket) != 0, "b's disk does not count yet");
+    s.release_messages();
+    s.run_ms(1'000);
+    s.expect(!s.core(0).has_good_data(), "the Primary does not go on with what is left");
+    s.expect(s.ended(s.command(0, CommandKind::demote)) == Errc::ok, "a is demoted");
+    s.finish();
+}
+
 constexpr Regression table[] = {
+    {"used-before-its-state", "a disk counted before its state was compared",
+     used_before_its_state},
     {"pause-at-a-busy-block", "a pause made writes to a reserved block wait",
      pause_at_a_busy_block},
     {"hung-after-it-asked", "a peer that hung after it had asked for a trim was never given up",
