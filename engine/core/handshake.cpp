@@ -222,6 +222,10 @@ bool Core::is_overtaken(const Peer& peer, NodeId id) const {
     if (!uuid_equal(peer.sent.current_uuid, sb_.current_uuid)) return true;
     const bool offered = (peer.sent.flags & state_flag::discard_my_data) != 0;
     if (offered && !peer.discard_my_data) return true;  // that was of the data before
+    // It sees a Primary by now, which decides for both.
+    const bool alone = (peer.sent.flags & state_flag::sees_primary) == 0;
+    const bool secondaries = role_ != Role::primary && peer.role != Role::primary;
+    if (secondaries && alone && sees_primary()) return true;
     return role_ == Role::primary && in_sync().has(id) && !peer.finishing &&
            !uuid_equal(peer.received.current_uuid, sb_.current_uuid) &&
            uuid_equal(peer.recorded, sb_.current_uuid);
