@@ -448,7 +448,7 @@ void Core::peer_answered(std::uint64_t seq, NodeId id, bool written) {
     if (entry.request != 0) {
         Request& r = requests_[entry.request - 1];
         r.waiting.remove(id);
-        if (written) r.answered_ok.add(id);
+        if (written || is(Mutant::count_on_received)) r.answered_ok.add(id);
         maybe_complete(entry.request - 1);
     } else if (written) {
         advance_trim();
