@@ -150,8 +150,8 @@ void push_history(std::array<Uuid, history_uuids_max>& history, Uuid uuid) {
     history[0] = uuid_identity(uuid);
 }
 
-Decision decide(const StatePayload& mine, NodeId my_id, const StatePayload& theirs,
-                NodeId their_id) {
+static Decision compare(const StatePayload& mine, NodeId my_id, const StatePayload& theirs,
+                        NodeId their_id) {
     if (!has_disk(mine) || !has_disk(theirs))
         return {Verdict::no_data, false, "a side is diskless"};
     const bool primary_here = is_primary(mine) || is_primary(theirs);
@@ -208,6 +208,20 @@ Decision decide(const StatePayload& mine, NodeId my_id, const StatePayload& thei
         return {Verdict::split_brain, false, "both sides wrote since a common ancestor"};
     }
     return {Verdict::unrelated, false, "the data sets have no common ancestor"};
+}
+
+// A primary is filled by a member of its set only: nobody else is sure to have what it
+// acknowledged, whatever its generation is called.
+Decision decide(const StatePayload& mine, NodeId my_id, const StatePayload& theirs,
+                NodeId their_id) {
+    const Decision d = compare(mine, my_id, theirs, their_id);
+    const bool fills_me = d.verdict == Verdict::target_bitmap || d.verdict == Verdict::target_full;
+    const bool fills_it = d.verdict == Verdict::source_bitmap || d.verdict == Verdict::source_full;
+    if ((fills_me && is_primary(mine) && !NodeMask{mine.in_sync}.has(their_id)) ||
+        (fills_it && is_primary(theirs) && !NodeMask{theirs.in_sync}.has(my_id))) {
+        return {Verdict::no_data, false, "the primary waits for a copy of its own set"};
+    }
+    return d;
 }
 
 namespace {

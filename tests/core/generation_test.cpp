@@ -167,7 +167,14 @@ struct Tally {
     std::array<std::uint64_t, 9> verdicts{};
 };
 
-void check_pair(const StatePayload& a, const StatePayload& b, Tally& tally) {
+void check_pair(StatePayload a, StatePayload b, Tally& tally) {
+    // Each is a member of the other's set where that matters for who fills whom; see "a primary is
+    // filled by a member of its set only".
+    const bool differ = !uuid_equal(a.current_uuid, b.current_uuid);
+    for (StatePayload* s : {&a, &b}) {
+        const bool behind = disk(*s) != DiskState::up_to_date && differ;
+        if (primary(*s) && (!consistent(*s) || behind)) s->in_sync = ~0U;
+    }
     const Decision ab = decide(a, 1, b, 2);
     const Decision ba = decide(b, 2, a, 1);
     ++tally.pairs;
@@ -327,6 +334,16 @@ TEST_CASE("decide over all states of one generation") {
     std::printf("one generation: %llu pairs\n", static_cast<unsigned long long>(tally.pairs));
     CHECK(tally.verdicts[static_cast<std::size_t>(Verdict::deferred)] > 0);
     CHECK(tally.verdicts[static_cast<std::size_t>(Verdict::no_sync)] > 0);
+}
+
+TEST_CASE("a primary is filled by a member of its set only") {
+    StatePayload half = state(Role::primary, DiskState::inconsistent, u1);
+    const StatePayload newer = state(Role::secondary, DiskState::up_to_date, u2, {u1}, u1);
+    CHECK(decide(half, 1, newer, 2).verdict == Verdict::no_data);
+    CHECK(decide(newer, 2, half, 1).verdict == Verdict::no_data);
+    half.in_sync = NodeMask::of(2).bits;
+    CHECK(is_target(decide(half, 1, newer, 2).verdict));
+    CHECK(is_source(decide(newer, 2, half, 1).verdict));
 }
 
 TEST_CASE("every disk, role and crash flag under every kind of lineage") {
