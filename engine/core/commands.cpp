@@ -325,7 +325,8 @@ void Core::on_invalidate(NodeId id) {
 
 // Why a full resync between this disk and that of a peer, in either direction, cannot begin; or
 // nullptr.
-const char* Core::no_full_resync(const Peer& peer, bool to_peer) const {
+const char* Core::no_full_resync(NodeId id, bool to_peer) const {
+    const Peer& peer = peers_[id];
     if (peer.phase != LinkPhase::up) return "the peer is not connected";
     if (!disk_usable()) return "the disk is not attached";
     if (is_resyncing(peer.repl)) {
@@ -336,7 +337,7 @@ const char* Core::no_full_resync(const Peer& peer, bool to_peer) const {
         if (role_ == Role::primary) return "the resource is Primary here; demote it first";
         if (peer.disk != DiskState::up_to_date)
             return "the peer's disk is not UpToDate: it has nothing to send";
-        if (!is_of_this_generation(static_cast<NodeId>(&peer - peers_.data())))
+        if (!is_of_this_generation(id))
             return "the peer's data is not what this disk holds: it may be older";
         return nullptr;
     }
@@ -352,7 +353,7 @@ void Core::command_invalidate(const Command& c) {
     const char* why = "no peer is configured";
     for_peers([&](const Peer& peer, NodeId id) {
         if (c.peer >= 0 && c.peer != id) return;
-        const char* hindrance = no_full_resync(peer, to_peer);
+        const char* hindrance = no_full_resync(id, to_peer);
         if (hindrance != nullptr) {
             why = hindrance;
         } else if (chosen < 0 || peer.role == Role::primary) {

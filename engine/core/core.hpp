@@ -481,6 +481,7 @@ class Core {
     void advance_trim();
     void tell_trim();
     void on_want_trim(NodeId peer);
+    bool holds_up_trim(NodeId peer) const;
     bool trim_waits_for_another(NodeId peer) const;
     void start_epoch_flush();
     bool write_range_busy(std::uint64_t offset, std::uint64_t length) const;
@@ -634,7 +635,6 @@ class Core {
     bool start_chunk(NodeId peer);
     void read_chunk(std::uint32_t index);
     void give_up_reserved(NodeId peer);
-    bool holds_up_trim(NodeId peer) const;
     const Chunk* chunk_over(std::uint64_t offset, std::uint64_t length) const;
     std::uint64_t unwritten_part(std::uint64_t offset, std::uint64_t length) const;
     void on_chunk_read(std::uint32_t chunk, int result, bool zeroes);
@@ -696,7 +696,7 @@ class Core {
     void on_adopt_generation(NodeId peer, const GenerationPayload& g);
     void command_disconnect(const Command& c);
     void command_invalidate(const Command& c);
-    const char* no_full_resync(const Peer& peer, bool to_peer) const;
+    const char* no_full_resync(NodeId peer, bool to_peer) const;
     bool is_of_this_generation(NodeId peer) const;
     void on_invalidate(NodeId peer);
     void on_invalidate_refused(NodeId peer);

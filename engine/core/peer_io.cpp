@@ -186,7 +186,10 @@ void Core::retry_peer_requests() {
     }
     issue_peer_reads();
     const bool better = !peer_al_starving_ || peer_al_starving_order_ > starved_order;
-    if (starved && better && al_starving_) retry_al_ = true;  // own requests may wait behind it
+    if (starved && better && al_starving_) {
+        retry_al_ = true;  // own requests may wait behind it
+        touch();
+    }
     if (!peer_al_starving_) return;
     // The extents are held by writes that wait for the primary's word that they are stable.
     if (journal_owner_ == config_.node_id) {

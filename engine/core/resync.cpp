@@ -530,7 +530,7 @@ void Core::on_sync_done_ack(NodeId id, const Message& m) {
 void Core::target_is_complete(NodeId id, Uuid generation) {
     Peer& peer = peers_[id];
     ASSERT(peer.done_sent && peer.repl == ReplicationState::sync_source);
-    peer.finishing = peer.done_sent = false;
+    peer.finishing = peer.done_sent = peer.lacks_acknowledged = false;
     answered(id, peer.done_order, 1);
     peer.aligned = true;
     peer.repl = ReplicationState::established;  // its disk state comes by its own word

@@ -357,7 +357,8 @@ void World::finish_op(int n, std::uint64_t id) {
                                     [this, n, id] { finish_op(n, id); });
                 }
                 node.disk->edit_superblock() = op.bytes;
-                node.recorded.insert(uuid_identity(node.disk->newest().value().current_uuid));
+                if (const auto label = decode_superblock(op.bytes))
+                    node.recorded.insert(uuid_identity(label.value().current_uuid));
                 break;
             case IoOrigin::al:
                 node.disk->activity_log[op.al_block] = op.bytes;
